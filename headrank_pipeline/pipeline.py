@@ -1,0 +1,196 @@
+"""Source, Reranker and the operators that chain them: ``bm25(index) % 100 >> headrank(model, heads)``.
+
+| written            | means                                                                                          |
+|--------------------|------------------------------------------------------------------------------------------------|
+| ``source % 100``   | the best 100 candidates per query                                                              |
+| ``source >> r``    | what `source` finds, reranked by `r`                                                           |
+| ``r1 >> r2``       | a reranker that applies `r1`, then `r2`                                                        |
+| ``pipeline ^ src`` | `pipeline`'s candidates, then those of `src` that it lacks, with continuing scores             |
+
+Python binds ``%`` tighter than ``>>`` and ``>>`` tighter than ``^``, so ``bm25 % 20 >> headrank ^ bm25`` needs no
+parentheses. A composition that makes no sense (``headrank >> bm25``) raises TypeError where it is written.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from headrank_pipeline.records import Query, Ranking
+
+__all__ = ["MissingPrerequisite", "Queries", "Reranker", "Source", "as_queries"]
+
+Queries = Iterable[Query] | Mapping[str, str]
+
+# Rankings handed to a reranker at once by Pipeline.retrieve; the runner of `experiment` chooses its own.
+_RETRIEVE_BATCH = 8
+
+
+class MissingPrerequisite(RuntimeError):
+    """Something the machine lacks (Java, a GPU that was asked for) rather than something wrong with the data."""
+
+
+def as_queries(queries: Queries) -> Iterator[Query]:
+    """Yield Query records from Query records or from a ``{qid: text}`` mapping.
+
+    Raises:
+        TypeError: anything else, for example bare strings.
+        ValueError: a qid that occurs twice.
+    """
+    pairs = (Query(qid, text) for qid, text in queries.items()) if isinstance(queries, Mapping) else queries
+    seen: set[str] = set()
+    for query in pairs:
+        if not isinstance(query, Query):
+            raise TypeError(f"expected Query records or a {{qid: text}} mapping, got {type(query).__name__} {query!r}")
+        if query.qid in seen:
+            raise ValueError(f"qid {query.qid} occurs twice in the queries; run files need every qid once")
+        seen.add(query.qid)
+        yield query
+
+
+class Source(ABC):
+    """Something that answers queries with candidates: a first stage, or a whole pipeline."""
+
+    @abstractmethod
+    def retrieve(self, queries: Queries) -> Iterator[Ranking]:
+        """Yield one ranking per query, in the order of the queries; a query without hits yields an empty ranking."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return every parameter that can change a ranking, as JSON-ready values for the manifest."""
+
+    def limited(self, hits: int) -> Source | None:
+        """Return an equal source that retrieves only `hits` candidates itself, or None where it cannot."""
+        return None
+
+    def __mod__(self, cutoff: int) -> Source:
+        if isinstance(cutoff, bool) or not isinstance(cutoff, int):
+            raise TypeError(f"% takes a whole number of candidates, got {cutoff!r}")
+        if cutoff < 1:
+            raise ValueError(f"% {cutoff}: expected at least 1 candidate")
+        return self.limited(cutoff) or _Cutoff(self, cutoff)
+
+    def __rshift__(self, other: object) -> Source:
+        if isinstance(other, Reranker):
+            return Pipeline(self, other)
+        raise TypeError(
+            f">> takes a reranker on its right, got {_name(other)}; a first stage comes first: bm25(...) >> headrank(...)"
+        )
+
+    def __xor__(self, tail: object) -> Source:
+        if isinstance(tail, Source):
+            return _Continued(self, tail)
+        raise TypeError(f"^ takes a source on its right whose candidates follow, got {_name(tail)}")
+
+
+class Reranker(ABC):
+    """Something that gives the candidates of a ranking new scores."""
+
+    @abstractmethod
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        """Return the rankings rescored, in the same order, every candidate once; an empty ranking stays empty."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return every parameter that can change a ranking, as JSON-ready values for the manifest."""
+
+    def rerank(self, ranking: Ranking) -> Ranking:
+        """Return one ranking rescored."""
+        return self.rerank_batch([ranking])[0]
+
+    def __rshift__(self, other: object) -> Reranker:
+        if isinstance(other, Reranker):
+            return _Chain(self, other)
+        if isinstance(other, Source):
+            raise TypeError(
+                f"{_name(self)} >> {_name(other)}: a reranker needs candidates before it; "
+                f"write {_name(other)} >> {_name(self)}"
+            )
+        raise TypeError(f">> takes a reranker on its right, got {_name(other)}")
+
+    def __mod__(self, cutoff: int) -> Reranker:
+        if isinstance(cutoff, bool) or not isinstance(cutoff, int):
+            raise TypeError(f"% takes a whole number of candidates, got {cutoff!r}")
+        if cutoff < 1:
+            raise ValueError(f"% {cutoff}: expected at least 1 candidate")
+        return _CutReranker(self, cutoff)
+
+
+@dataclass(frozen=True)
+class Pipeline(Source):
+    """A source and the reranker that follows it; made by ``>>``."""
+
+    source: Source
+    reranker: Reranker
+
+    def retrieve(self, queries: Queries) -> Iterator[Ranking]:
+        """Yield one reranked ranking per query, in the order of the queries."""
+        rankings = self.source.retrieve(queries)
+        while batch := list(islice(rankings, _RETRIEVE_BATCH)):
+            yield from self.reranker.rerank_batch(batch)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the descriptions of both stages."""
+        return {"source": self.source.describe(), "reranker": self.reranker.describe()}
+
+
+@dataclass(frozen=True)
+class _Cutoff(Source):
+    source: Source
+    cutoff: int
+
+    def retrieve(self, queries: Queries) -> Iterator[Ranking]:
+        for ranking in self.source.retrieve(queries):
+            yield ranking.cut(self.cutoff)
+
+    def limited(self, hits: int) -> Source | None:
+        return _Cutoff(self.source, min(hits, self.cutoff))
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.source.describe(), "cutoff": self.cutoff}
+
+
+@dataclass(frozen=True)
+class _Continued(Source):
+    head: Source
+    tail: Source
+
+    def retrieve(self, queries: Queries) -> Iterator[Ranking]:
+        known = list(as_queries(queries))
+        tails = self.tail.retrieve(known)
+        for head, tail in zip(self.head.retrieve(known), tails, strict=True):
+            yield head.continued_by(tail)
+
+    def describe(self) -> dict[str, Any]:
+        return {"head": self.head.describe(), "tail": self.tail.describe()}
+
+
+@dataclass(frozen=True)
+class _Chain(Reranker):
+    first: Reranker
+    second: Reranker
+
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        return self.second.rerank_batch(self.first.rerank_batch(rankings))
+
+    def describe(self) -> dict[str, Any]:
+        return {"first": self.first.describe(), "second": self.second.describe()}
+
+
+@dataclass(frozen=True)
+class _CutReranker(Reranker):
+    reranker: Reranker
+    cutoff: int
+
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        return [ranking.cut(self.cutoff) for ranking in self.reranker.rerank_batch(rankings)]
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.reranker.describe(), "output_cutoff": self.cutoff}
+
+
+def _name(stage: object) -> str:
+    return type(stage).__name__ if isinstance(stage, Source | Reranker) else repr(stage)
