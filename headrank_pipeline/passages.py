@@ -1,0 +1,116 @@
+"""Passages as collections and indexes store them: corpus files, and the ``raw`` field of a Lucene document."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from headrank_pipeline.files import first_field, foreign_id, json_object_lines, numbered_lines, string_field
+from headrank_pipeline.records import Candidate
+
+__all__ = ["Passage", "passage_from_raw", "read_corpus", "title_and_text"]
+
+# The field that holds a passage, in rank_llm's order (inference_handler.py).
+TEXT_FIELDS = ("text", "segment", "contents", "content", "body", "passage")
+_ID_FIELDS = ("_id", "id", "docid")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One entry of a corpus.
+
+    Args:
+        docid: identifier, a non-empty string without white space.
+        text: the passage; may be empty.
+        title: the title, or None where the corpus has no such field.
+    """
+
+    docid: str
+    text: str
+    title: str | None = None
+
+    def __post_init__(self) -> None:
+        Candidate(self.docid, 0.0)  # the same rules for docids
+
+
+def read_corpus(path: str | os.PathLike[str]) -> Iterator[Passage]:
+    """Yield the passages of a corpus file in file order; does not check for docids that occur twice.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a malformed line; names file and line.
+    """
+    first = next((line.lstrip() for _, line in numbered_lines(path, "corpus")), "")
+    if not first.startswith("{"):
+        yield from _tsv_corpus(path)
+        return
+    for where, record in json_object_lines(path, "corpus"):
+        docid = foreign_id(first_field(record, _ID_FIELDS, where), where)
+        try:
+            title, text = title_and_text(record, docid)
+            if text is None:
+                raise ValueError(f"docid {docid}: no text; expected one of the fields {', '.join(TEXT_FIELDS)}")
+            yield Passage(docid, text, title)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+def passage_from_raw(raw: str, docid: str) -> tuple[str | None, str]:
+    """Return (title, text) of the ``raw`` string that a Lucene index stores for a document.
+
+    JSON objects give their ``title`` and the first of the fields text, segment, contents, content, body, passage
+    (BEIR, MS MARCO v1 and v2); anything else (plain text, TREC SGML) is the text as it stands, without a title.
+
+    Args:
+        raw: what the index stored.
+        docid: for the error.
+
+    Raises:
+        ValueError: a JSON object without any of these fields.
+
+    Examples:
+        >>> passage_from_raw('{"_id": "d1", "title": "Flea", "text": "Fleas live long."}', "d1")
+        ('Flea', 'Fleas live long.')
+        >>> passage_from_raw('{"id": "d2", "contents": "Fleas live long."}', "d2")
+        (None, 'Fleas live long.')
+        >>> passage_from_raw("Fleas live long.", "d3")
+        (None, 'Fleas live long.')
+    """
+    if not raw.lstrip().startswith("{"):
+        return None, raw
+    try:
+        record = json.loads(raw)
+    except json.JSONDecodeError:
+        return None, raw  # a plain text that happens to begin with a brace
+    title, text = title_and_text(record, docid)
+    if text is None:
+        raise ValueError(f"docid {docid}: raw holds no text; expected one of the fields {', '.join(TEXT_FIELDS)}")
+    return title, text
+
+
+def _tsv_corpus(path: str | os.PathLike[str]) -> Iterator[Passage]:
+    for number, line in numbered_lines(path, "corpus"):
+        docid, tab, text = line.partition("\t")
+        if not tab:
+            raise ValueError(f"{path}:{number}: expected 'docid<tab>text' or one JSON object a line, got {line[:80]!r}")
+        try:
+            yield Passage(docid.strip(), text)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+
+
+def title_and_text(record: Any, docid: str) -> tuple[str | None, str | None]:
+    """Return both, None where the record has no such field; an unknown field instead of the text is an error."""
+    if not isinstance(record, dict):
+        raise ValueError(f"docid {docid}: doc {record!r}: expected an object or a string")
+    title, where = record.get("title"), f"docid {docid}"
+    known_title = None if title is None else string_field(title, "title", where)
+    for name in TEXT_FIELDS:
+        if record.get(name) is not None:
+            return known_title, string_field(record[name], name, where)
+    if unknown := [name for name in record if name not in (*_ID_FIELDS, *TEXT_FIELDS, "title", "metadata")]:
+        raise ValueError(f"{where}: found the fields {unknown}; expected the text in one of {', '.join(TEXT_FIELDS)}")
+    return known_title, None

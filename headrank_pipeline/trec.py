@@ -1,0 +1,367 @@
+"""Topics, qrels, runs, candidates and corpora: the only reader and writer of each.
+
+Every reader takes plain or gzipped files, keeps ids as strings ('007' stays '007') and names file and line in its
+errors. Every writer is atomic. Scores are written under the one tie rule (`run_scores`).
+
+| what       | read                                                              | written                          |
+|------------|-------------------------------------------------------------------|----------------------------------|
+| topics     | TSV ``qid<tab>text``, BEIR JSONL, TREC ``<top><num><title>``      |                                  |
+| qrels      | TREC four columns, BEIR TSV with its header                       |                                  |
+| run        | ``qid Q0 docid rank score tag``                                   | the same                         |
+| candidates | JSONL of Pyserini's REST server and rank_llm, or one JSON array   | JSONL                            |
+| corpus     | BEIR JSONL, ``{id, contents}`` JSONL, TSV ``docid<tab>text``      |                                  |
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from headrank_pipeline.files import (
+    atomic_writer,
+    first_field,
+    foreign_id,
+    json_object_lines,
+    numbered_lines,
+    open_text,
+    parse_json,
+    string_field,
+)
+from headrank_pipeline.passages import Passage, passage_from_raw, read_corpus, title_and_text
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.tie_rule import run_scores, six_decimal_scores
+
+__all__ = [
+    "Passage",
+    "Qrels",
+    "atomic_writer",
+    "candidate_line",
+    "open_text",
+    "passage_from_raw",
+    "read_candidates",
+    "read_corpus",
+    "read_qrels",
+    "read_run",
+    "read_topics",
+    "run_lines",
+    "run_scores",
+    "six_decimal_scores",
+    "write_candidates",
+    "write_run",
+]
+
+Qrels = dict[str, dict[str, int]]
+PathLike = str | os.PathLike[str]
+
+_BEIR_QRELS_HEADER = ["query-id", "corpus-id", "score"]
+_TREC_TOPIC = re.compile(r"<top>(.*?)(?=</top>|<top>|\Z)", re.DOTALL | re.IGNORECASE)
+_TREC_NUMBER = re.compile(r"<num>\s*(?:number:)?\s*([^\s<]+)", re.IGNORECASE)
+_TREC_TITLE = re.compile(r"<title>\s*(?:topic:)?(.*?)(?=</?[a-z]|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+# ---------------------------------------------------------------------------------------------------------- topics
+
+
+def read_topics(path: PathLike) -> list[Query]:
+    """Return the queries of a topics file in file order; its format is recognised from its content.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a malformed line, an empty query text, or a qid that occurs twice; names file and line.
+    """
+    first = next((line.lstrip() for _, line in numbered_lines(path, "topics")), "")
+    if first.startswith("{"):
+        found = _jsonl_topics(path)
+    elif re.match(r"<(\?xml|!|top)", first, re.IGNORECASE):
+        found = _trec_topics(path)
+    else:
+        found = _tsv_topics(path)
+    queries: list[Query] = []
+    places: dict[str, str] = {}
+    for where, qid, text in found:
+        try:
+            query = Query(qid, text)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if qid in places:
+            raise ValueError(
+                f"{where}: qid {qid} was given before at {places[qid]}; every qid once, delete one of them"
+            )
+        places[qid] = where
+        queries.append(query)
+    if not queries:
+        raise ValueError(f"{path}: no topics in it; expected TSV 'qid<tab>text', BEIR JSONL or TREC <top> records")
+    return queries
+
+
+def _tsv_topics(path: PathLike) -> Iterator[tuple[str, str, str]]:
+    for number, line in numbered_lines(path, "topics"):
+        columns = line.split("\t")
+        if len(columns) != 2:
+            raise ValueError(f"{path}:{number}: expected 'qid<tab>text', got {len(columns)} columns: {line[:80]!r}")
+        yield f"{path}:{number}", columns[0].strip(), columns[1].strip()
+
+
+def _jsonl_topics(path: PathLike) -> Iterator[tuple[str, str, str]]:
+    for where, record in json_object_lines(path, "topics"):
+        qid = foreign_id(first_field(record, ("_id", "qid", "id"), where), where)
+        yield where, qid, string_field(first_field(record, ("text", "query", "title"), where), "query text", where)
+
+
+def _trec_topics(path: PathLike) -> Iterator[tuple[str, str, str]]:
+    with open_text(path, "topics") as file:
+        content = file.read()
+    for topic in _TREC_TOPIC.finditer(content):
+        where = f"{path}:{content.count(chr(10), 0, topic.start()) + 1}"
+        number, title = _TREC_NUMBER.search(topic[1]), _TREC_TITLE.search(topic[1])
+        if number is None or title is None:
+            raise ValueError(f"{where}: <top> without {'<num>' if number is None else '<title>'}; expected both")
+        yield where, number[1], " ".join(title[1].split())
+
+
+# ----------------------------------------------------------------------------------------------------------- qrels
+
+
+def read_qrels(path: PathLike) -> Qrels:
+    """Return ``{qid: {docid: grade}}`` from TREC qrels (four columns) or BEIR qrels (three columns and a header).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a malformed line, or two judgements of one document that differ; names file and line.
+    """
+    qrels: Qrels = {}
+    beir = False
+    for number, line in numbered_lines(path, "qrels"):
+        columns = line.split()
+        where = f"{path}:{number}"
+        if not qrels and not beir and [name.lower() for name in columns] == _BEIR_QRELS_HEADER:
+            beir = True
+            continue
+        if len(columns) != (3 if beir else 4):
+            expected = " ".join(_BEIR_QRELS_HEADER) if beir else "qid 0 docid grade"
+            raise ValueError(
+                f"{where}: expected {3 if beir else 4} columns '{expected}', got {len(columns)}: {line[:80]!r}; "
+                f"BEIR qrels need their header line"
+            )
+        qid, docid, grade = columns[0], columns[-2], _whole(columns[-1], "grade", where)
+        known = qrels.setdefault(qid, {}).setdefault(docid, grade)
+        if known != grade:
+            raise ValueError(
+                f"{where}: qid {qid} docid {docid} is judged {grade} here and {known} above; delete one of the lines"
+            )
+    if not qrels:
+        raise ValueError(f"{path}: no judgements in it; expected TREC qrels 'qid 0 docid grade' or BEIR TSV")
+    return qrels
+
+
+# ------------------------------------------------------------------------------------------------------------ runs
+
+
+def read_run(path: PathLike) -> dict[str, list[Candidate]]:
+    """Return the candidates per qid of a TREC run, best first, without text.
+
+    Order is by score, and by the rank column among equal scores (an evaluator would break those by docid).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a malformed line, a score that is not finite, or a docid that occurs twice in a qid.
+    """
+    rows: dict[str, dict[str, tuple[float, int, int]]] = {}
+    for number, line in numbered_lines(path, "run"):
+        columns = line.split()
+        where = f"{path}:{number}"
+        if len(columns) != 6:
+            raise ValueError(
+                f"{where}: expected 6 columns 'qid Q0 docid rank score tag', got {len(columns)}: {line[:80]!r}"
+            )
+        qid, _, docid, rank, score, _ = columns
+        known = rows.setdefault(qid, {})
+        if docid in known:
+            raise ValueError(f"{where}: qid {qid} docid {docid} occurs before on line {known[docid][2]}; delete one")
+        known[docid] = (_finite(score, f"{where}: qid {qid} docid {docid}"), _whole(rank, "rank", where), number)
+    return {
+        qid: [
+            Candidate(docid, score)
+            for docid, (score, _, _) in sorted(found.items(), key=lambda item: (-item[1][0], item[1][1]))
+        ]
+        for qid, found in rows.items()
+    }
+
+
+def run_lines(ranking: Ranking, tag: str) -> list[str]:
+    """Return the lines ``qid Q0 docid rank score tag`` of one ranking, without line ends.
+
+    Scores are those of `run_scores`, so that an evaluator sees this order; the raw values belong elsewhere.
+
+    Raises:
+        ValueError: a tag that is empty or holds white space.
+
+    Examples:
+        >>> run_lines(Ranking(Query("q1", "flea"), (Candidate("d2", 1.0), Candidate("d1", 1.0))), "bm25")
+        ['q1 Q0 d2 1 1.0 bm25', 'q1 Q0 d1 2 0.99999994 bm25']
+    """
+    _check_tag(tag)
+    scores = run_scores(ranking.scores)
+    return [
+        f"{ranking.query.qid} Q0 {docid} {rank} {_printed(score)} {tag}"
+        for rank, (docid, score) in enumerate(zip(ranking.docids, scores, strict=True), start=1)
+    ]
+
+
+def write_run(path: PathLike, rankings: Iterable[Ranking], tag: str) -> int:
+    """Write a TREC run atomically and return how many queries have lines in it; an empty ranking has none.
+
+    Raises:
+        ValueError: a tag with white space, or a qid that occurs twice.
+    """
+    _check_tag(tag)
+    seen: set[str] = set()
+    written = 0
+    with atomic_writer(path) as file:
+        for ranking in rankings:
+            if ranking.query.qid in seen:
+                raise ValueError(f"{path}: qid {ranking.query.qid} was given twice; a run holds every qid once")
+            seen.add(ranking.query.qid)
+            lines = run_lines(ranking, tag)
+            file.writelines(line + "\n" for line in lines)
+            written += bool(lines)
+    return written
+
+
+def _check_tag(tag: str) -> None:
+    if not tag or any(character.isspace() for character in tag):
+        raise ValueError(f"run tag {tag!r}: expected a non-empty word without white space")
+
+
+def _printed(score: float) -> str:
+    """Return the shortest decimal that reads back as this float32, through float64 too, as atof does."""
+    short = str(np.float32(score))
+    return short if np.float32(float(short)) == np.float32(score) else repr(score)
+
+
+# ------------------------------------------------------------------------------------------------------ candidates
+
+
+def read_candidates(path: PathLike) -> Iterator[Ranking]:
+    """Yield one ranking per request of a candidates file, in file order.
+
+    A request is ``{"query": {"qid", "text"}, "candidates": [{"docid", "score", "doc": {"title", "text"}}]}``, one a
+    line, or all of them in one JSON array. ``doc`` may be a string or be absent; ``rank`` is not read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a malformed request, candidates that are not in score order, a docid or a qid that occurs twice;
+            names file and line.
+    """
+    places: dict[str, str] = {}
+    for where, request in _requests(path):
+        try:
+            ranking = _ranking(request)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        qid = ranking.query.qid
+        if qid in places:
+            raise ValueError(
+                f"{where}: qid {qid} was given before at {places[qid]}; every qid once, delete one of them"
+            )
+        places[qid] = where
+        yield ranking
+
+
+def candidate_line(ranking: Ranking) -> str:
+    """Return one line of a candidates file, without its end; floats survive exactly, None fields are left out.
+
+    Examples:
+        >>> candidate_line(Ranking(Query("q1", "flea"), (Candidate("d1", 0.5, "Fleas."),)))[52:]
+        '": [{"docid": "d1", "score": 0.5, "rank": 1, "doc": {"text": "Fleas."}}]}'
+    """
+    return json.dumps(
+        {
+            "query": {"qid": ranking.query.qid, "text": ranking.query.text},
+            "candidates": [_candidate_record(c, rank) for rank, c in enumerate(ranking.candidates, start=1)],
+        }
+    )
+
+
+def write_candidates(path: PathLike, rankings: Iterable[Ranking]) -> int:
+    """Write a candidates file atomically and return the number of queries; a query without candidates is kept.
+
+    Raises:
+        ValueError: a qid that occurs twice.
+    """
+    seen: set[str] = set()
+    with atomic_writer(path) as file:
+        for ranking in rankings:
+            if ranking.query.qid in seen:
+                raise ValueError(f"{path}: qid {ranking.query.qid} was given twice; every qid once")
+            seen.add(ranking.query.qid)
+            file.write(candidate_line(ranking) + "\n")
+    return len(seen)
+
+
+def _candidate_record(candidate: Candidate, rank: int) -> dict[str, Any]:
+    record: dict[str, Any] = {"docid": candidate.docid, "score": float(candidate.score), "rank": rank}
+    doc = {"title": candidate.title, "text": candidate.text}
+    if known := {name: value for name, value in doc.items() if value is not None}:
+        record["doc"] = known
+    return record
+
+
+def _requests(path: PathLike) -> Iterator[tuple[str, Any]]:
+    first = next((line.lstrip() for _, line in numbered_lines(path, "candidates")), "")
+    if first.startswith("["):
+        with open_text(path, "candidates") as file:
+            requests = parse_json(file.read(), str(path))
+        for number, request in enumerate(requests, start=1):
+            yield f"{path}: request {number}", request
+        return
+    yield from json_object_lines(path, "candidates")
+
+
+def _ranking(request: Any) -> Ranking:
+    if not isinstance(request, dict) or not isinstance(request.get("query"), dict):
+        raise ValueError('expected {"query": {"qid", "text"}, "candidates": [...]}, found no query object')
+    query, found = request["query"], request.get("candidates")
+    if not isinstance(found, list):
+        raise ValueError("'candidates': expected a list of {docid, score, doc}")
+    qid = foreign_id(first_field(query, ("qid",), "query"), "query")
+    text = string_field(first_field(query, ("text",), "query"), "query text", "query")
+    return Ranking(Query(qid, text), tuple(_candidate(record, rank) for rank, record in enumerate(found, start=1)))
+
+
+def _candidate(record: Any, rank: int) -> Candidate:
+    where = f"candidate {rank}"
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected an object {{docid, score, doc}}, got {type(record).__name__}")
+    docid = foreign_id(first_field(record, ("docid",), where), where)
+    score = first_field(record, ("score",), where)
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        raise ValueError(f"{where} docid {docid}: score {score!r}: expected a number")
+    doc = record.get("doc")
+    if doc is None:
+        return Candidate(docid, _finite(score, where))
+    title, text = passage_from_raw(doc, docid) if isinstance(doc, str) else title_and_text(doc, docid)
+    return Candidate(docid, _finite(score, where), text, title)
+
+
+def _whole(value: str, what: str, where: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{where}: {what} {value!r}: expected a whole number") from None
+
+
+def _finite(value: str | float, where: str) -> float:
+    try:
+        score = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{where}: score {value!r}: expected a number") from None
+    if not math.isfinite(score):
+        raise ValueError(f"{where}: score {value!r}: scores must be finite; produce the run again")
+    return score
