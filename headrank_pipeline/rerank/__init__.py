@@ -1,0 +1,1 @@
+"""Rerankers: recipes over the attention engine, and the face that Pyserini code expects."""

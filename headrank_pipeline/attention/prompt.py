@@ -1,0 +1,379 @@
+"""Listwise prompts as token ids with exact spans.
+
+A prompt is joined from pieces while their character offsets are noted, and tokenised once; token spans follow from the
+tokenizer's own offsets. Nothing is ever searched for in the text, so duplicate, nested and quoted passages get their
+own spans. Published methods differ in layout, rows and columns (METHOD table in docs/method.md): each difference is a
+field of `PromptTemplate`.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from headrank_pipeline.records import Candidate, Ranking
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["CHATML", "LLAMA3", "MISTRAL", "PLAIN", "Chat", "Prompt", "PromptBuilder", "PromptTemplate", "chat_of"]
+
+Rows = Literal["query", "query..end", "instruction..query", "instruction..query+1", "instruction..end"]
+Columns = Literal["text", "label+text", "label+text+separator"]
+
+# A passage cut below this many tokens says nothing; a list that leaves less is refused instead.
+MIN_PASSAGE_TOKENS = 8
+
+# Cutting text can move a token boundary by one, so the prompt is measured again after each cut.
+_FIT_ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """What a model family writes before a user turn and between it and the assistant's."""
+
+    name: str
+    user: str
+    assistant: str
+
+
+CHATML = Chat("chatml", "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
+LLAMA3 = Chat(
+    "llama3",
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+    "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+)
+MISTRAL = Chat("mistral", "<s>[INST]", " [/INST]")
+PLAIN = Chat("plain", "", "\n")
+
+
+def chat_of(tokenizer: PreTrainedTokenizerFast) -> Chat:
+    """Return the markup whose control tokens the tokenizer knows; `PLAIN` where it knows none of them."""
+    added = tokenizer.get_added_vocab()
+    for chat, token in ((CHATML, "<|im_start|>"), (LLAMA3, "<|start_header_id|>"), (MISTRAL, "[INST]")):
+        if token in added:
+            return chat
+    return PLAIN
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """The layout of a listwise prompt, and which of its tokens are rows and columns.
+
+    ``chat.user + opening + sep + passage 1 + sep + … + passage P + sep + instruction + sep + query_label + " " + query
+    + chat.assistant``, a passage being ``label + title + text``.
+
+    Args:
+        name: how manifests call it.
+        opening: the words before the first passage.
+        instruction: the words after the last passage.
+        label: written before each passage; ``{rank}`` is its place in the prompt, from 1.
+        title: how a title is written before the text, or "" to leave titles out.
+        keep_empty_title: write `title` for a title that is there but empty (QRHead's code does).
+        separator: between the pieces.
+        query_label: before the query.
+        chat: turn markup; None takes what the tokenizer knows (`chat_of`).
+        rows: the tokens that look back at the passages. ``+1`` takes one token more, as CoRe's inclusive end does.
+        columns: the tokens that count for a passage.
+        trailing_columns: tokens more at the end of each passage (CoRe: 1).
+        reverse: write the best candidate last, next to the query.
+        passage_words: keep that many words of a text (separated by white space), or None for all.
+        passage_tokens: keep that many tokens of a text, or None for all.
+    """
+
+    name: str
+    opening: str = "Here are some paragraphs:"
+    instruction: str = (
+        "Please find information that are relevant to the following query in the paragraphs above."  # sic, ICR
+    )
+    label: str = "[{rank}] "
+    title: str = "{title}\n"
+    keep_empty_title: bool = False
+    separator: str = "\n\n"
+    query_label: str = "Query:"
+    chat: Chat | None = None
+    rows: Rows = "query..end"
+    columns: Columns = "text"
+    trailing_columns: int = 0
+    reverse: bool = False
+    passage_words: int | None = None
+    passage_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("passage_words", "passage_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value}: expected at least 1, or None for whole passages")
+
+    def describe(self) -> dict[str, Any]:
+        """Return the template as JSON-ready values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenised prompt; P passages in candidate order, whatever their order in the prompt.
+
+    Attributes:
+        token_ids: [N] int64.
+        passages: [P, 2] int64, half-open token spans; an empty passage has an empty span.
+        rows: half-open span of the row tokens.
+        prefix: number of leading tokens that do not depend on the query.
+        counts: ``prompt_tokens``, and what was changed to fit: ``passages_cut``, ``words_dropped``,
+            ``tokens_dropped`` (the budget's and the token limit's part), ``control_tokens`` neutralised.
+        shown: title and text of each passage as they stand in the prompt.
+        text: the whole prompt.
+    """
+
+    token_ids: np.ndarray
+    passages: np.ndarray
+    rows: tuple[int, int]
+    prefix: int
+    counts: Mapping[str, int]
+    shown: tuple[Candidate, ...] = field(repr=False)
+    text: str = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Character offsets of one rendered prompt; passages in prompt order."""
+
+    text: str
+    passages: list[tuple[int, int]]  # columns of each passage
+    texts: list[tuple[int, int]]  # its text alone: the part that may be cut
+    instruction: int
+    query: tuple[int, int]
+
+
+@dataclass
+class _Changes:
+    """What was changed in the texts of one prompt so that it fits and stays inside its turn."""
+
+    words_dropped: int = 0
+    tokens_dropped: int = 0
+    control_tokens: int = 0
+    cut: set[str] = field(default_factory=set)
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "passages_cut": len(self.cut),
+            "words_dropped": self.words_dropped,
+            "tokens_dropped": self.tokens_dropped,
+            "control_tokens": self.control_tokens,
+        }
+
+
+class PromptBuilder:
+    """Builds prompts of one template with one tokenizer, within a budget of tokens.
+
+    Args:
+        tokenizer: a fast tokenizer (spans come from its offsets).
+        template: the layout.
+        max_prompt_tokens: budget of a whole prompt; the longest texts are cut first until it fits.
+
+    Raises:
+        ValueError: a tokenizer without offsets, or without the control tokens that the template's chat markup needs.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: PromptTemplate, *, max_prompt_tokens: int) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(
+                f"tokenizer {type(tokenizer).__name__} gives no character offsets; "
+                f"save the model folder with a fast tokenizer (tokenizer.json)"
+            )
+        self.template = replace(template, chat=template.chat or chat_of(tokenizer))
+        self.max_prompt_tokens = max_prompt_tokens
+        self._encode = tokenizer.backend_tokenizer
+        self._encode.no_truncation()
+        self._encode.no_padding()
+        added = tokenizer.get_added_vocab()
+        controls = sorted((token for token in added if len(token.strip()) > 1), key=len, reverse=True)
+        self._control_ids = np.array(sorted(added[token] for token in controls), dtype=np.int64)
+        self._controls = re.compile("|".join(map(re.escape, controls))) if controls else None
+        self._check_chat(added)
+
+    def _check_chat(self, added: Mapping[str, int]) -> None:
+        assert self.template.chat is not None
+        markup = re.findall(r"<\|[a-z_]+\|>", self.template.chat.user + self.template.chat.assistant)
+        if unknown := sorted({token for token in markup if token not in added}):
+            raise ValueError(
+                f"template {self.template.name}: chat markup {self.template.chat.name!r} needs the control tokens "
+                f"{unknown}, which the tokenizer does not know; choose chat='plain' or the markup of its family"
+            )
+
+    def build(self, ranking: Ranking) -> Prompt:
+        """Return the prompt of one query and its candidates.
+
+        Raises:
+            ValueError: a candidate without text, or more passages than the budget can hold.
+        """
+        changes = _Changes()
+        query = self._neutralise(ranking.query.text, changes)
+        shown = [self._prepare(ranking.query.qid, candidate, changes) for candidate in ranking.candidates]
+        shown = self._fit(ranking.query.qid, query, shown, changes)
+        return self._tokenise(query, shown, changes.counts())
+
+    def with_query(self, prompt: Prompt, query: str) -> Prompt:
+        """Return the same passages, cut as they are in `prompt`, asked another query (the content-free one)."""
+        return self._tokenise(query, prompt.shown, {})
+
+    def _neutralise(self, text: str, changes: _Changes) -> str:
+        """Break up control tokens that a text contains literally, so that a passage cannot end the user's turn."""
+        found = 1
+        while found and self._controls is not None:
+            text, found = self._controls.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+            changes.control_tokens += found
+        return text
+
+    def _prepare(self, qid: str, candidate: Candidate, changes: _Changes) -> Candidate:
+        if candidate.text is None:
+            raise ValueError(
+                f"qid {qid} docid {candidate.docid}: the passage has no text; give the first stage a text source "
+                f"(an index with raw documents, or --corpus)"
+            )
+        title = None if candidate.title is None else self._neutralise(candidate.title, changes)
+        text, limit = self._neutralise(candidate.text, changes), self.template.passage_words
+        if limit is not None:
+            words = [match.end() for match in re.finditer(r"\S+", text)]
+            if len(words) > limit:
+                changes.words_dropped += len(words) - limit
+                changes.cut.add(candidate.docid)
+                text = text[: words[limit - 1]]
+        return replace(candidate, text=text, title=title)
+
+    def _fit(self, qid: str, query: str, shown: list[Candidate], changes: _Changes) -> list[Candidate]:
+        """Cut texts, the longest first, until the prompt is within the budget and each text within its limit."""
+        shown, order = list(shown), self._order(len(shown))
+        for _ in range(_FIT_ROUNDS):
+            layout = self._layout(query, shown)
+            ids, starts, ends = self._tokens(layout.text)
+            spans = [_token_span(starts, ends, *span) for span in layout.texts]
+            lengths = [end - start for start, end in spans]
+            cap = self._passage_cap(qid, lengths, rest=len(ids) - sum(lengths))
+            too_long = [place for place, length in enumerate(lengths) if length > cap]
+            if not too_long:
+                return shown
+            for place in too_long:
+                candidate, (text_start, _) = shown[order[place]], layout.texts[place]
+                kept = ends[spans[place][0] + cap - 1] - text_start
+                changes.tokens_dropped += lengths[place] - cap
+                changes.cut.add(candidate.docid)
+                shown[order[place]] = replace(candidate, text=(candidate.text or "")[:kept])
+        raise ValueError(f"qid {qid}: the prompt does not settle within {self.max_prompt_tokens} tokens; raise the budget")
+
+    def _passage_cap(self, qid: str, lengths: Sequence[int], *, rest: int) -> int:
+        """Return how many tokens each text may have, given the tokens that the rest of the prompt takes."""
+        cap = _cap(lengths, self.max_prompt_tokens - rest)
+        if cap < min(MIN_PASSAGE_TOKENS, max(lengths)):
+            raise ValueError(
+                f"qid {qid}: {len(lengths)} passages do not fit: the query and the frame of the prompt take {rest} of "
+                f"{self.max_prompt_tokens} tokens, which leaves fewer than {MIN_PASSAGE_TOKENS} per passage; "
+                f"rerank fewer (--depth) or raise --max-prompt-tokens"
+            )
+        return cap if self.template.passage_tokens is None else min(cap, self.template.passage_tokens)
+
+    def _order(self, passages: int) -> Sequence[int]:
+        """Candidate index at each place of the prompt."""
+        return range(passages)[::-1] if self.template.reverse else range(passages)
+
+    def _layout(self, query: str, shown: Sequence[Candidate]) -> _Layout:
+        template, chat = self.template, self.template.chat
+        assert chat is not None
+        pieces: list[str] = []
+        length = 0
+
+        def write(piece: str) -> tuple[int, int]:
+            nonlocal length
+            pieces.append(piece)
+            length += len(piece)
+            return length - len(piece), length
+
+        write(chat.user + template.opening + template.separator)
+        passages, texts = [], []
+        for rank, index in enumerate(self._order(len(shown)), start=1):
+            candidate = shown[index]
+            start, body = write(template.label.format(rank=rank))
+            if template.title and (candidate.title or (candidate.title is not None and template.keep_empty_title)):
+                write(template.title.replace("{title}", candidate.title))
+            texts.append(write(candidate.text or ""))
+            end = texts[-1][1]
+            _, after = write(template.separator)
+            passages.append(
+                {"text": (body, end), "label+text": (start, end), "label+text+separator": (start, after)}[
+                    template.columns
+                ]
+            )
+        instruction, _ = write(template.instruction)
+        write(template.separator + template.query_label)
+        asked = write(" " + query)
+        write(chat.assistant)
+        return _Layout("".join(pieces), passages, texts, instruction, asked)
+
+    def _tokens(self, text: str) -> tuple[np.ndarray, list[int], list[int]]:
+        encoding = self._encode.encode(text, add_special_tokens=False)
+        starts, ends = [start for start, _ in encoding.offsets], [end for _, end in encoding.offsets]
+        return np.array(encoding.ids, dtype=np.int64), starts, ends
+
+    def _tokenise(self, query: str, shown: Sequence[Candidate], counts: dict[str, int]) -> Prompt:
+        layout = self._layout(query, shown)
+        ids, starts, ends = self._tokens(layout.text)
+        in_prompt_order = np.zeros((len(shown), 2), dtype=np.int64)
+        taken = 0
+        for place, span in enumerate(layout.passages):
+            start, end = _token_span(starts, ends, *span)
+            start = max(start, taken)  # a token across a boundary belongs to the earlier passage
+            taken = min(max(end, start) + self.template.trailing_columns, len(ids))
+            in_prompt_order[place] = start, taken
+        passages = np.empty_like(in_prompt_order)
+        passages[list(self._order(len(shown)))] = in_prompt_order
+        query_start, query_end = _token_span(starts, ends, *layout.query)
+        instruction, _ = _token_span(starts, ends, layout.instruction, layout.query[1])
+        rows = self._rows(instruction, query_start, query_end, len(ids))
+        self._check_controls(ids, passages, (query_start, query_end))
+        counts = {"prompt_tokens": len(ids), **counts}
+        return Prompt(ids, passages, rows, min(rows[0], query_start), counts, tuple(shown), layout.text)
+
+    def _rows(self, instruction: int, query_start: int, query_end: int, length: int) -> tuple[int, int]:
+        first, _, last = self.template.rows.partition("..")
+        start = instruction if first == "instruction" else query_start
+        end = {"end": length, "query+1": min(query_end + 1, length)}.get(last, query_end)
+        return start, end
+
+    def _check_controls(self, ids: np.ndarray, passages: np.ndarray, query: tuple[int, int]) -> None:
+        content = np.zeros(len(ids), dtype=bool)
+        for start, end in [*passages.tolist(), query]:
+            content[start : max(start, end - self.template.trailing_columns)] = True
+        if np.isin(ids[content], self._control_ids).any():
+            raise ValueError("a control token survived in a passage or query; report the text and the tokenizer")
+
+
+def _token_span(starts: list[int], ends: list[int], start: int, end: int) -> tuple[int, int]:
+    """Return the half-open span of the tokens that share a character with ``[start, end)``."""
+    first = bisect_right(ends, start)
+    return (first, max(first, bisect_left(starts, end))) if end > start else (first, first)
+
+
+def _cap(lengths: Sequence[int], room: int) -> int:
+    """Return the largest cap with ``sum(min(length, cap)) <= room``: the longest are cut first.
+
+    Examples:
+        >>> _cap([10, 2, 30], 20)
+        9
+        >>> _cap([3, 4], 100)
+        4
+    """
+    left = room
+    for done, length in enumerate(sorted(lengths)):
+        share = left // (len(lengths) - done)
+        if length > share:
+            return share
+        left -= length
+    return max(lengths, default=0)

@@ -1,0 +1,145 @@
+"""The tap: an attention function for stock transformers models that also reads chosen rows of chosen heads.
+
+Transformers hands its attention functions q and k after QK-norm and RoPE, so nothing of a model is copied here. The
+function registered as `IMPLEMENTATION` runs SDPA as usual and, where a `Tap` comes along as a keyword of the model's
+forward, rebuilds the attention of a few rows from q and k in float32 and reduces it at once to one value per key.
+Nothing of size N x N is ever stored.
+
+The mask function is registered under the same name: without it transformers passes no mask at all and nothing warns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+__all__ = ["IMPLEMENTATION", "DeepestLayerRead", "Support", "Tap", "mean_attention", "register"]
+
+IMPLEMENTATION = "headrank_tap"
+
+Support = Literal["all", "passages"]
+
+# Row logits held at once: 2**24 float32 values are 64 MiB. Long queries (ArguAna) are read in chunks of rows.
+_MAX_LOGITS = 2**24
+
+
+class DeepestLayerRead(Exception):  # noqa: N818 - control flow, not an error
+    """Ends a forward pass inside the deepest tapped layer: its output, its MLP and the final norm are not needed."""
+
+
+@dataclass
+class Tap:
+    """What to read during one forward pass, and what was read.
+
+    Args:
+        heads: layer -> query heads to read there, [h] int64.
+        stop_at: the deepest layer; the forward pass ends there by raising `DeepestLayerRead`.
+        rows: [B, R] int64, positions of the row tokens among this pass's tokens, padded with any valid position.
+        weights: [B, G, R] float32, how much each row counts in each of G groups; a mean has 1/|Q| on its rows. G is 1,
+            or the number of queries that share the passages. None: this pass reads nothing (it only fills a cache).
+        columns: [B, S] bool, the keys over which the softmax is normalised (passage tokens), or None for all keys.
+
+    Attributes:
+        read: layer -> [B, G, h, S] float32, weighted mean attention of the rows to each key.
+    """
+
+    heads: Mapping[int, Tensor]
+    stop_at: int
+    rows: Tensor | None = None
+    weights: Tensor | None = None
+    columns: Tensor | None = None
+    read: dict[int, Tensor] = field(default_factory=dict)
+
+
+def register() -> None:
+    """Register the tap and its mask with transformers; may be called again."""
+    AttentionInterface.register(IMPLEMENTATION, _attend)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    tap: Tap | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """SDPA attention; reads on the way where a tap asks for this layer. query [B, A, T, D], key and value [B, K, S, D]."""
+    if tap is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        if layer in tap.heads and tap.rows is not None and tap.weights is not None:
+            tap.read[layer] = mean_attention(
+                query, key, tap.heads[layer], tap.rows, tap.weights,
+                mask=attention_mask, columns=tap.columns, scaling=float(kwargs["scaling"]),
+            )  # fmt: skip
+        if layer == tap.stop_at:
+            raise DeepestLayerRead
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return output, None
+
+
+def mean_attention(
+    query: Tensor,
+    key: Tensor,
+    heads: Tensor,
+    rows: Tensor,
+    weights: Tensor,
+    *,
+    mask: Tensor | None,
+    columns: Tensor | None,
+    scaling: float,
+) -> Tensor:
+    """Return the weighted mean over rows of softmax(q k^T) for some heads, in float32 whatever the inputs are.
+
+    Args:
+        query: [B, A, T, D], after QK-norm and RoPE.
+        key: [B, K, S, D], not repeated; query head a uses key head a // (A / K).
+        heads: [h] int64, query heads.
+        rows: [B, R] int64, rows of `query`.
+        weights: [B, G, R] float32.
+        mask: [B or 1, 1, T, S] bool, True where a row may look, or None for plain causal attention with T = S.
+        columns: [B, S] bool; the softmax is normalised over these keys only. None: over all visible keys.
+        scaling: factor on q k^T, usually D ** -0.5.
+
+    Returns:
+        [B, G, h, S] float32; with columns, a row that sees none of them contributes zeros.
+    """
+    batch, query_heads, _, width = query.shape
+    key_heads, keys = key.shape[1], key.shape[2]
+    result = query.new_zeros((batch, weights.shape[1], len(heads), keys), dtype=torch.float32)
+    at = rows[:, None, :, None].expand(batch, query_heads, rows.shape[1], width)
+    row_queries = query.gather(2, at).float() * scaling  # scaled first: half-precision products overflow (QRHead PR 3)
+    owners = heads.to(query.device) // (query_heads // key_heads)
+    for owner in owners.unique().tolist():
+        mine = (owners == owner).nonzero()[:, 0]
+        head_queries, head_keys = row_queries[:, heads[mine.cpu()]], key[:, owner, None].float()
+        step = max(1, _MAX_LOGITS // (batch * len(mine) * keys))
+        for start in range(0, rows.shape[1], step):
+            part = slice(start, start + step)
+            visible = _visible(rows[:, part], keys, mask, columns)  # [B, r, S]
+            logits = head_queries[:, :, part] @ head_keys.transpose(2, 3)  # [B, m, r, S]
+            logits = logits.masked_fill(~visible[:, None], float("-inf"))
+            attention = torch.softmax(logits, dim=-1)
+            if columns is not None:  # a row without any visible column is 0/0
+                attention = attention.masked_fill(~visible.any(-1)[:, None, :, None], 0.0)
+            result[:, :, mine] += torch.einsum("bgr,bmrs->bgms", weights[:, :, part], attention)
+    return result
+
+
+def _visible(rows: Tensor, keys: int, mask: Tensor | None, columns: Tensor | None) -> Tensor:
+    """Return [B, r, S] bool: the keys over which each row's softmax runs."""
+    if mask is None:
+        visible = torch.arange(keys, device=rows.device) <= rows[..., None]
+    else:
+        at = rows[..., None].expand(*rows.shape, keys)
+        visible = mask[:, 0].expand(rows.shape[0], -1, -1).gather(1, at)
+    return visible if columns is None else visible & columns[:, None]

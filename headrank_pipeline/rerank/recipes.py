@@ -1,0 +1,317 @@
+"""HeadRank and its family as data: which heads, which prompt, which rule, over one engine.
+
+`headrank` is our reconstruction: the paper's full text is not available, so its prompt, rows and normalisation are our
+choices (docs/method.md marks each). `icr`, `qrhead`, `core` and `qrranker` follow the published code of their authors;
+where we differ, the function's docstring says so and an option undoes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.prompt import CHATML, LLAMA3, MISTRAL, PLAIN, Chat, Prompt, PromptBuilder
+from headrank_pipeline.attention.prompt import PromptTemplate, chat_of
+from headrank_pipeline.attention.reader import BATCH_TOKENS, AttentionReader
+from headrank_pipeline.attention.scoring import ScoringRule, pool_tokens, token_scores
+from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.records import Ranking
+
+__all__ = [
+    "AttentionReranker",
+    "Recipe",
+    "core",
+    "embedded_heads",
+    "embedded_model",
+    "headrank",
+    "icr",
+    "qrhead",
+    "qrranker",
+]
+
+CONTENT_FREE = "N/A"
+
+_CHATS = {chat.name: chat for chat in (CHATML, LLAMA3, MISTRAL, PLAIN)}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A named way to score passages with attention; heads come on top."""
+
+    name: str
+    template: PromptTemplate
+    rule: ScoringRule
+
+    def varied(self, changes: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with fields of its template or rule changed.
+
+        Raises:
+            ValueError: a field that neither has; the message lists those there are.
+        """
+        template, rule = asdict(self.template), asdict(self.rule)
+        of_template = {name: value for name, value in changes.items() if name in template}
+        of_rule = {name: value for name, value in changes.items() if name in rule}
+        if unknown := sorted(set(changes) - set(of_template) - set(of_rule)):
+            raise ValueError(f"{self.name} has no option {unknown}; options: {', '.join(sorted({*template, *rule}))}")
+        return replace(self, template=replace(self.template, **of_template), rule=replace(self.rule, **of_rule))
+
+
+HEADRANK = Recipe(
+    "headrank",
+    PromptTemplate("headrank", rows="query..end", columns="text", passage_words=300),
+    ScoringRule(support="passages", heads="mean"),
+)
+
+_ICR_FRAME = PromptTemplate(
+    "icr",
+    opening=" Here are some paragraphs:",
+    separator=" \n\n",
+    rows="instruction..end",
+    columns="label+text",
+    reverse=True,
+    passage_words=300,
+)
+_ICR_RULE = ScoringRule(support="all", heads="sum", content_free=CONTENT_FREE, filter_deviations=2.0)
+
+ICR = Recipe("icr", _ICR_FRAME, _ICR_RULE)
+
+QRHEAD = Recipe(
+    "qrhead",
+    replace(_ICR_FRAME, name="qrhead", separator="\n\n", keep_empty_title=True, passage_words=400),
+    _ICR_RULE,
+)
+
+CORE = Recipe(
+    "core",
+    PromptTemplate(
+        "core",
+        opening=" Here are some paragraphs:",
+        label="[document {rank}] ",
+        title="",
+        rows="instruction..query+1",
+        columns="text",
+        trailing_columns=1,
+        passage_words=300,
+    ),
+    _ICR_RULE,
+)
+
+QRRANKER = Recipe(
+    "qrranker",
+    PromptTemplate(
+        "qrranker",
+        opening="Here are some retrieved chunks:",
+        instruction="Use the retrieved chunks to answer the user's query.",
+        title="Title: {title}: ",
+        rows="instruction..query",
+        columns="label+text+separator",
+    ),
+    ScoringRule(support="all", heads="mean"),
+)
+
+ICR_INSTRUCTIONS = {
+    "ie": "Please find information that are relevant to the following query in the paragraphs above.",
+    "qa": "Please answer the following question based on the information in the paragraphs above.",
+}
+
+
+class Loading(TypedDict, total=False):
+    """How a model is loaded; the keyword arguments that all recipes share."""
+
+    device: str
+    dtype: str
+    revision: str | None
+    batch_tokens: int
+    max_prompt_tokens: int | None
+    chat: str
+
+
+class AttentionReranker(Reranker):
+    """Scores the passages of a ranking with attention heads in one prefill; made by the functions of this module.
+
+    Args:
+        reader: truncated model and heads.
+        recipe: prompt and rule.
+        max_prompt_tokens: budget of a prompt; None for all positions of the model.
+
+    Raises:
+        ValueError: a budget beyond the model's positions, or chat markup that the tokenizer does not know.
+    """
+
+    def __init__(self, reader: AttentionReader, recipe: Recipe, *, max_prompt_tokens: int | None = None) -> None:
+        budget = reader.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
+        if budget > reader.max_prompt_tokens:
+            raise ValueError(
+                f"max_prompt_tokens {budget}: {reader.source.name} was made for {reader.max_prompt_tokens} positions"
+            )
+        self.reader = reader
+        self.builder = PromptBuilder(reader.tokenizer, recipe.template, max_prompt_tokens=budget)
+        self.recipe = replace(recipe, template=self.builder.template)
+
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        """Return the rankings rescored; empty ones come back as they are.
+
+        Raises:
+            ValueError: a candidate without text, a list that does not fit the budget, or scores that are not finite.
+        """
+        filled = [index for index, ranking in enumerate(rankings) if ranking.candidates]
+        prompts = [self.builder.build(rankings[index]) for index in filled]
+        reranked = list(rankings)
+        for index, prompt, scores in zip(filled, prompts, self._scores(prompts), strict=True):
+            ranking = rankings[index]
+            reranked[index] = replace(ranking, notes={**ranking.notes, **prompt.counts}).rescored(scores)
+        return reranked
+
+    def _scores(self, prompts: Sequence[Prompt]) -> list[list[float]]:
+        rule, weights = self.recipe.rule, self.reader.heads.weights
+        if rule.content_free is None:
+            read = [(attention, None) for attention in self.reader.read(prompts, support=rule.support)]
+        else:
+            pairs = [(prompt, self.builder.with_query(prompt, rule.content_free)) for prompt in prompts]
+            read = list(self.reader.read_calibrated(pairs, support=rule.support))
+        weight = None if weights is None else _tensor(weights)
+        return [
+            pool_tokens(token_scores(attention, blank, rule, weight), prompt.passages, rule).tolist()
+            for prompt, (attention, blank) in zip(prompts, read, strict=True)
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that can change a score, with digests of the template and the heads."""
+        template = self.recipe.template.describe()
+        return {
+            "system": self.recipe.name,
+            **self.reader.describe(),
+            "template": {**template, "sha256": sha256(repr(sorted(template.items())).encode()).hexdigest()},
+            "rule": self.recipe.rule.describe(),
+            "max_prompt_tokens": self.builder.max_prompt_tokens,
+        }
+
+
+def headrank(
+    model: str | Path, heads: HeadSet | str | Path, *, options: Mapping[str, Any] | None = None, **loading: Unpack[Loading]
+) -> AttentionReranker:
+    """Return HeadRank: documents-only softmax, mean over rows and heads, one forward pass, no calibration.
+
+    The score of passage i is the mean over selected heads and row tokens of the attention mass on its text, the
+    softmax running over passage tokens only; scores of a list sum to 1. Reconstructed, see docs/method.md.
+
+    Args:
+        model: a local folder or a Hugging Face name; see `AttentionReader.load` for errors.
+        heads: a HeadSet, a JSON file, a published name, ``"all"`` or ``"layers:10-13"``.
+        options: fields of `PromptTemplate` or `ScoringRule` to change, such as ``{"reverse": True}``.
+        **loading: device, dtype, revision, batch_tokens, max_prompt_tokens, chat.
+    """
+    return _load(HEADRANK, model, heads, options, loading)
+
+
+def icr(
+    model: str | Path,
+    heads: HeadSet | str | Path = "all",
+    *,
+    instruction: str = "ie",
+    options: Mapping[str, Any] | None = None,
+    **loading: Unpack[Loading],
+) -> AttentionReranker:
+    """Return ICR (arXiv 2410.02642): all heads summed, calibrated with "N/A", outlying tokens dropped.
+
+    Selective-ICR (arXiv 2602.22591) is ``icr(model, "layers:10-13", options={"rows": "query"})``: a window of layers,
+    and for Qwen3 only the query's own tokens as rows. Differs from the published code in one point: a passage of one
+    token keeps it (there its deviation is NaN and the passage scores 0).
+
+    Args:
+        model: as in `headrank`.
+        heads: as in `headrank`; all of them by default.
+        instruction: ``ie`` or ``qa`` (the authors use ``qa`` for trec-covid, fiqa, webis-touche2020, dbpedia-entity,
+            nq and the multi-hop sets).
+        options: as in `headrank`.
+        **loading: as in `headrank`.
+    """
+    if instruction not in ICR_INSTRUCTIONS:
+        raise ValueError(f"instruction {instruction!r}: expected one of {', '.join(ICR_INSTRUCTIONS)}")
+    words = {"instruction": ICR_INSTRUCTIONS[instruction], **(options or {})}
+    return _load(ICR, model, heads, words, loading)
+
+
+def qrhead(
+    model: str | Path, heads: HeadSet | str | Path, *, options: Mapping[str, Any] | None = None, **loading: Unpack[Loading]
+) -> AttentionReranker:
+    """Return QRHead's retriever (arXiv 2506.09944): a fixed set of heads under ICR's scoring, 400-word passages.
+
+    Differs from the published code in two points: spans of nested or repeated passages are their own (there a passage
+    is found by its first occurrence), and a passage of one token keeps it. Arguments as in `headrank`.
+    """
+    return _load(QRHEAD, model, heads, options, loading, tight=True)
+
+
+def core(
+    model: str | Path, heads: HeadSet | str | Path, *, options: Mapping[str, Any] | None = None, **loading: Unpack[Loading]
+) -> AttentionReranker:
+    """Return CoRe reranking (arXiv 2510.02219): 8 contrastively selected heads, text without titles, given order.
+
+    The authors rerank 40 candidates. They publish no Qwen prompt: there, ours puts their words into Qwen's markup. A
+    passage of one token keeps it. Arguments as in `headrank`.
+    """
+    return _load(CORE, model, heads, options, loading)
+
+
+def qrranker(
+    model: str | Path,
+    heads: HeadSet | str | Path = "qrranker-qwen3-4b",
+    *,
+    options: Mapping[str, Any] | None = None,
+    **loading: Unpack[Loading],
+) -> AttentionReranker:
+    """Return QRRanker's scoring (arXiv 2602.12192): 16 heads, mean over heads and rows, whole chunk lines as columns.
+
+    Prompt and head list are those of the public port of the released model; how it writes a chunk without a title is
+    not known, ours leaves "Title: …: " out. Arguments as in `headrank`.
+    """
+    return _load(QRRANKER, model, heads, options, loading)
+
+
+def embedded_model() -> Path:
+    """Return the folder of the small Qwen3-architecture model that ships with the package (see its model card)."""
+    return Path(str(files("headrank_pipeline") / "resources" / "model"))
+
+
+def embedded_heads() -> HeadSet:
+    """Return the head set of the embedded model."""
+    return HeadSet.load(embedded_model() / "heads.json")
+
+
+def _load(
+    recipe: Recipe,
+    model: str | Path,
+    heads: HeadSet | str | Path,
+    options: Mapping[str, Any] | None,
+    loading: Loading,
+    *,
+    tight: bool = False,
+) -> AttentionReranker:
+    varied = recipe.varied(options or {})
+    reader = AttentionReader.load(
+        model,
+        heads,
+        device=loading.get("device", "auto"),
+        dtype=loading.get("dtype", "auto"),
+        revision=loading.get("revision"),
+        batch_tokens=loading.get("batch_tokens", BATCH_TOKENS),
+    )
+    chat = _chat(loading.get("chat", "auto"), reader, tight=tight)
+    varied = replace(varied, template=replace(varied.template, chat=chat))
+    return AttentionReranker(reader, varied, max_prompt_tokens=loading.get("max_prompt_tokens"))
+
+
+def _chat(name: str, reader: AttentionReader, *, tight: bool) -> Chat:
+    """Return the markup by name; tight is QRHead's: no newline after the role names."""
+    if name != "auto" and name not in _CHATS:
+        raise ValueError(f"chat {name!r}: expected auto or one of {', '.join(_CHATS)}")
+    chat = chat_of(reader.tokenizer) if name == "auto" else _CHATS[name]
+    if not tight:
+        return chat
+    return Chat(f"{chat.name}, no newline after roles", chat.user.rstrip("\n"), chat.assistant.rstrip("\n"))
