@@ -1,0 +1,1 @@
+"""Benchmarks as data, the resumable runner, and the evaluation of what it wrote."""

@@ -1,0 +1,270 @@
+"""Benchmark definitions: strict YAML without logic, read into frozen models.
+
+A definition states everything that can change a number: collection names, every first-stage parameter, the depth, the
+measures, and the published scores that the first stage must reproduce. A key that is not known is refused with the
+nearest known one, a value of the wrong type with the key's name; nothing is converted silently.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from headrank_pipeline.experiment.evaluate import parse_measure
+from headrank_pipeline.files import open_text
+
+__all__ = ["Benchmark", "Collection", "FirstStage", "Reference", "ReferenceCheck", "check_references", "load_benchmark"]
+
+Verdict = Literal["OK", "near", "FAIL"]
+
+# Pyserini's two-click reproductions call a score OKish up to this difference.
+_NEAR = 0.0005
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Collection(_Strict):
+    """Where topics, qrels and the index come from when no local file is given.
+
+    Args:
+        ir_datasets: id of the ir_datasets entry with topics and qrels.
+        pyserini_index: name of Pyserini's prebuilt index.
+        pyserini_topics: Pyserini's name of the topics, for the record and for its own commands.
+        pyserini_qrels: Pyserini's name of the qrels, likewise.
+        embedded: name of a collection that is shipped inside this package.
+    """
+
+    ir_datasets: str | None = None
+    pyserini_index: str | None = None
+    pyserini_topics: str | None = None
+    pyserini_qrels: str | None = None
+    embedded: Literal["demo"] | None = None
+
+    @model_validator(mode="after")
+    def _one_home(self) -> Collection:
+        elsewhere = [self.ir_datasets, self.pyserini_index, self.pyserini_topics, self.pyserini_qrels]
+        if self.embedded and any(elsewhere):
+            raise ValueError("embedded cannot stand beside ir_datasets or pyserini names; keep one")
+        return self
+
+    def embedded_file(self, name: str) -> Path | None:
+        """Return the path of a file of the embedded collection, or None where the collection is not embedded."""
+        if self.embedded is None:
+            return None
+        return Path(str(resources.files("headrank_pipeline"))) / "resources" / self.embedded / name
+
+
+class FirstStage(_Strict):
+    """BM25 with every parameter stated; names and meanings are those of `first_stage.bm25`."""
+
+    method: Literal["bm25"]
+    k1: Annotated[float, Field(ge=0)]
+    b: Annotated[float, Field(ge=0, le=1)]
+    hits: Annotated[int, Field(ge=1)]
+    remove_query: bool
+    fields: dict[str, float] | None = None
+
+
+class Reference(_Strict):
+    """A published first-stage score.
+
+    Args:
+        measure: as in `evaluate`.
+        value: to four decimals, as published.
+        source: repository, file and entry where it stands.
+    """
+
+    measure: str
+    value: Annotated[float, Field(ge=0, le=1)]
+    source: Annotated[str, Field(min_length=1)]
+
+
+class Benchmark(_Strict):
+    """One benchmark, as a file of `pipelines/` defines it.
+
+    Args:
+        schema_version: version of this schema, the key ``schema`` of the file.
+        name: lower-case name, used in paths.
+        version: raised whenever a change of the file could change a number.
+        queries: ``judged`` keeps the topics that occur in the qrels, ``all`` keeps all of them.
+        depth: how many candidates are reranked.
+        relevance_level: lowest grade that counts as relevant for binary measures.
+        references: published first-stage scores.
+    """
+
+    schema_version: Literal[1] = Field(alias="schema")
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    version: str
+    title: str
+    collection: Collection
+    queries: Literal["judged", "all"]
+    first_stage: FirstStage
+    depth: Annotated[int, Field(ge=1)]
+    measures: Annotated[tuple[str, ...], Field(min_length=1)]
+    relevance_level: Annotated[int, Field(ge=1)]
+    references: tuple[Reference, ...] = ()
+    notes: str = ""
+
+    @field_validator("measures")
+    @classmethod
+    def _known_measures(cls, measures: tuple[str, ...]) -> tuple[str, ...]:
+        for measure in measures:
+            parse_measure(measure)
+        return measures
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Benchmark:
+        if self.depth > self.first_stage.hits:
+            raise ValueError(f"depth {self.depth} is above first_stage.hits {self.first_stage.hits}; raise hits")
+        unmeasured = [r.measure for r in self.references if r.measure not in self.measures]
+        if unmeasured:
+            raise ValueError(f"references to {unmeasured} that are not in measures {list(self.measures)}; add them")
+        return self
+
+
+class ReferenceCheck(_Strict):
+    """A measured first-stage score beside the published one.
+
+    Args:
+        verdict: OK when equal to four decimals, near up to 0.0005 away, else FAIL.
+    """
+
+    measure: str
+    published: float
+    measured: float
+    verdict: Verdict
+    source: str
+
+
+def load_benchmark(path: str | os.PathLike[str]) -> Benchmark:
+    """Return the benchmark that a YAML file defines.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, an unknown or repeated key, a missing key, a value of the wrong type or range.
+    """
+    with open_text(path, "benchmark") as file:
+        try:
+            data = yaml.load(file, Loader=_UniqueKeyLoader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a mapping of keys, got {type(data).__name__}")
+    try:
+        # By way of JSON, whose strict mode takes lists for tuples; YAML dates become the strings they look like.
+        return Benchmark.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        problems = sorted(
+            error.errors(), key=lambda problem: problem["type"] != "extra_forbidden"
+        )  # misspelt keys first
+        lines = [f"{path}: {_explain(problem)}" for problem in problems]
+        raise ValueError("\n".join(lines)) from error
+
+
+def check_references(references: Sequence[Reference], means: Mapping[str, float]) -> list[ReferenceCheck]:
+    """Return how the measured first-stage means compare with the published scores.
+
+    Examples:
+        >>> published = Reference(measure="nDCG@10", value=0.6789, source="pyserini 2cr")
+        >>> check_references([published], {"nDCG@10": 0.67893})[0].verdict
+        'OK'
+    """
+    return [
+        ReferenceCheck(
+            measure=reference.measure,
+            published=reference.value,
+            measured=means[reference.measure],
+            verdict=_verdict(means[reference.measure], reference.value),
+            source=reference.source,
+        )
+        for reference in references
+    ]
+
+
+def _verdict(measured: float, published: float) -> Verdict:
+    if f"{measured:.4f}" == f"{published:.4f}":
+        return "OK"
+    # The published value is itself rounded; a hair more keeps 0.6794 against 0.6789 on the inner side of the limit.
+    return "near" if abs(measured - published) <= _NEAR + 1e-9 else "FAIL"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML takes the last of two equal keys without a word; a definition must not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"key {key.value!r} occurs twice, again on line {line}; delete one")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+# --------------------------------------------------------------------------------------------- errors worth reading
+
+_JSON_NAMES = {"str": "str", "int": "int", "float": "float", "bool": "bool", "dict": "mapping", "list": "list"}
+_EXPECTED = {
+    "string_type": "str",
+    "int_type": "int",
+    "int_from_float": "int",
+    "float_type": "float",
+    "bool_type": "bool",
+    "tuple_type": "list",
+    "dict_type": "mapping",
+    "model_type": "mapping",
+    "model_attributes_type": "mapping",
+}
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    """One line for one of pydantic's errors: the key, what was expected and what was found."""
+    kind, where = problem["type"], tuple(problem["loc"])
+    key, found = ".".join(str(part) for part in where), problem["input"]
+    if kind == "extra_forbidden":
+        return _explain_unknown(where)
+    if kind == "missing":
+        return f"missing key {key!r}; expected {_expected_at(where)}"
+    if kind in _EXPECTED:
+        return f"{key}: expected {_EXPECTED[kind]}, got {_JSON_NAMES.get(type(found).__name__, 'null')} {found!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: expected {message.removeprefix('Input should be ')}, got {found!r}"
+
+
+def _explain_unknown(where: Sequence[str | int]) -> str:
+    *parents, key = where
+    known = _keys_at(parents)
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    place = f" in {'.'.join(str(part) for part in parents)}" if parents else ""
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown key {str(key)!r}{place}; {hint}"
+
+
+def _model_at(where: Sequence[str | int]) -> type[BaseModel]:
+    nested: dict[str, type[BaseModel]] = {"collection": Collection, "first_stage": FirstStage, "references": Reference}
+    return nested[str(where[0])] if where else Benchmark
+
+
+def _keys_at(where: Sequence[str | int]) -> list[str]:
+    return [field.alias or name for name, field in _model_at(where).model_fields.items()]
+
+
+def _expected_at(where: Sequence[str | int]) -> str:
+    *parents, key = where
+    for name, field in _model_at(parents).model_fields.items():
+        if key in (name, field.alias):
+            annotation = field.annotation
+            return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    return "a value"

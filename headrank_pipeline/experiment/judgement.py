@@ -1,0 +1,88 @@
+"""Evaluation of a run directory: first stage and reranked run beside each other, and beside published scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headrank_pipeline.experiment.benchmark import Reference, ReferenceCheck, check_references
+from headrank_pipeline.experiment.directory import RunDirectory
+from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluate, parse_measure
+from headrank_pipeline.experiment.manifest import file_sha256, write_json
+from headrank_pipeline.trec import read_qrels
+
+__all__ = ["Judged", "Judgement", "judge"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What to evaluate with.
+
+    Args:
+        qrels: judgments file.
+        measures: as in `evaluate`.
+        relevance_level: lowest grade that counts as relevant for binary measures.
+        references: published first-stage scores to check.
+    """
+
+    qrels: Path
+    measures: Sequence[str] = DEFAULT_MEASURES
+    relevance_level: int = 1
+    references: Sequence[Reference] = ()
+
+    def check(self, qids: Sequence[str]) -> None:
+        """Fail now rather than after hours of reranking.
+
+        Args:
+            qids: the queries that will be evaluated.
+
+        Raises:
+            FileNotFoundError: missing qrels.
+            ValueError: malformed qrels, an unknown measure, or judgments of other queries only.
+        """
+        for measure in self.measures:
+            parse_measure(measure)
+        judged = read_qrels(self.qrels)
+        if not any(qid in judged for qid in qids):
+            raise ValueError(
+                f"{self.qrels}: judges none of the {len(qids)} queries of this run ({', '.join(qids[:3])}, …) but "
+                f"{len(judged)} others ({', '.join(list(judged)[:3])}, …); check that both belong to the same topics"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Both evaluations, and how the first stage compares with what is published."""
+
+    first_stage: Evaluation
+    reranked: Evaluation
+    checks: Sequence[ReferenceCheck]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values."""
+        return {
+            "first_stage": self.first_stage.to_dict(),
+            "reranked": self.reranked.to_dict(),
+            "references": [check.model_dump() for check in self.checks],
+        }
+
+
+def judge(directory: RunDirectory, judgement: Judgement) -> Judged:
+    """Return the evaluations of both run files, read as they were written, and write evaluation.json."""
+    first_stage, reranked = (
+        evaluate(run, judgement.qrels, judgement.measures, relevance_level=judgement.relevance_level)
+        for run in (directory.first_stage_run, directory.run)
+    )
+    judged = Judged(first_stage, reranked, check_references(judgement.references, first_stage.means))
+    record = {
+        "measures": list(judgement.measures),
+        "relevance_level": judgement.relevance_level,
+        "qrels_sha256": file_sha256(judgement.qrels),
+        "run_sha256": file_sha256(directory.run),
+        "first_stage_run_sha256": file_sha256(directory.first_stage_run),
+        **judged.to_dict(),
+    }
+    write_json(directory.evaluation, record)
+    return judged

