@@ -11,7 +11,7 @@ from typing import Any
 from headrank_pipeline.files import first_field, foreign_id, json_object_lines, numbered_lines, string_field
 from headrank_pipeline.records import Candidate
 
-__all__ = ["Passage", "passage_from_raw", "read_corpus", "title_and_text"]
+__all__ = ["Passage", "located_passages", "passage_from_raw", "read_corpus", "title_and_text"]
 
 # The field that holds a passage, in rank_llm's order (inference_handler.py).
 TEXT_FIELDS = ("text", "segment", "contents", "content", "body", "passage")
@@ -43,6 +43,12 @@ def read_corpus(path: str | os.PathLike[str]) -> Iterator[Passage]:
         FileNotFoundError: no such file.
         ValueError: a malformed line; names file and line.
     """
+    for _, passage in located_passages(path):
+        yield passage
+
+
+def located_passages(path: str | os.PathLike[str]) -> Iterator[tuple[str, Passage]]:
+    """Yield ("file:line", passage) for every passage of a corpus file; raises as `read_corpus` does."""
     first = next((line.lstrip() for _, line in numbered_lines(path, "corpus")), "")
     if not first.startswith("{"):
         yield from _tsv_corpus(path)
@@ -53,9 +59,10 @@ def read_corpus(path: str | os.PathLike[str]) -> Iterator[Passage]:
             title, text = title_and_text(record, docid)
             if text is None:
                 raise ValueError(f"docid {docid}: no text; expected one of the fields {', '.join(TEXT_FIELDS)}")
-            yield Passage(docid, text, title)
+            passage = Passage(docid, text, title)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+        yield where, passage
 
 
 def passage_from_raw(raw: str, docid: str) -> tuple[str | None, str]:
@@ -91,15 +98,17 @@ def passage_from_raw(raw: str, docid: str) -> tuple[str | None, str]:
     return title, text
 
 
-def _tsv_corpus(path: str | os.PathLike[str]) -> Iterator[Passage]:
+def _tsv_corpus(path: str | os.PathLike[str]) -> Iterator[tuple[str, Passage]]:
     for number, line in numbered_lines(path, "corpus"):
+        where = f"{path}:{number}"
         docid, tab, text = line.partition("\t")
         if not tab:
-            raise ValueError(f"{path}:{number}: expected 'docid<tab>text' or one JSON object a line, got {line[:80]!r}")
+            raise ValueError(f"{where}: expected 'docid<tab>text' or one JSON object a line, got {line[:80]!r}")
         try:
-            yield Passage(docid.strip(), text)
+            passage = Passage(docid.strip(), text)
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
+        yield where, passage
 
 
 def title_and_text(record: Any, docid: str) -> tuple[str | None, str | None]:

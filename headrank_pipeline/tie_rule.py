@@ -60,13 +60,16 @@ def run_scores(scores: Sequence[float]) -> list[float]:
         [0.5, 0.25]
     """
     _check(scores)
-    ordinals: list[int] = []
-    for score in scores:
-        ordinal = _ordinal(score)
-        ordinals.append(min(ordinal, ordinals[-1] - 1) if ordinals else ordinal)
+    limit = float(np.finfo(np.float32).max)
+    bits = np.clip(np.asarray(scores, dtype=np.float64), -limit, limit).astype(np.float32).view(np.int32)
+    ordinals = np.where(bits >= 0, bits, _INT32_MIN - bits.astype(np.int64))
+    ranks = np.arange(len(scores))
+    # o[i] = min(o[i], o[i-1] - 1), as a running minimum of o[i] + i
+    ordinals = np.minimum.accumulate(ordinals + ranks) - ranks
     # Ties at the bottom of float32 would count down past its end: lift what lies too low by as little as will do.
-    lowest = -_MAX_ORDINAL + len(scores) - 1
-    return [_value(max(ordinal, lowest - rank)) for rank, ordinal in enumerate(ordinals)]
+    ordinals = np.maximum(ordinals, -_MAX_ORDINAL + len(scores) - 1 - ranks)
+    values = np.where(ordinals >= 0, ordinals, _INT32_MIN - ordinals).astype(np.int32).view(np.float32)
+    return [float(value) for value in values]
 
 
 def six_decimal_scores(scores: Sequence[float]) -> list[float]:

@@ -241,8 +241,9 @@ def _check_tag(tag: str) -> None:
 
 def _printed(score: float) -> str:
     """Return the shortest decimal that reads back as this float32, through float64 too, as atof does."""
-    short = str(np.float32(score))
-    return short if np.float32(float(short)) == np.float32(score) else repr(score)
+    value = np.float32(score)
+    short = str(value)
+    return short if np.float32(float(short)) == value else repr(score)
 
 
 # ------------------------------------------------------------------------------------------------------ candidates

@@ -1,0 +1,216 @@
+"""BM25 through Pyserini: a local index or one of Pyserini's prebuilt ones."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from headrank_pipeline.first_stage.index import index_identity, is_index
+from headrank_pipeline.first_stage.jvm import start_jvm, versions
+from headrank_pipeline.passages import passage_from_raw
+from headrank_pipeline.pipeline import Queries, Source, as_queries
+from headrank_pipeline.records import Candidate, Query, Ranking
+
+__all__ = ["bm25"]
+
+# Queries handed to one batch_search call: enough to keep the threads busy, few enough that memory stays small.
+_CHUNK = 32
+
+_log = logging.getLogger(__name__)
+
+
+def bm25(
+    index: str | os.PathLike[str],
+    *,
+    k1: float = 0.9,
+    b: float = 0.4,
+    hits: int = 1000,
+    threads: int = 1,
+    fields: Mapping[str, float] | None = None,
+    remove_query: bool = False,
+    exclude: Mapping[str, Collection[str]] | None = None,
+) -> Source:
+    """Return a BM25 first stage; Java starts when it first retrieves, not here.
+
+    Candidates carry title and text where the index stores them (``raw``). Documents are removed before the cutoff, so
+    that `hits` candidates remain where the collection has them.
+
+    Args:
+        index: a folder with a Lucene index, or the name of a prebuilt one ("beir-v1.0.0-scifact.flat"), which Pyserini
+            downloads on first use.
+        k1: term frequency saturation. Pyserini's command line uses other values for some MS MARCO indexes.
+        b: length normalisation.
+        hits: candidates per query.
+        threads: queries searched at once.
+        fields: field boosts of a multifield index, ``{"contents": 1.0, "title": 1.0}``; default is ``contents`` alone.
+        remove_query: leave out the document whose docid is the qid (ArguAna, Quora). Pyserini itself never does.
+        exclude: docids to leave out, per qid (BRIGHT).
+
+    Raises:
+        FileNotFoundError: a path that does not exist.
+        ValueError: a folder without a Lucene index, or a parameter out of range.
+    """
+    for name, value in (("hits", hits), ("threads", threads)):
+        if value < 1:
+            raise ValueError(f"{name} {value}: expected at least 1")
+    if not (k1 >= 0 and 0 <= b <= 1):
+        raise ValueError(f"k1 {k1}, b {b}: expected k1 of at least 0 and b between 0 and 1")
+    excluded: dict[str, frozenset[str]] = {}
+    for qid, docids in (exclude or {}).items():
+        if isinstance(docids, str):
+            raise TypeError(f"exclude[{qid!r}]: expected a collection of docids, got the string {docids!r}")
+        excluded[qid] = frozenset(docids)
+    boosts = tuple((fields or {}).items())
+    searcher = _Searcher(_resolved(index))
+    return _Bm25(searcher.index, float(k1), float(b), hits, threads, boosts, remove_query, excluded, searcher)
+
+
+@dataclass(frozen=True)
+class _Bm25(Source):
+    index: Path | str
+    k1: float
+    b: float
+    hits: int
+    threads: int
+    fields: tuple[tuple[str, float], ...]
+    remove_query: bool
+    exclude: Mapping[str, frozenset[str]]
+    searcher: _Searcher = field(compare=False, repr=False)
+
+    def retrieve(self, queries: Queries) -> Iterator[Ranking]:
+        known = as_queries(queries)
+        while chunk := list(islice(known, _CHUNK)):
+            found = self._search(chunk)
+            for query in chunk:
+                if query.qid not in found:  # a searching thread that dies leaves its query out without an exception
+                    raise RuntimeError(
+                        f"{self.index}: Pyserini returned nothing for qid {query.qid}; see Java's message"
+                    )
+                yield self._ranking(query, found[query.qid])
+
+    def limited(self, hits: int) -> Source:
+        return replace(self, hits=min(hits, self.hits))
+
+    def most(self) -> int:
+        return self.hits
+
+    def describe(self) -> dict[str, Any]:
+        identity = None if isinstance(self.index, str) else index_identity(self.index)
+        docs = identity["docs"] if identity else int(self.searcher.open().num_docs)
+        pairs = sorted((qid, sorted(docids)) for qid, docids in self.exclude.items())
+        return {
+            "stage": "bm25",
+            "index": str(self.index),
+            "index_identity": identity,
+            "docs": docs,
+            "k1": self.k1,
+            "b": self.b,
+            "hits": self.hits,
+            "fields": dict(self.fields),
+            "remove_query": self.remove_query,
+            "exclude_sha256": hashlib.sha256(json.dumps(pairs).encode()).hexdigest() if pairs else None,
+            **versions(),
+        }
+
+    def _search(self, chunk: Sequence[Query]) -> dict[str, Any]:
+        searcher = self.searcher.open()
+        searcher.set_bm25(self.k1, self.b)
+        spare = max(len(self._removed(query.qid)) for query in chunk)
+        texts, qids = [query.text for query in chunk], [query.qid for query in chunk]
+        found: dict[str, Any] = searcher.batch_search(
+            texts, qids, k=self.hits + spare, threads=self.threads, fields=dict(self.fields)
+        )
+        return found
+
+    def _ranking(self, query: Query, found: Sequence[Any]) -> Ranking:
+        removed = self._removed(query.qid)
+        kept = islice((hit for hit in found if hit.docid not in removed), self.hits)
+        return Ranking(query, tuple(_candidate(hit) for hit in kept))
+
+    def _removed(self, qid: str) -> frozenset[str]:
+        own = frozenset({qid}) if self.remove_query else frozenset()
+        return own | self.exclude.get(qid, frozenset())
+
+
+class _Searcher:
+    """One open LuceneSearcher, shared by a source and its cutoffs."""
+
+    def __init__(self, index: Path | str) -> None:
+        self.index = index
+        self._opened: Any = None
+
+    def open(self) -> Any:
+        """Return the searcher; the first call starts Java, and every call checks that this is no forked child."""
+        start_jvm()
+        if self._opened is None:
+            if isinstance(self.index, str):
+                self._opened = _prebuilt(self.index)
+            else:
+                from pyserini.search.lucene import LuceneSearcher
+
+                self._opened = LuceneSearcher(str(self.index))
+            _log.info("opened %s: %d documents", self.index, self._opened.num_docs)
+        return self._opened
+
+
+def _candidate(hit: Any) -> Candidate:
+    """Return the candidate of a Pyserini hit; the one place that knows the hit classes of 1.x and 2.x.
+
+    Both give ``io.anserini.search.ScoredDoc`` with a Lucene document; releases before 0.25 gave ``.raw`` instead. An
+    index without stored documents (``-slim``) leaves the text unknown.
+    """
+    document = getattr(hit, "lucene_document", None)
+    raw = document.get("raw") if document is not None else getattr(hit, "raw", None)
+    if raw is None:
+        return Candidate(hit.docid, float(hit.score))
+    title, text = passage_from_raw(raw, hit.docid)
+    return Candidate(hit.docid, float(hit.score), text, title)
+
+
+def _resolved(index: str | os.PathLike[str]) -> Path | str:
+    """Return a folder that holds an index, or the name of a prebuilt one, which is not checked yet."""
+    path = Path(index)
+    if path.is_dir():
+        if not is_index(path):
+            raise ValueError(
+                f"{path}: holds no Lucene index (no file segments_*); build one with "
+                f"`headrank index --corpus CORPUS --output {path}`"
+            )
+        return path
+    name = os.fspath(index)
+    if isinstance(index, Path) or os.sep in name or name.startswith((".", "~")):
+        raise FileNotFoundError(
+            f"{path}: no such index folder; build one with `headrank index --corpus CORPUS --output {path}`, "
+            f"or give the name of a Pyserini index"
+        )
+    return name
+
+
+def _prebuilt(name: str) -> Any:
+    from pyserini.prebuilt_index_info import TF_INDEX_INFO
+    from pyserini.search.lucene import LuceneSearcher
+
+    if name not in TF_INDEX_INFO:
+        near = difflib.get_close_matches(name, TF_INDEX_INFO, n=3)
+        raise ValueError(
+            f"{name!r}: neither a folder nor a BM25 index that Pyserini {versions()['pyserini']} knows"
+            + (f"; near names: {', '.join(near)}" if near else "; see pyserini's prebuilt-indexes.md for the names")
+        )
+    with contextlib.redirect_stdout(sys.stderr):  # it prints, download errors included, and then returns None
+        searcher = LuceneSearcher.from_prebuilt_index(name)
+    if searcher is None:
+        raise FileNotFoundError(
+            f"prebuilt index {name!r}: Pyserini could not download it, its message is above; on a machine without "
+            f"network build an index from a corpus with `headrank index` and give its folder"
+        )
+    return searcher
