@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, tee
 from typing import Any
 
 from headrank_pipeline.records import Query, Ranking
@@ -66,6 +66,10 @@ class Source(ABC):
         """Return an equal source that retrieves only `hits` candidates itself, or None where it cannot."""
         return None
 
+    def most(self) -> int | None:
+        """Return the largest number of candidates a query can get, or None where it is not known."""
+        return None
+
     def __mod__(self, cutoff: int) -> Source:
         if isinstance(cutoff, bool) or not isinstance(cutoff, int):
             raise TypeError(f"% takes a whole number of candidates, got {cutoff!r}")
@@ -77,7 +81,7 @@ class Source(ABC):
         if isinstance(other, Reranker):
             return Pipeline(self, other)
         raise TypeError(
-            f">> takes a reranker on its right, got {_name(other)}; a first stage comes first: bm25(...) >> headrank(...)"
+            f">> takes a reranker on its right, got {_name(other)}; a first stage comes first: bm25(…) >> headrank(…)"
         )
 
     def __xor__(self, tail: object) -> Source:
@@ -128,7 +132,10 @@ class Pipeline(Source):
 
     def retrieve(self, queries: Queries) -> Iterator[Ranking]:
         """Yield one reranked ranking per query, in the order of the queries."""
-        rankings = self.source.retrieve(queries)
+        yield from self.reranked(self.source.retrieve(queries))
+
+    def reranked(self, rankings: Iterator[Ranking]) -> Iterator[Ranking]:
+        """Yield the rankings after the reranker, in the same order."""
         while batch := list(islice(rankings, _RETRIEVE_BATCH)):
             yield from self.reranker.rerank_batch(batch)
 
@@ -149,6 +156,9 @@ class _Cutoff(Source):
     def limited(self, hits: int) -> Source | None:
         return _Cutoff(self.source, min(hits, self.cutoff))
 
+    def most(self) -> int:
+        return self.cutoff
+
     def describe(self) -> dict[str, Any]:
         return {**self.source.describe(), "cutoff": self.cutoff}
 
@@ -160,12 +170,32 @@ class _Continued(Source):
 
     def retrieve(self, queries: Queries) -> Iterator[Ranking]:
         known = list(as_queries(queries))
-        tails = self.tail.retrieve(known)
-        for head, tail in zip(self.head.retrieve(known), tails, strict=True):
+        tails, shared = tee(self.tail.retrieve(known))
+        heads = _fed(self.head, self.tail, shared)
+        if heads is None:
+            del shared  # it would keep every ranking that the tail yields
+            heads = self.head.retrieve(known)
+        for head, tail in zip(heads, tails, strict=True):
             yield head.continued_by(tail)
 
     def describe(self) -> dict[str, Any]:
         return {"head": self.head.describe(), "tail": self.tail.describe()}
+
+
+def _fed(stage: Source, tail: Source, rankings: Iterator[Ranking]) -> Iterator[Ranking] | None:
+    """Return what `stage` yields, made from the rankings of `tail`; None where `stage` does not start from `tail`.
+
+    In ``bm25 % 20 >> headrank ^ bm25`` both sides search the same index: once is enough.
+    """
+    if isinstance(stage, Pipeline):
+        fed = _fed(stage.source, tail, rankings)
+        return None if fed is None else stage.reranked(fed)
+    if stage == tail:
+        return rankings
+    cutoff = stage.most()
+    if cutoff is not None and stage == tail % cutoff:
+        return (ranking.cut(cutoff) for ranking in rankings)
+    return None
 
 
 @dataclass(frozen=True)
