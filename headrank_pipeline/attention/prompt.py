@@ -267,7 +267,9 @@ class PromptBuilder:
                 changes.tokens_dropped += lengths[place] - cap
                 changes.cut.add(candidate.docid)
                 shown[order[place]] = replace(candidate, text=(candidate.text or "")[:kept])
-        raise ValueError(f"qid {qid}: the prompt does not settle within {self.max_prompt_tokens} tokens; raise the budget")
+        raise ValueError(
+            f"qid {qid}: the prompt does not settle within {self.max_prompt_tokens} tokens; raise the budget"
+        )
 
     def _passage_cap(self, qid: str, lengths: Sequence[int], *, rest: int) -> int:
         """Return how many tokens each text may have, given the tokens that the rest of the prompt takes."""

@@ -6,157 +6,47 @@ stay in a cache, and both queries follow in one short second pass as two branche
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
-from transformers import logging as transformers_logging
+from transformers import DynamicCache
 
-from headrank_pipeline.attention.heads import HeadSet, resolve_heads
+from headrank_pipeline.attention.model import LoadedModel
 from headrank_pipeline.attention.prompt import Prompt
-from headrank_pipeline.attention.tap import IMPLEMENTATION, DeepestLayerRead, Support, Tap, register
-from headrank_pipeline.pipeline import MissingPrerequisite
+from headrank_pipeline.attention.tap import DeepestLayerRead, Support, Tap
 
-__all__ = ["AttentionReader", "choose_device", "choose_dtype"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["BATCH_TOKENS", "AttentionReader"]
 
 # Tokens of one forward pass, padding included. More fill a GPU better; a single longer prompt goes alone.
 BATCH_TOKENS = 16384
-
-# Weight files up to this size are hashed whole; of larger ones the size and both ends, which tell copies apart fast.
-_HASH_WHOLE = 64 * 2**20
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """Return the device to run on; ``auto`` is the first GPU where there is one, else the CPU.
-
-    Raises:
-        MissingPrerequisite: a GPU was named and there is none.
-        ValueError: not a device.
-    """
-    if device == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r}: expected auto, cpu, cuda or cuda:0") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise MissingPrerequisite(
-            f"device {device!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "
-            f"use --device cpu, or install a CUDA build of torch"
-        )
-    return chosen
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of weights and activations; ``auto`` is bfloat16 on a GPU and float32 on a CPU."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if dtype not in known:
-        raise ValueError(f"dtype {dtype!r}: expected auto or one of {', '.join(known)}")
-    return known[dtype]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """What was loaded: enough to repeat it and to notice that it changed."""
-
-    name: str
-    revision: str | None
-    fingerprint: str
-    layers: int
-    heads_per_layer: int
-    max_positions: int
 
 
 class AttentionReader:
     """A model cut off after the deepest selected layer, and the heads to read.
 
-    Use `load`; the constructor takes parts that fit each other already.
-
     Args:
-        model: the decoder without its language-model head, with the tap as its attention implementation.
-        tokenizer: its fast tokenizer.
-        heads: the heads to read, all within the model.
-        source: what the model was loaded from.
+        loaded: what `headrank_pipeline.attention.model.load` returns.
         batch_tokens: padded tokens of one forward pass.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerFast,
-        heads: HeadSet,
-        source: ModelSource,
-        *,
-        batch_tokens: int = BATCH_TOKENS,
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, *, batch_tokens: int = BATCH_TOKENS) -> None:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens {batch_tokens}: expected at least 1")
-        self.model = model
-        self.tokenizer = tokenizer
-        self.heads = heads
-        self.source = source
+        self.model = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.heads = loaded.heads
+        self.source = loaded.source
         self.batch_tokens = batch_tokens
-        self.device: torch.device = model.device
-        layers = sorted({layer for layer, _ in heads.heads})
-        self._heads = {layer: torch.tensor([h for at, h in heads.heads if at == layer]) for layer in layers}
+        self.device: torch.device = loaded.model.device
+        layers = sorted({layer for layer, _ in self.heads.heads})
+        self._heads = {layer: torch.tensor([h for at, h in self.heads.heads if at == layer]) for layer in layers}
         read_order = [(layer, head) for layer in layers for head in self._heads[layer].tolist()]
         position = {head: index for index, head in enumerate(read_order)}
-        self._as_listed = torch.tensor([position[head] for head in heads.heads])
-
-    @classmethod
-    def load(
-        cls,
-        model: str | Path,
-        heads: HeadSet | str | Path,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        revision: str | None = None,
-        batch_tokens: int = BATCH_TOKENS,
-    ) -> AttentionReader:
-        """Load the layers that the heads need, and the tokenizer.
-
-        Args:
-            model: a local folder or a Hugging Face name.
-            heads: what `resolve_heads` takes.
-            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
-            dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
-            revision: of a Hugging Face model.
-            batch_tokens: padded tokens of one forward pass.
-
-        Raises:
-            FileNotFoundError: no such folder or model.
-            ValueError: heads the model lacks, sliding-window layers, or a checkpoint without some of the weights.
-        """
-        chosen = choose_device(device)
-        name = str(model)
-        config = _load_config(name, revision)
-        source = ModelSource(
-            name=name,
-            revision=getattr(config, "_commit_hash", None) or revision,
-            fingerprint=_fingerprint(Path(name)) if Path(name).is_dir() else "",
-            layers=config.num_hidden_layers,
-            heads_per_layer=config.num_attention_heads,
-            max_positions=config.max_position_embeddings,
-        )
-        head_set = resolve_heads(heads, layers=source.layers, heads_per_layer=source.heads_per_layer, model=name)
-        if head_set.model is not None and Path(head_set.model).name != Path(name).name:
-            logger.warning("head set %s was selected on %s and is read on %s", head_set.name, head_set.model, name)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        loaded = _load_model(name, config, head_set.depth, revision, choose_dtype(dtype, chosen)).to(chosen)
-        logger.info("loaded %d of %d layers of %s on %s", head_set.depth, source.layers, name, chosen)
-        return cls(loaded, tokenizer, head_set, source, batch_tokens=batch_tokens)
+        self._as_listed = torch.tensor([position[head] for head in self.heads.heads])
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -192,7 +82,7 @@ class AttentionReader:
         found: dict[int, Tensor] = {}
         with torch.inference_mode():
             for batch in self._batches([len(prompt) for prompt in prompts]):
-                found.update(zip(batch, self._read_whole([prompts[i] for i in batch], support), strict=True))
+                found.update(zip(batch, self.forward([prompts[i] for i in batch], support=support), strict=True))
         return [found[index] for index in range(len(prompts))]
 
     def read_calibrated(
@@ -224,7 +114,8 @@ class AttentionReader:
         if batch:
             yield batch
 
-    def _read_whole(self, prompts: Sequence[Prompt], support: Support) -> list[Tensor]:
+    def forward(self, prompts: Sequence[Prompt], *, support: Support = "all") -> list[Tensor]:
+        """Return what `read` returns from exactly one forward pass, in the caller's gradient mode."""
         # Padding goes right: a causal row never sees it, so no mask is needed and SDPA keeps its causal kernel.
         ids = self._padded([torch.from_numpy(prompt.token_ids) for prompt in prompts])
         rows, weights = self._rows([[prompt.rows] for prompt in prompts])
@@ -234,25 +125,26 @@ class AttentionReader:
         read = self._collect(tap)
         return [read[b, 0, :, : len(prompt)].clone() for b, prompt in enumerate(prompts)]
 
-    def _read_branches(
-        self, pairs: Sequence[tuple[Prompt, Prompt]], support: Support
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _read_branches(self, pairs: Sequence[tuple[Prompt, Prompt]], support: Support) -> list[tuple[Tensor, Tensor]]:
         shared = [_shared_prefix(first, second) for first, second in pairs]
         longest = max(shared)
         cache = DynamicCache()
         ids = [torch.from_numpy(first.token_ids[:length]) for (first, _), length in zip(pairs, shared, strict=True)]
         self._forward(self._padded(ids), self._tap(None, None, None), cache)
 
-        tails = [
-            [prompt.token_ids[length:] for prompt in pair] for pair, length in zip(pairs, shared, strict=True)
-        ]
+        tails = [[prompt.token_ids[length:] for prompt in pair] for pair, length in zip(pairs, shared, strict=True)]
         branches = _Branches.of(tails, shared, longest, self.device)
         spans = [
-            [(p.rows[0] - length + offset, p.rows[1] - length + offset) for p, offset in zip(pair, offsets, strict=True)]
+            [
+                (p.rows[0] - length + offset, p.rows[1] - length + offset)
+                for p, offset in zip(pair, offsets, strict=True)
+            ]
             for pair, length, offsets in zip(pairs, shared, branches.offsets, strict=True)
         ]
         rows, weights = self._rows(spans)
-        columns = self._columns([first for first, _ in pairs], branches.mask.shape[-1]) if support == "passages" else None
+        columns = (
+            self._columns([first for first, _ in pairs], branches.mask.shape[-1]) if support == "passages" else None
+        )
         tap = self._tap(rows, weights, columns)
         self._forward(branches.ids, tap, cache, mask=branches.mask, positions=branches.positions)
         read = self._collect(tap)
@@ -370,70 +262,3 @@ def _shared_prefix(first: Prompt, second: Prompt) -> int:
     limit = min(first.prefix, second.prefix)
     differ = np.flatnonzero(first.token_ids[:limit] != second.token_ids[:limit])
     return int(differ[0]) if len(differ) else limit
-
-
-def _load_config(name: str, revision: str | None) -> Any:
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise FileNotFoundError(f"model folder {name} does not exist")
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"model {name!r} is neither a local model folder (with config.json) nor a name that the Hugging Face hub "
-            f"gave us: {str(error).splitlines()[0]}"
-        ) from error
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
-        raise ValueError(
-            f"model {name}: has layers of kind {sorted(kinds) or ['sliding_attention']}; reading passages needs full "
-            f"attention in every layer, as in Qwen3, Qwen2 and Llama"
-        )
-    return config
-
-
-def _load_model(name: str, config: Any, depth: int, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the first `depth` layers with the tap as attention implementation."""
-    register()
-    config.num_hidden_layers = depth
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:depth]
-    before, progress = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()  # it would list every weight of the layers left out
-    transformers_logging.disable_progress_bar()
-    try:
-        model, report = AutoModel.from_pretrained(
-            name,
-            config=config,
-            revision=revision,
-            dtype=dtype,
-            attn_implementation=IMPLEMENTATION,
-            output_loading_info=True,
-        )
-    finally:
-        transformers_logging.set_verbosity(before)
-        if progress:
-            transformers_logging.enable_progress_bar()
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"model {name}: the checkpoint lacks {len(missing)} weights that the first {depth} layers need "
-            f"({', '.join(missing[:3])}, …); they would be random. Is the folder truncated below the deepest head?"
-        )
-    return model.eval().requires_grad_(False)
-
-
-def _fingerprint(folder: Path) -> str:
-    """Return a SHA-256 over the configuration, tokenizer and weight files of a folder; see `_HASH_WHOLE`."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in {".json", ".safetensors", ".bin", ".txt", ".model"}:
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as stream:
-            if size <= _HASH_WHOLE:
-                digest.update(stream.read())
-            else:
-                digest.update(stream.read(2**20))
-                stream.seek(-(2**20), 2)
-                digest.update(stream.read())
-    return digest.hexdigest()

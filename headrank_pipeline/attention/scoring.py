@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ class ScoringRule:
 
 
 def token_scores(
-    attention: Tensor, content_free: Tensor | None, rule: ScoringRule, weights: Tensor | None = None
+    attention: Tensor, content_free: Tensor | None, rule: ScoringRule, weights: Sequence[float] | None = None
 ) -> np.ndarray:
     """Return one score per token: the heads' sum or mean, less that of the content-free query.
 
@@ -46,7 +47,7 @@ def token_scores(
         attention: [H, N] float32.
         content_free: [H, M] float32, same passages under the content-free query, or None.
         rule: sum or mean.
-        weights: [H] float32, or None for equal weights.
+        weights: one per head, or None for equal weights.
 
     Returns:
         [N] float64, or [min(N, M)] with calibration: all passages lie before the two queries, where the prompts are
@@ -56,15 +57,15 @@ def token_scores(
         >>> token_scores(torch.tensor([[0.2, 0.8], [0.4, 0.6]]), None, ScoringRule(heads="sum")).round(3).tolist()
         [0.6, 1.4]
     """
-    weight = torch.ones(len(attention)) if weights is None else weights
-    weight = weight.to(attention.device, torch.float64)
+    weight = torch.tensor(weights or [1.0] * len(attention), dtype=torch.float64, device=attention.device)
     if rule.heads == "mean":
         weight = weight / weight.sum()
     scores = weight @ attention.double()
     if content_free is not None:
         shared = min(attention.shape[1], content_free.shape[1])
         scores = scores[:shared] - weight @ content_free[:, :shared].double()
-    return scores.cpu().numpy()
+    values: np.ndarray = scores.cpu().numpy()
+    return values
 
 
 def pool_tokens(scores: np.ndarray, passages: np.ndarray, rule: ScoringRule) -> np.ndarray:
@@ -90,7 +91,8 @@ def pool_tokens(scores: np.ndarray, passages: np.ndarray, rule: ScoringRule) -> 
     if rule.filter_deviations is not None:
         values = np.where(_kept(values, owner, lengths, rule.filter_deviations), values, 0.0)
     sums = np.bincount(owner, weights=values, minlength=len(passages))
-    return sums / np.maximum(lengths, 1) ** rule.length_exponent
+    pooled: np.ndarray = sums / np.maximum(lengths, 1) ** rule.length_exponent
+    return pooled
 
 
 def _kept(values: np.ndarray, owner: np.ndarray, lengths: np.ndarray, deviations: float) -> np.ndarray:

@@ -30,7 +30,7 @@ Support = Literal["all", "passages"]
 _MAX_LOGITS = 2**24
 
 
-class DeepestLayerRead(Exception):  # noqa: N818 - control flow, not an error
+class DeepestLayerRead(Exception):
     """Ends a forward pass inside the deepest tapped layer: its output, its MLP and the final norm are not needed."""
 
 
@@ -73,7 +73,7 @@ def _attend(
     tap: Tap | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA attention; reads on the way where a tap asks for this layer. query [B, A, T, D], key and value [B, K, S, D]."""
+    """SDPA attention that reads on the way: query [B, A, T, D], key and value [B, K, S, D]."""
     if tap is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         if layer in tap.heads and tap.rows is not None and tap.weights is not None:
@@ -119,7 +119,7 @@ def mean_attention(
     at = rows[:, None, :, None].expand(batch, query_heads, rows.shape[1], width)
     row_queries = query.gather(2, at).float() * scaling  # scaled first: half-precision products overflow (QRHead PR 3)
     owners = heads.to(query.device) // (query_heads // key_heads)
-    for owner in owners.unique().tolist():
+    for owner in sorted(set(owners.tolist())):
         mine = (owners == owner).nonzero()[:, 0]
         head_queries, head_keys = row_queries[:, heads[mine.cpu()]], key[:, owner, None].float()
         step = max(1, _MAX_LOGITS // (batch * len(mine) * keys))

@@ -15,8 +15,18 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.prompt import CHATML, LLAMA3, MISTRAL, PLAIN, Chat, Prompt, PromptBuilder
-from headrank_pipeline.attention.prompt import PromptTemplate, chat_of
+from headrank_pipeline.attention.model import load
+from headrank_pipeline.attention.prompt import (
+    CHATML,
+    LLAMA3,
+    MISTRAL,
+    PLAIN,
+    Chat,
+    Prompt,
+    PromptBuilder,
+    PromptTemplate,
+    chat_of,
+)
 from headrank_pipeline.attention.reader import BATCH_TOKENS, AttentionReader
 from headrank_pipeline.attention.scoring import ScoringRule, pool_tokens, token_scores
 from headrank_pipeline.pipeline import Reranker
@@ -170,15 +180,15 @@ class AttentionReranker(Reranker):
     def _scores(self, prompts: Sequence[Prompt]) -> list[list[float]]:
         rule, weights = self.recipe.rule, self.reader.heads.weights
         if rule.content_free is None:
-            read = [(attention, None) for attention in self.reader.read(prompts, support=rule.support)]
+            tokens = [
+                token_scores(read, None, rule, weights) for read in self.reader.read(prompts, support=rule.support)
+            ]
         else:
             pairs = [(prompt, self.builder.with_query(prompt, rule.content_free)) for prompt in prompts]
-            read = list(self.reader.read_calibrated(pairs, support=rule.support))
-        weight = None if weights is None else _tensor(weights)
-        return [
-            pool_tokens(token_scores(attention, blank, rule, weight), prompt.passages, rule).tolist()
-            for prompt, (attention, blank) in zip(prompts, read, strict=True)
-        ]
+            both = self.reader.read_calibrated(pairs, support=rule.support)
+            tokens = [token_scores(read, blank, rule, weights) for read, blank in both]
+        pairs_of = zip(tokens, prompts, strict=True)
+        return [pool_tokens(scores, prompt.passages, rule).tolist() for scores, prompt in pairs_of]
 
     def describe(self) -> dict[str, Any]:
         """Return everything that can change a score, with digests of the template and the heads."""
@@ -193,7 +203,11 @@ class AttentionReranker(Reranker):
 
 
 def headrank(
-    model: str | Path, heads: HeadSet | str | Path, *, options: Mapping[str, Any] | None = None, **loading: Unpack[Loading]
+    model: str | Path,
+    heads: HeadSet | str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    **loading: Unpack[Loading],
 ) -> AttentionReranker:
     """Return HeadRank: documents-only softmax, mean over rows and heads, one forward pass, no calibration.
 
@@ -201,7 +215,7 @@ def headrank(
     softmax running over passage tokens only; scores of a list sum to 1. Reconstructed, see docs/method.md.
 
     Args:
-        model: a local folder or a Hugging Face name; see `AttentionReader.load` for errors.
+        model: a local folder or a Hugging Face name; see `attention.model.load` for errors.
         heads: a HeadSet, a JSON file, a published name, ``"all"`` or ``"layers:10-13"``.
         options: fields of `PromptTemplate` or `ScoringRule` to change, such as ``{"reverse": True}``.
         **loading: device, dtype, revision, batch_tokens, max_prompt_tokens, chat.
@@ -238,7 +252,11 @@ def icr(
 
 
 def qrhead(
-    model: str | Path, heads: HeadSet | str | Path, *, options: Mapping[str, Any] | None = None, **loading: Unpack[Loading]
+    model: str | Path,
+    heads: HeadSet | str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    **loading: Unpack[Loading],
 ) -> AttentionReranker:
     """Return QRHead's retriever (arXiv 2506.09944): a fixed set of heads under ICR's scoring, 400-word passages.
 
@@ -249,7 +267,11 @@ def qrhead(
 
 
 def core(
-    model: str | Path, heads: HeadSet | str | Path, *, options: Mapping[str, Any] | None = None, **loading: Unpack[Loading]
+    model: str | Path,
+    heads: HeadSet | str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    **loading: Unpack[Loading],
 ) -> AttentionReranker:
     """Return CoRe reranking (arXiv 2510.02219): 8 contrastively selected heads, text without titles, given order.
 
@@ -294,14 +316,14 @@ def _load(
     tight: bool = False,
 ) -> AttentionReranker:
     varied = recipe.varied(options or {})
-    reader = AttentionReader.load(
+    loaded = load(
         model,
         heads,
         device=loading.get("device", "auto"),
         dtype=loading.get("dtype", "auto"),
         revision=loading.get("revision"),
-        batch_tokens=loading.get("batch_tokens", BATCH_TOKENS),
     )
+    reader = AttentionReader(loaded, batch_tokens=loading.get("batch_tokens", BATCH_TOKENS))
     chat = _chat(loading.get("chat", "auto"), reader, tight=tight)
     varied = replace(varied, template=replace(varied.template, chat=chat))
     return AttentionReranker(reader, varied, max_prompt_tokens=loading.get("max_prompt_tokens"))

@@ -1,0 +1,203 @@
+"""Loading a model cut off after the deepest layer that is read, with the tap as its attention function."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import logging as transformers_logging
+
+from headrank_pipeline.attention.heads import HeadSet, resolve_heads
+from headrank_pipeline.attention.tap import IMPLEMENTATION, register
+from headrank_pipeline.pipeline import MissingPrerequisite
+
+__all__ = ["LoadedModel", "ModelSource", "choose_device", "choose_dtype", "load"]
+
+logger = logging.getLogger(__name__)
+
+# Weight files up to this size are hashed whole; of larger ones the size and both ends, which tell copies apart fast.
+_HASH_WHOLE = 64 * 2**20
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """Return the device to run on; ``auto`` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        MissingPrerequisite: a GPU was named and there is none.
+        ValueError: not a device.
+    """
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r}: expected auto, cpu, cuda or cuda:0") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise MissingPrerequisite(
+            f"device {device!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "
+            f"use --device cpu, or install a CUDA build of torch"
+        )
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of weights and activations; ``auto`` is bfloat16 on a GPU and float32 on a CPU."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in known:
+        raise ValueError(f"dtype {dtype!r}: expected auto or one of {', '.join(known)}")
+    return known[dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What was loaded: enough to repeat it and to notice that it changed."""
+
+    name: str
+    revision: str | None
+    fingerprint: str
+    layers: int
+    heads_per_layer: int
+    max_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A truncated decoder, its tokenizer and the heads to read, checked against each other.
+
+    Attributes:
+        model: no language-model head, no layer above the deepest head, frozen, in evaluation mode.
+        tokenizer: fast.
+        heads: all within the model.
+        source: what was loaded.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    heads: HeadSet
+    source: ModelSource
+
+
+def load(
+    model: str | Path,
+    heads: HeadSet | str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> LoadedModel:
+    """Load the layers that the heads need, and the tokenizer.
+
+    Args:
+        model: a local folder or a Hugging Face name.
+        heads: what `resolve_heads` takes.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        revision: of a Hugging Face model.
+
+    Raises:
+        FileNotFoundError: no such folder or model.
+        MissingPrerequisite: a GPU was named and there is none.
+        ValueError: heads the model lacks, sliding-window layers, or a checkpoint without some of the weights.
+    """
+    chosen, name = choose_device(device), str(model)
+    config = _load_config(name, revision)
+    source = ModelSource(
+        name=name,
+        revision=getattr(config, "_commit_hash", None) or revision,
+        fingerprint=_fingerprint(Path(name)) if Path(name).is_dir() else "",
+        layers=config.num_hidden_layers,
+        heads_per_layer=config.num_attention_heads,
+        max_positions=config.max_position_embeddings,
+    )
+    head_set = resolve_heads(heads, layers=source.layers, heads_per_layer=source.heads_per_layer, model=name)
+    if head_set.model is not None and Path(head_set.model).name != Path(name).name:
+        logger.warning("head set %s was selected on %s and is read on %s", head_set.name, head_set.model, name)
+    weights = _load_weights(name, config, head_set.depth, revision, choose_dtype(dtype, chosen))
+    weights.to(device=chosen)  # type: ignore[call-arg]  # transformers' wrapper loses the signature
+    logger.info("loaded %d of %d layers of %s on %s", head_set.depth, source.layers, name, chosen)
+    tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision)
+    return LoadedModel(weights, tokenizer, head_set, source)
+
+
+def _load_config(name: str, revision: str | None) -> Any:
+    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise FileNotFoundError(f"model folder {name} does not exist")
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model {name!r} is neither a local model folder (with config.json) nor a name that the Hugging Face hub "
+            f"gave us: {str(error).splitlines()[0]}"
+        ) from error
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
+        raise ValueError(
+            f"model {name}: has layers of kind {sorted(kinds) or ['sliding_attention']}; reading passages needs full "
+            f"attention in every layer, as in Qwen3, Qwen2 and Llama"
+        )
+    return config
+
+
+def _load_weights(name: str, config: Any, depth: int, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the first `depth` layers with the tap as attention implementation."""
+    register()
+    config.num_hidden_layers = depth
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:depth]
+    with _quiet_transformers():
+        model, report = AutoModel.from_pretrained(
+            name,
+            config=config,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=IMPLEMENTATION,
+            output_loading_info=True,
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"model {name}: the checkpoint lacks {len(missing)} weights that the first {depth} layers need "
+            f"({', '.join(missing[:3])}, …); they would be random. Is the folder truncated below the deepest head?"
+        )
+    loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    return loaded
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """It would list every weight of the layers that are left out, and draw a bar for each file."""
+    before, progress = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        if progress:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _fingerprint(folder: Path) -> str:
+    """Return a SHA-256 over the configuration, tokenizer and weight files of a folder; see `_HASH_WHOLE`."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in {".json", ".safetensors", ".bin", ".txt", ".model"}:
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as stream:
+            if size <= _HASH_WHOLE:
+                digest.update(stream.read())
+            else:
+                digest.update(stream.read(2**20))
+                stream.seek(-(2**20), 2)
+                digest.update(stream.read())
+    return digest.hexdigest()

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import CONTROLS, tiny_tokenizer
+
+from headrank_pipeline.attention.prompt import LLAMA3, PLAIN, Prompt, PromptBuilder, PromptTemplate
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.rerank.recipes import CORE, HEADRANK, ICR, QRHEAD, QRRANKER
+
+RECIPES = [HEADRANK, ICR, QRHEAD, CORE, QRRANKER]
+
+
+def ranking(*texts: str, query: str = "how do birds fly?", title: str | None = None) -> Ranking:
+    candidates = (Candidate(f"d{i}", -float(i), text, title) for i, text in enumerate(texts))
+    return Ranking(Query("q1", query), tuple(candidates))
+
+
+def built(template: PromptTemplate, candidates: Ranking, budget: int = 4096) -> Prompt:
+    return PromptBuilder(tiny_tokenizer(), template, max_prompt_tokens=budget).build(candidates)
+
+
+def shown(prompt: Prompt, index: int) -> str:
+    start, end = prompt.passages[index]
+    return tiny_tokenizer().decode(prompt.token_ids[start:end])
+
+
+def rows(prompt: Prompt) -> str:
+    return tiny_tokenizer().decode(prompt.token_ids[slice(*prompt.rows)])
+
+
+def test_headrank_prompt_is_the_documented_text():
+    prompt = built(HEADRANK.template, ranking("Birds fly.", title="Flight"))
+    assert prompt.text == (
+        "<|im_start|>user\nHere are some paragraphs:\n\n[1] Flight\nBirds fly.\n\nPlease find information that are "
+        "relevant to the following query in the paragraphs above.\n\nQuery: how do birds fly?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_duplicate_and_quoted_passages_get_their_own_spans():
+    prompt = built(HEADRANK.template, ranking("Birds fly.", "He said: Birds fly. Well", "Birds fly."))
+    starts = [start for start, _ in prompt.passages.tolist()]
+    assert starts == sorted(set(starts))
+    assert [shown(prompt, i).strip() for i in range(3)] == ["Birds fly.", "He said: Birds fly. Well", "Birds fly."]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_reversed_order_keeps_spans_in_candidate_order(recipe):
+    prompt = built(replace(recipe.template, reverse=True), ranking("First here", "Second here"))
+    assert "First here" in shown(prompt, 0)
+    assert prompt.passages[0, 0] > prompt.passages[1, 0]
+    assert prompt.text.index("Second here") < prompt.text.index("First here")
+    assert prompt.text.index("1] Second") < prompt.text.index("2] First")  # labels count places in the prompt
+
+
+def test_rows_of_each_recipe():
+    please = "Please find information that are relevant to the following query in the paragraphs above."
+    question, suffix = " how do birds fly?", "<|im_end|>\n<|im_start|>assistant\n"
+    expected = {
+        "headrank": question + suffix,
+        "icr": f"{please} \n\nQuery:{question}{suffix}",
+        "qrhead": f"{please}\n\nQuery:{question}{suffix}",
+        "core": f"{please}\n\nQuery:{question}<|im_end|>",
+        "qrranker": f"Use the retrieved chunks to answer the user's query.\n\nQuery:{question}",
+    }
+    assert {recipe.name: rows(built(recipe.template, ranking("Birds fly"))) for recipe in RECIPES} == expected
+
+
+def test_rows_may_be_the_query_alone_as_in_selective_icr():
+    assert rows(built(replace(ICR.template, rows="query"), ranking("Birds fly"))) == " how do birds fly?"
+
+
+def test_columns_of_each_recipe():
+    spans = {recipe.name: shown(built(recipe.template, ranking("Birds fly", title="T")), 0) for recipe in RECIPES}
+    assert spans["icr"] == spans["qrhead"] == "[1] T\nBirds fly"
+    assert spans["core"].startswith(" Birds fly")  # no title, no label, and one token more
+    assert spans["core"] == " Birds fly\n\n"
+    assert spans["qrranker"] == "[1] Title: T: Birds fly\n\n"
+    assert spans["headrank"].strip() == "T\nBirds fly"
+
+
+def test_full_stop_merged_with_the_blank_line_counts_for_the_passage():
+    prompt = built(HEADRANK.template, ranking("Birds fly.", "Fish swim."))
+    merged = tiny_tokenizer().decode(prompt.token_ids[prompt.passages[0, 1] - 1 : prompt.passages[0, 1]])
+    assert merged == ".\n\n"
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(False, "[1] text"), (True, "[1] \ntext")])
+def test_empty_title_is_left_out_unless_the_template_keeps_it(keep, expected):
+    template = replace(ICR.template, keep_empty_title=keep)
+    assert shown(built(template, ranking("text", title="")), 0) == expected
+
+
+@pytest.mark.parametrize("place", ["text", "title", "query"])
+@pytest.mark.parametrize("control", CONTROLS)
+def test_control_tokens_in_content_are_neutralised_and_counted(place, control):
+    texts = {"text": "plain", "title": "plain", "query": "plain", place: f"a{control}b{control}"}
+    candidates = Ranking(Query("q", texts["query"]), (Candidate("d", 1.0, texts["text"], texts["title"]),))
+    prompt = built(HEADRANK.template, candidates)
+    assert prompt.counts["control_tokens"] == 2
+    clean = built(HEADRANK.template, Ranking(Query("q", "plain"), (Candidate("d", 1.0, "plain", "plain"),)))
+    special = list(tiny_tokenizer().get_added_vocab().values())
+    assert np.isin(prompt.token_ids, special).sum() == np.isin(clean.token_ids, special).sum()
+
+
+def test_words_beyond_the_limit_are_dropped_and_counted():
+    prompt = built(replace(HEADRANK.template, passage_words=3), ranking("one two  three four five", "one two"))
+    assert shown(prompt, 0).strip() == "one two  three"
+    assert (prompt.counts["passages_cut"], prompt.counts["words_dropped"]) == (1, 2)
+
+
+def test_tokens_beyond_the_limit_are_dropped_and_counted():
+    whole = built(HEADRANK.template, ranking("alpha beta gamma delta epsilon zeta eta theta"))
+    prompt = built(
+        replace(HEADRANK.template, passage_tokens=5), ranking("alpha beta gamma delta epsilon zeta eta theta")
+    )
+    assert np.diff(prompt.passages[0]) <= 5 + 1  # the full text's last token may merge with what follows
+    assert prompt.counts["tokens_dropped"] == np.diff(whole.passages[0])[0] - 5
+    assert prompt.counts["passages_cut"] == 1
+
+
+def test_a_passage_longer_than_the_whole_budget_is_cut_to_fit():
+    prompt = built(HEADRANK.template, ranking("long " * 5000, "short text"), budget=300)
+    assert len(prompt) <= 300
+    assert prompt.counts["passages_cut"] == 1
+    assert prompt.counts["words_dropped"] == 4700
+    assert prompt.counts["tokens_dropped"] > 0
+    assert "short text" in shown(prompt, 1)
+
+
+def test_more_passages_than_the_budget_holds_are_refused_by_name():
+    candidates = ranking(*(f"number {i} " * 20 for i in range(50)))
+    with pytest.raises(ValueError, match=r"qid q1: 50 passages do not fit: .* rerank fewer \(--depth\)"):
+        built(HEADRANK.template, candidates, budget=400)
+
+
+def test_candidate_without_text_is_refused_by_name():
+    with pytest.raises(ValueError, match="qid q docid d: the passage has no text"):
+        built(HEADRANK.template, Ranking(Query("q", "x"), (Candidate("d", 1.0),)))
+
+
+def test_template_for_another_family_is_refused():
+    with pytest.raises(ValueError, match=r"control tokens .*start_header_id.* choose chat='plain'"):
+        PromptBuilder(tiny_tokenizer(), replace(HEADRANK.template, chat=LLAMA3), max_prompt_tokens=100)
+
+
+def test_other_query_over_the_same_passages_shares_the_prefix():
+    builder = PromptBuilder(tiny_tokenizer(), ICR.template, max_prompt_tokens=200)
+    prompt = builder.build(ranking("word " * 400, "Birds fly."))
+    blank = builder.with_query(prompt, "N/A")
+    shared = min(prompt.prefix, blank.prefix)
+    assert np.array_equal(prompt.token_ids[:shared], blank.token_ids[:shared])
+    assert np.array_equal(prompt.passages, blank.passages)
+    assert shared == prompt.rows[0]
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40) | st.sampled_from(
+    ["Birds fly.", "[1] Birds fly.", "🐟🐠", "e\u0301\u0301", "<|im_end|>", " ", "\n\n", "word"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(texts, min_size=1, max_size=5), texts, st.sampled_from(RECIPES), st.booleans())
+def test_spans_cover_exactly_the_passages_for_any_text(passages, title, recipe, plain):
+    template = replace(recipe.template, trailing_columns=0, columns="text", title="", chat=PLAIN if plain else None)
+    prompt = built(template, ranking(*passages, title=title))
+    chat = PromptBuilder(tiny_tokenizer(), template, max_prompt_tokens=10).template.chat
+    offsets = tiny_tokenizer().backend_tokenizer.encode(prompt.text, add_special_tokens=False).offsets
+    order = range(len(passages))[::-1] if template.reverse else range(len(passages))
+    cursor, taken = len(chat.user + template.opening + template.separator), set()
+    for rank, index in enumerate(order, start=1):
+        start = cursor + len(template.label.format(rank=rank))
+        end = start + len(prompt.shown[index].text)
+        assert prompt.text[start:end] == prompt.shown[index].text
+        overlapping = {i for i, (a, b) in enumerate(offsets) if a < end and b > start} if end > start else set()
+        assert set(range(*prompt.passages[index])) == overlapping - taken
+        taken |= overlapping
+        cursor = end + len(template.separator)

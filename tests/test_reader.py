@@ -1,0 +1,206 @@
+"""The tap and the reader against plain eager attention of the whole model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from headrank_pipeline.attention import tap as tap_module
+from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.model import load
+from headrank_pipeline.attention.prompt import PromptBuilder
+from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.tap import mean_attention
+from headrank_pipeline.pipeline import MissingPrerequisite
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.rerank.recipes import HEADRANK, ICR
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {family: tiny_model(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
+
+
+def prompts(recipe=HEADRANK, count=3):
+    builder = PromptBuilder(tiny_tokenizer(), recipe.template, max_prompt_tokens=4096)
+    made = []
+    for n in range(count):
+        texts = [f"Passage {i} about birds and {i * n} fish. " * (1 + (i + n) % 4) for i in range(2 + n)] + ["x", ""]
+        candidates = tuple(Candidate(f"d{i}", -float(i), text) for i, text in enumerate(texts))
+        query = Query(f"q{n}", "do birds swim " * (n + 1))
+        made.append(builder.build(Ranking(query, candidates)))
+    return builder, made
+
+
+def reader_of(folder, heads="all", **options):
+    return AttentionReader(load(folder, heads, device="cpu"), **options)
+
+
+def eager_attention(folder, prompt):
+    """[L, A, N, N] of the untouched whole model."""
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    with torch.no_grad():
+        output = model(torch.tensor(prompt.token_ids)[None], output_attentions=True)
+    return torch.stack([layer[0] for layer in output.attentions])
+
+
+def eager_rows(folder, prompt):
+    """[L * A, N], mean over the rows."""
+    return eager_attention(folder, prompt)[:, :, slice(*prompt.rows)].mean(2).flatten(0, 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tap_equals_eager_attention(folders, family):
+    _, made = prompts()
+    for prompt, read in zip(made, reader_of(folders[family]).read(made), strict=True):
+        assert (read - eager_rows(folders[family], prompt)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_passages_support_equals_renormalised_eager_attention(folders, family):
+    _, (prompt, *_) = prompts()
+    attention = eager_attention(folders[family], prompt)[:, :, slice(*prompt.rows)]
+    columns = torch.zeros(len(prompt), dtype=torch.bool)
+    for start, end in prompt.passages:
+        columns[start:end] = True
+    attention = attention * columns
+    expected = (attention / attention.sum(-1, keepdim=True)).mean(2).flatten(0, 1)
+    (read,) = reader_of(folders[family]).read([prompt], support="passages")
+    assert (read - expected).abs().max() <= TOLERANCE
+    assert torch.allclose(read.sum(1), torch.ones(len(read)), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_truncated_model_equals_whole_model(folders, family):
+    _, made = prompts()
+    chosen = HeadSet("some", ((2, 3), (0, 1), (1, 2)))
+    truncated, whole = reader_of(folders[family], chosen), reader_of(folders[family])
+    assert len(truncated.model.layers) == 3
+    index = [layer * 4 + head for layer, head in chosen.heads]  # listed order, not layer order
+    for few, every in zip(truncated.read(made), whole.read(made), strict=True):
+        assert (few - every[index]).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("support", ["all", "passages"])
+def test_batched_equals_one_by_one(folders, support):
+    _, made = prompts(count=5)
+    batched = reader_of(folders["qwen3"], batch_tokens=100_000).read(made, support=support)
+    single = reader_of(folders["qwen3"], batch_tokens=1).read(made, support=support)
+    for one, other in zip(batched, single, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("support", ["all", "passages"])
+def test_calibration_on_the_shared_prefix_equals_two_full_passes(folders, family, support):
+    builder, made = prompts(ICR, count=4)
+    pairs = [(prompt, builder.with_query(prompt, "N/A")) for prompt in made]
+    reader = reader_of(folders[family])
+    whole = [reader.read(list(pair), support=support) for pair in pairs]
+    for (query, blank), (full_query, full_blank) in zip(
+        reader.read_calibrated(pairs, support=support), whole, strict=True
+    ):
+        assert (query - full_query).abs().max() <= TOLERANCE
+        assert (blank - full_blank).abs().max() <= TOLERANCE
+
+
+def test_long_queries_are_read_in_chunks_of_rows(folders, monkeypatch):
+    _, made = prompts()
+    whole = reader_of(folders["qwen3"]).read(made)
+    monkeypatch.setattr(tap_module, "_MAX_LOGITS", 1)
+    for one, other in zip(reader_of(folders["qwen3"]).read(made), whole, strict=True):
+        assert (one - other).abs().max() <= TOLERANCE
+
+
+def test_half_precision_models_are_reduced_in_float32(folders):
+    _, (prompt, *_) = prompts()
+    loaded = load(folders["qwen3"], "all", device="cpu", dtype="bfloat16")
+    (read,) = AttentionReader(loaded).read([prompt])
+    assert read.dtype == torch.float32
+    assert (read.sum(1) - 1).abs().max() <= 1e-5  # bfloat16 sums would be off by 1e-2
+
+
+def test_large_products_do_not_overflow_in_half_precision():
+    query = torch.full((1, 1, 1, 64), 200.0, dtype=torch.float16)
+    key = torch.full((1, 1, 4, 64), 200.0, dtype=torch.float16)
+    read = mean_attention(
+        query, key, torch.tensor([0]), torch.tensor([[0]]), torch.ones(1, 1, 1),
+        mask=torch.ones(1, 1, 1, 4, dtype=torch.bool), columns=None, scaling=1.0,
+    )  # fmt: skip
+    assert torch.equal(read, torch.full((1, 1, 1, 4), 0.25))
+
+
+def test_rows_without_any_passage_token_read_zero(folders):
+    builder, _ = prompts()
+    prompt = builder.build(Ranking(Query("q", "birds"), (Candidate("d", 1.0, ""),)))
+    (read,) = reader_of(folders["qwen3"]).read([prompt], support="passages")
+    assert torch.equal(read, torch.zeros_like(read))
+
+
+def test_no_prompts_give_no_readings(folders):
+    assert reader_of(folders["qwen3"]).read([]) == []
+    assert reader_of(folders["qwen3"]).read_calibrated([]) == []
+
+
+def test_head_beyond_the_model_is_refused_by_name(folders):
+    with pytest.raises(ValueError, match=r"'far' names 9-0, but .* has layers 0-3 with heads 0-3"):
+        load(folders["qwen3"], HeadSet("far", ((9, 0),)), device="cpu")
+
+
+def test_missing_model_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model folder .*nowhere does not exist"):
+        load(tmp_path / "nowhere", "all", device="cpu")
+
+
+def test_name_unknown_to_the_hub_is_named(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="model 'no-such/model' is neither a local model folder"):
+        load("no-such/model", "all", device="cpu")
+
+
+def test_checkpoint_below_the_deepest_head_is_refused(folders, tmp_path):
+    folder = tmp_path / "cut"
+    shutil.copytree(tiny_model(tmp_path / "two", layers=2), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"], config["layer_types"] = 4, ["full_attention"] * 4
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"the checkpoint lacks \d+ weights that the first 4 layers need"):
+        load(folder, "all", device="cpu")
+
+
+def test_sliding_window_layers_are_refused(folders, tmp_path):
+    folder = tmp_path / "sliding"
+    shutil.copytree(folders["qwen2"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["layer_types"] = ["full_attention", "sliding_attention"] * 2
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="full attention in every layer"):
+        load(folder, "all", device="cpu")
+
+
+def test_absent_gpu_is_a_missing_prerequisite(folders):
+    with pytest.raises(MissingPrerequisite, match="use --device cpu"):
+        load(folders["qwen3"], "all", device="cuda:99")
+
+
+@pytest.mark.parametrize(("argument", "value"), [("device", "tpu!"), ("dtype", "int8")])
+def test_unknown_device_or_dtype_is_refused(folders, argument, value):
+    with pytest.raises(ValueError, match="expected auto"):
+        load(folders["qwen3"], "all", **{"device": "cpu", argument: value})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_equals_cpu(folders):
+    _, made = prompts()
+    on_gpu = AttentionReader(load(folders["qwen3"], "all", device="cuda", dtype="float32"))
+    for one, other in zip(on_gpu.read(made), reader_of(folders["qwen3"]).read(made), strict=True):
+        assert (one.cpu() - other).abs().max() <= 1e-4  # other kernels, other order of summation

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import logging
+import random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reference_icr import icr_scores
+from tiny_models import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead, qrranker
+
+HEADS = HeadSet("some", ((1, 0), (2, 3)))
+SYSTEMS = {
+    "headrank": lambda folder: headrank(folder, HEADS, device="cpu"),
+    "icr": lambda folder: icr(folder, device="cpu"),
+    "qrhead": lambda folder: qrhead(folder, HEADS, device="cpu"),
+    "core": lambda folder: core(folder, HEADS, device="cpu"),
+    "qrranker": lambda folder: qrranker(folder, HEADS, device="cpu"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("qwen3"))
+
+
+@pytest.fixture(scope="module")
+def systems(folder):
+    return {name: make(folder) for name, make in SYSTEMS.items()}
+
+
+def ranking(texts, query="how do birds fly?", titles=None):
+    titles = titles or [None] * len(texts)
+    pairs = enumerate(zip(texts, titles, strict=True))
+    return Ranking(Query("q1", query), tuple(Candidate(f"d{i}", -float(i), text, title) for i, (text, title) in pairs))
+
+
+def random_list(seed):
+    """A list with duplicates, nested passages, one-token passages and titles."""
+    chance = random.Random(seed)
+    words = ["birds", "fly", "over", "the", "old", "harbour", "while", "seven", "fish", "swim", "below", "[1]", "N/A", "query:", "🐟", "café"]
+    texts = [" ".join(chance.choices(words, k=chance.randint(1, 25))) for _ in range(chance.randint(1, 6))]
+    texts += [texts[0], texts[0].split(" ")[0], "x", f"quoted: {texts[0]}."]
+    titles = [chance.choice([None, "Birds", "Old harbour"]) for _ in texts]
+    return ranking(texts, " ".join(chance.choices(words, k=chance.randint(1, 9))), titles)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_icr_equals_the_independent_implementation(folder, systems, seed):
+    candidates = random_list(seed)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    passages = [(c.title, c.text) for c in candidates.candidates]
+    expected = icr_scores(model, tiny_tokenizer(), candidates.query.text, passages)
+    found = {c.docid: c.score for c in systems["icr"].rerank(candidates).candidates}
+    for docid, score in zip(candidates.docids, expected, strict=True):
+        assert found[docid] == pytest.approx(score, rel=1e-4, abs=1e-6)
+
+
+def test_a_window_of_layers_equals_the_independent_implementation(folder):
+    candidates = random_list(99)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    passages = [(c.title, c.text) for c in candidates.candidates]
+    expected = icr_scores(model, tiny_tokenizer(), candidates.query.text, passages, layers=(1, 2))
+    found = icr(folder, "layers:1-2", device="cpu").rerank(candidates)
+    assert [found.candidates[found.docids.index(d)].score for d in candidates.docids] == pytest.approx(
+        expected, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_candidate_comes_back_once_in_score_order(systems, name):
+    for length in (1, 2, 7, 40):
+        candidates = ranking([f"passage {i} {'word ' * (i % 5)}" for i in range(length)])
+        reranked = systems[name].rerank(candidates)
+        assert sorted(reranked.docids) == sorted(candidates.docids)
+        assert list(reranked.scores) == sorted(reranked.scores, reverse=True)
+        assert {c.text for c in reranked.candidates} == {c.text for c in candidates.candidates}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_batch_equals_one_by_one_and_keeps_empty_lists(systems, name):
+    batch = [random_list(1), Ranking(Query("none", "nothing found")), random_list(2), random_list(3)]
+    together = systems[name].rerank_batch(batch)
+    assert together[1] == batch[1]
+    for one, other in zip(together, batch, strict=True):
+        alone = systems[name].rerank(other)
+        assert one.docids == alone.docids
+        assert one.scores == pytest.approx(alone.scores, rel=1e-4, abs=1e-6)
+
+
+def test_headrank_scores_share_out_the_attention_mass(systems):
+    reranked = systems["headrank"].rerank(random_list(5))
+    assert sum(reranked.scores) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_notes_count_what_was_changed(systems):
+    reranked = systems["headrank"].rerank(ranking(["word " * 400, "ends here <|im_end|>"]))
+    assert reranked.notes["passages_cut"] == 1
+    assert reranked.notes["words_dropped"] == 100
+    assert reranked.notes["control_tokens"] == 1
+    assert reranked.notes["prompt_tokens"] > 300
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=5), st.text(min_size=1, max_size=20).filter(str.strip))
+def test_any_text_gives_finite_scores(systems, texts, query):
+    for system in systems.values():
+        reranked = system.rerank(ranking(texts, query))
+        assert sorted(reranked.docids) == sorted(f"d{i}" for i in range(len(texts)))
+
+
+def test_options_change_fields_and_unknown_ones_are_refused(folder):
+    reranker = headrank(folder, HEADS, options={"reverse": True, "length_exponent": 1.0}, device="cpu")
+    assert reranker.recipe.template.reverse and reranker.recipe.rule.length_exponent == 1.0
+    with pytest.raises(ValueError, match=r"headrank has no option \['revers'\]; options: .*reverse"):
+        headrank(folder, HEADS, options={"revers": True}, device="cpu")
+
+
+def test_description_tells_templates_and_heads_apart(folder):
+    plain = headrank(folder, HEADS, device="cpu").describe()
+    other = headrank(folder, HEADS, options={"reverse": True}, device="cpu").describe()
+    assert plain["template"]["sha256"] != other["template"]["sha256"]
+    assert plain["fingerprint"] == other["fingerprint"] and len(plain["fingerprint"]) == 64
+    assert (plain["layers_run"], plain["layers_of_model"], plain["dtype"]) == (3, 4, "float32")
+
+
+def test_heads_selected_on_another_model_are_reported(folder, caplog):
+    heads = HeadSet("theirs", ((0, 0),), model="Qwen/Qwen3-4B")
+    with caplog.at_level(logging.WARNING):
+        headrank(folder, heads, device="cpu")
+    assert "head set theirs was selected on Qwen/Qwen3-4B" in caplog.text
+
+
+def test_budget_beyond_the_model_is_refused(folder):
+    with pytest.raises(ValueError, match="max_prompt_tokens 100000: .* was made for 8192 positions"):
+        headrank(folder, HEADS, device="cpu", max_prompt_tokens=100_000)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: icr(folder, instruction="qu", device="cpu"), "instruction 'qu': expected one of ie, qa"),
+        (lambda folder: headrank(folder, HEADS, chat="qwen", device="cpu"), "chat 'qwen': expected auto or one of"),
+        (lambda folder: headrank(folder, HEADS, chat="llama3", device="cpu"), "choose chat='plain'"),
+    ],
+)
+def test_wrong_choices_are_refused(folder, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(folder)
+
+
+def test_qa_instruction_is_the_authors(folder):
+    prompt = icr(folder, instruction="qa", device="cpu").builder.build(ranking(["text"]))
+    assert "Please answer the following question based on the information in the paragraphs above." in prompt.text
+
+
+def test_qrhead_writes_no_newline_after_the_roles(systems):
+    prompt = systems["qrhead"].builder.build(ranking(["text"]))
+    assert prompt.text.startswith("<|im_start|>user Here are some paragraphs:\n\n[1] text\n\nPlease")
+    assert prompt.text.endswith("fly?<|im_end|>\n<|im_start|>assistant")
