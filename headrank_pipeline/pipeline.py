@@ -193,9 +193,12 @@ def _fed(stage: Source, tail: Source, rankings: Iterator[Ranking]) -> Iterator[R
     if stage == tail:
         return rankings
     cutoff = stage.most()
-    if cutoff is not None and stage == tail % cutoff:
+    if cutoff is None:
+        return None
+    if stage == tail % cutoff:
         return (ranking.cut(cutoff) for ranking in rankings)
-    return None
+    fed = _fed(stage.source, tail, rankings) if isinstance(stage, _Cutoff) else None
+    return None if fed is None else (ranking.cut(cutoff) for ranking in fed)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+"""Shared fixtures: the real collections beside the project, and indexes that are built once per session."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+PASSAGES = (
+    {"_id": "d1", "title": "Flea", "text": "A flea can live up to a year."},
+    {"_id": "d2", "title": "Dog", "text": "The dog sleeps."},
+    {"_id": "007", "title": "", "text": "Spies and one flea."},
+    {"_id": "7", "title": "Cat", "text": "A cat without any flea, flea, flea."},
+    {"_id": "d5", "title": "Emoji 🙂", "text": "naïve café, 東京, 𝔘nicode flea \u2028 done"},
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real collections; tests that need it are skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real collections are not beside the project (no {SHARED_DATA})")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five passages as BEIR JSONL."""
+    path = tmp_path_factory.mktemp("tiny") / "corpus.jsonl"
+    path.write_text("".join(json.dumps(passage) + "\n" for passage in PASSAGES), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_index(tiny_corpus: Path) -> Path:
+    """A Lucene index of the five passages."""
+    from headrank_pipeline.first_stage import build_index
+
+    return build_index(tiny_corpus, tiny_corpus.with_name("index")).path
+
+
+@pytest.fixture(scope="session")
+def scifact_index(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Lucene index of SciFact, as Pyserini's flat BEIR index."""
+    from headrank_pipeline.first_stage import build_index
+
+    folder = tmp_path_factory.mktemp("scifact") / "index"
+    return build_index(shared_data / "scifact" / "corpus.jsonl.gz", folder).path
