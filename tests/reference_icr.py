@@ -11,7 +11,7 @@ INSTRUCTION = "Please find information that are relevant to the following query 
 
 
 def icr_scores(model, tokenizer, query, passages, layers=None):
-    """Return one score per (title, text) of `passages`, in their order; the best candidate stands last in the prompt."""
+    """Return one score per (title, text) of `passages`; the first of them stands last in the prompt."""
     head = "<|im_start|>user\n Here are some paragraphs:"
     spans = []
     for place, (title, text) in enumerate(reversed(passages), start=1):

@@ -133,6 +133,13 @@ def test_a_passage_longer_than_the_whole_budget_is_cut_to_fit():
     assert "short text" in shown(prompt, 1)
 
 
+def test_a_token_across_two_passages_belongs_to_the_earlier_one():
+    template = replace(HEADRANK.template, label="", separator="", trailing_columns=1)
+    prompt = built(template, ranking("query: birds are", "are some para", "graphs are"))
+    taken = [token for start, end in prompt.passages.tolist() for token in range(start, end)]
+    assert len(taken) == len(set(taken))
+
+
 def test_more_passages_than_the_budget_holds_are_refused_by_name():
     candidates = ranking(*(f"number {i} " * 20 for i in range(50)))
     with pytest.raises(ValueError, match=r"qid q1: 50 passages do not fit: .* rerank fewer \(--depth\)"):

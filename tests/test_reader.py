@@ -8,7 +8,8 @@ import shutil
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModel, AutoModelForCausalLM
 
 from headrank_pipeline.attention import tap as tap_module
 from headrank_pipeline.attention.heads import HeadSet
@@ -112,6 +113,21 @@ def test_calibration_on_the_shared_prefix_equals_two_full_passes(folders, family
         assert (blank - full_blank).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_masks_reach_the_tap(folders, family):
+    """Without a mask function under the tap's name transformers passes none and nothing warns."""
+    tap_module.register()
+    ids = torch.arange(20).reshape(2, 10)
+    padding = torch.ones_like(ids)
+    padding[0, :4] = 0  # left padding is what a causal mask alone gets wrong
+    outputs = []
+    for implementation in (tap_module.IMPLEMENTATION, "eager"):
+        model = AutoModel.from_pretrained(folders[family], attn_implementation=implementation).eval()
+        with torch.no_grad():
+            outputs.append(model(ids, attention_mask=padding).last_hidden_state[padding.bool()])
+    assert (outputs[0] - outputs[1]).abs().max() <= TOLERANCE
+
+
 def test_long_queries_are_read_in_chunks_of_rows(folders, monkeypatch):
     _, made = prompts()
     whole = reader_of(folders["qwen3"]).read(made)
@@ -204,3 +220,34 @@ def test_gpu_equals_cpu(folders):
     on_gpu = AttentionReader(load(folders["qwen3"], "all", device="cuda", dtype="float32"))
     for one, other in zip(on_gpu.read(made), reader_of(folders["qwen3"]).read(made), strict=True):
         assert (one.cpu() - other).abs().max() <= 1e-4  # other kernels, other order of summation
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_nothing_of_size_n_by_n_is_made(folders, calibrated):
+    builder, _ = prompts(ICR)
+    texts = ["birds fly over the sea " * 50] * 12
+    candidates = tuple(Candidate(f"d{i}", -float(i), text) for i, text in enumerate(texts))
+    prompt = builder.build(Ranking(Query("q", "birds"), candidates))
+    reader = reader_of(folders["qwen3"])
+    with _Largest() as largest:
+        if calibrated:
+            reader.read_calibrated([(prompt, builder.with_query(prompt, "N/A"))])
+        else:
+            reader.read([prompt])
+    assert len(prompt) > 3000
+    assert largest.elements < len(prompt) ** 2 / 4

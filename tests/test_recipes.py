@@ -38,13 +38,31 @@ def systems(folder):
 def ranking(texts, query="how do birds fly?", titles=None):
     titles = titles or [None] * len(texts)
     pairs = enumerate(zip(texts, titles, strict=True))
-    return Ranking(Query("q1", query), tuple(Candidate(f"d{i}", -float(i), text, title) for i, (text, title) in pairs))
+    candidates = tuple(Candidate(f"d{i}", -float(i), text, title) for i, (text, title) in pairs)
+    return Ranking(Query("q1", query), candidates)
 
 
 def random_list(seed):
     """A list with duplicates, nested passages, one-token passages and titles."""
     chance = random.Random(seed)
-    words = ["birds", "fly", "over", "the", "old", "harbour", "while", "seven", "fish", "swim", "below", "[1]", "N/A", "query:", "🐟", "café"]
+    words = [
+        "birds",
+        "fly",
+        "over",
+        "the",
+        "old",
+        "harbour",
+        "while",
+        "seven",
+        "fish",
+        "swim",
+        "below",
+        "[1]",
+        "N/A",
+        "query:",
+        "🐟",
+        "café",
+    ]
     texts = [" ".join(chance.choices(words, k=chance.randint(1, 25))) for _ in range(chance.randint(1, 6))]
     texts += [texts[0], texts[0].split(" ")[0], "x", f"quoted: {texts[0]}."]
     titles = [chance.choice([None, "Birds", "Old harbour"]) for _ in texts]
@@ -138,7 +156,7 @@ def test_heads_selected_on_another_model_are_reported(folder, caplog):
 
 
 def test_budget_beyond_the_model_is_refused(folder):
-    with pytest.raises(ValueError, match="max_prompt_tokens 100000: .* was made for 8192 positions"):
+    with pytest.raises(ValueError, match=r"max_prompt_tokens 100000: .* was made for 8192 positions"):
         headrank(folder, HEADS, device="cpu", max_prompt_tokens=100_000)
 
 
