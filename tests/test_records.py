@@ -33,13 +33,13 @@ def test_a_number_is_not_an_id():
 
 @pytest.mark.parametrize("blank", ["", "  ", "\n\t", "\u2003", None])
 def test_an_empty_query_names_its_qid(blank):
-    with pytest.raises(ValueError, match="qid q9: query text .* is empty"):
+    with pytest.raises(ValueError, match=r"qid q9: query text .* is empty"):
         Query("q9", blank)
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_not_finite_names_its_docid(score):
-    with pytest.raises(ValueError, match="docid d1: score .* is not finite"):
+    with pytest.raises(ValueError, match=r"docid d1: score .* is not finite"):
         Candidate("d1", score)
 
 

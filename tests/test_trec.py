@@ -1,0 +1,372 @@
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+import pytrec_eval
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.trec import (
+    Passage,
+    atomic_writer,
+    candidate_line,
+    open_text,
+    passage_from_raw,
+    read_candidates,
+    read_corpus,
+    read_qrels,
+    read_run,
+    read_topics,
+    run_lines,
+    write_candidates,
+    write_run,
+)
+
+
+def file(folder: Path, text: str, name: str = "input") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def request(qid: object = "q1", candidates: object = (), **query: object) -> str:
+    return json.dumps({"query": {"qid": qid, "text": "flea", **query}, "candidates": candidates})
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def test_gzip_is_known_by_its_bytes_not_its_name(tmp_path):
+    path = tmp_path / "plainly.txt"
+    path.write_bytes(gzip.compress("q1\tflöhe\n".encode()))
+    assert read_topics(path) == [Query("q1", "flöhe")]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_id(tmp_path):
+    path = tmp_path / "topics.tsv"
+    path.write_bytes(b"\xef\xbb\xbfq1\tflea\r\n")
+    assert read_topics(path) == [Query("q1", "flea")]
+
+
+def test_a_missing_file_names_its_purpose(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.tsv: no such topics file"):
+        read_topics(tmp_path / "nowhere.tsv")
+    with pytest.raises(FileNotFoundError, match="expected a qrels file, this is a folder"):
+        read_qrels(tmp_path)
+
+
+def test_bytes_that_are_not_utf8_name_the_line_before(tmp_path):
+    path = tmp_path / "topics.tsv"
+    path.write_bytes(b"".join(b"q%d\tflea\n" % number for number in range(5000)) + b"q\tfl\xe9a\n")
+    with pytest.raises(ValueError, match=r"topics\.tsv: not UTF-8 after line \d+"):
+        read_topics(path)
+
+
+def test_a_truncated_gzip_file_is_named(tmp_path):
+    path = tmp_path / "topics.tsv.gz"
+    path.write_bytes(gzip.compress(os.urandom(50).hex().encode() + b"\tflea\n")[:-12])
+    with pytest.raises(ValueError, match="damaged gzip"):
+        read_topics(path)
+
+
+def test_atomic_writer_makes_folders_and_leaves_only_the_file(tmp_path):
+    with atomic_writer(tmp_path / "new" / "run.trec") as out:
+        out.write("ä\n")
+        assert [path.name for path in (tmp_path / "new").iterdir()] != ["run.trec"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.trec"]
+    assert (tmp_path / "new" / "run.trec").read_bytes() == "ä\n".encode()
+
+
+@pytest.mark.parametrize("name", ["run.trec", "run.trec.gz"])
+def test_atomic_writer_keeps_the_old_file_on_an_exception(tmp_path, name):
+    path = file(tmp_path, "old", name)
+    with pytest.raises(KeyboardInterrupt), atomic_writer(path) as out:
+        out.write("new" * 100_000)
+        raise KeyboardInterrupt
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [(name, "old")]
+
+
+def test_atomic_writer_gzips_by_name_with_equal_bytes_for_equal_text(tmp_path):
+    for name in ("a.gz", "b.gz"):
+        with atomic_writer(tmp_path / name) as out:
+            out.write("flea\n")
+    assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
+    assert open_text(tmp_path / "a.gz").read() == "flea\n"
+
+
+# ------------------------------------------------------------------------------------------------------------ topics
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "007\tlife of a flea\n\n7\tdog\n",
+        '{"_id": "007", "text": "life of a flea", "metadata": {}}\n{"_id": 7, "text": "dog"}\n',
+        '{"qid": "007", "query": "life of a flea"}\n{"id": "7", "title": "dog"}\n',
+        "<top>\n<num> Number: 007 </num>\n<title> life of\n a flea\n<desc> Description: x\n</top>\n"
+        "<top>\n<num>7\n<title>Topic: dog</title>\n</top>\n",
+    ],
+)
+def test_topics_of_every_format_keep_ids_and_order(tmp_path, text):
+    assert read_topics(file(tmp_path, text)) == [Query("007", "life of a flea"), Query("7", "dog")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("q1 flea\n", r"input:1: expected 'qid<tab>text', got 1 columns"),
+        ("q1\tflea\nq2\t  \n", r"input:2: qid q2: query text '' is empty"),
+        ("q1\tflea\n\nq1\tdog\n", r"input:3: qid q1 was given before at .*input:1"),
+        ('{"_id": "q1", "text": "flea"}\n{"_id": "q2"\n', r"input:2: not valid JSON \(Expecting .*\): fix or delete"),
+        ('{"_id": 1.0, "text": "flea"}\n', r"input:1: id 1.0: expected a string or a whole number, got float"),
+        ('{"_id": "q1", "txt": "flea"}\n', r"input:1: expected the field 'text' or .*, found \['_id', 'txt'\]"),
+        ('{"_id": "q1", "text": ["flea"]}\n', r"input:1: query text \['flea'\]: expected a string"),
+        ("\n<top>\n<num>1\n</top>\n", r"input:2: <top> without <title>"),
+        ("\n\n", "no topics in it"),
+    ],
+)
+def test_bad_topics_name_file_and_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_topics(file(tmp_path, text))
+
+
+# ------------------------------------------------------------------------------------------------------------- qrels
+
+
+def test_trec_and_beir_qrels_read_alike(tmp_path):
+    expected = {"007": {"01": 2, "1": 0}, "7": {"d": -1}}
+    trec = file(tmp_path, "007 0 01 2\n007 Q0 1 0\n\n7\t0\td\t-1\n", "trec")
+    beir = file(tmp_path, "query-id\tcorpus-id\tscore\n007\t01\t2\n007\t1\t0\n7\td\t-1\n", "beir")
+    assert read_qrels(trec) == read_qrels(beir) == expected
+
+
+def test_the_same_judgement_twice_is_one(tmp_path):
+    assert read_qrels(file(tmp_path, "q 0 d 1\nq 0 d 1\n")) == {"q": {"d": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("q 0 d 1\nq 0 d 2\n", "input:2: qid q docid d is judged 2 here and 1 above"),
+        ("q 0 d high\n", "input:1: grade 'high': expected a whole number"),
+        ("q\td\t1\n", r"input:1: expected 4 columns .* BEIR qrels need their header line"),
+        ("query-id\tcorpus-id\tscore\nq 0 d 1\n", r"input:2: expected 3 columns"),
+        ("query-id\tcorpus-id\tscore\n", "no judgements in it"),
+    ],
+)
+def test_bad_qrels_name_file_and_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_qrels(file(tmp_path, text))
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_a_run_is_read_by_score_and_among_ties_by_rank(tmp_path):
+    run = read_run(file(tmp_path, "7 Q0 c 3 1.0 t\n7 Q0 b 2 1.0 t\n7 Q0 01 9 2e0 t\n8 Q0 x 1 -1 t\n"))
+    assert [candidate.docid for candidate in run["7"]] == ["01", "b", "c"]
+    assert run["8"] == [Candidate("x", -1.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("q Q0 d 1 0.5\n", "input:1: expected 6 columns .*, got 5"),
+        ("q Q0 d 1 nan t\n", "input:1: qid q docid d: score 'nan': scores must be finite"),
+        ("q Q0 d 1 inf t\n", "input:1: qid q docid d: score 'inf': scores must be finite"),
+        ("q Q0 d 1 high t\n", "input:1: qid q docid d: score 'high': expected a number"),
+        ("q Q0 d first 1 t\n", "input:1: rank 'first': expected a whole number"),
+        ("q Q0 d 1 2 t\nq Q0 e 2 1 t\nq Q0 d 3 0 t\n", "input:3: qid q docid d occurs before on line 1"),
+    ],
+)
+def test_bad_runs_name_file_and_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_run(file(tmp_path, text))
+
+
+def test_run_lines_have_ranks_from_one_and_the_tag():
+    ranking = Ranking(Query("007", "flea"), (Candidate("b", 2.0), Candidate("a", 2.0)))
+    assert run_lines(ranking, "headrank") == ["007 Q0 b 1 2.0 headrank", "007 Q0 a 2 1.9999999 headrank"]
+
+
+@pytest.mark.parametrize("tag", ["", "two words", "tab\t"])
+def test_a_tag_with_white_space_is_refused_before_anything_is_written(tmp_path, tag):
+    with pytest.raises(ValueError, match="without white space"):
+        write_run(tmp_path / "run", [], tag)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_run_counts_the_queries_that_have_lines(tmp_path):
+    rankings = [Ranking(Query("q1", "x"), (Candidate("d", 1.0),)), Ranking(Query("q2", "x"))]
+    assert write_run(tmp_path / "run", rankings, "t") == 1
+    assert (tmp_path / "run").read_text() == "q1 Q0 d 1 1.0 t\n"
+
+
+@pytest.mark.parametrize("write", [lambda path, rankings: write_run(path, rankings, "t"), write_candidates])
+def test_a_qid_given_twice_is_refused_and_nothing_is_left_behind(tmp_path, write):
+    with pytest.raises(ValueError, match="qid q1 was given twice"):
+        write(tmp_path / "out", [Ranking(Query("q1", "x"))] * 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------------------------- candidates
+
+ids = st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1, max_size=5)
+texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+candidates = st.builds(Candidate, ids, st.floats(allow_nan=False, allow_infinity=False), texts, texts)
+
+
+@given(st.lists(candidates, max_size=4, unique_by=lambda c: c.docid), ids)
+def test_candidates_survive_the_round_trip_exactly(tmp_path_factory, drawn, qid):
+    path = tmp_path_factory.getbasetemp() / "round-trip.jsonl.gz"
+    rankings = [Ranking.from_scores(Query(qid, "flea \u2028 🙂"), drawn)]
+    assert write_candidates(path, rankings) == 1
+    assert list(read_candidates(path)) == rankings
+
+
+def test_what_is_not_known_is_left_out_of_the_line():
+    line = json.loads(candidate_line(Ranking(Query("q", "x"), (Candidate("d", 1.0), Candidate("e", 0.5, "", None)))))
+    assert line["candidates"] == [
+        {"docid": "d", "score": 1.0, "rank": 1},
+        {"docid": "e", "score": 0.5, "rank": 2, "doc": {"text": ""}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("doc", "expected"),
+    [
+        ({"title": "T", "text": "A"}, ("T", "A")),
+        ({"contents": "A", "id": "d"}, (None, "A")),
+        ({"title": None, "segment": "A", "url": "u", "headings": "h"}, (None, "A")),
+        ({"title": "T", "contents": "B", "text": "A"}, ("T", "A")),
+        ("A", (None, "A")),
+        ('{"_id": "d", "title": "T", "text": "A"}', ("T", "A")),
+        ({}, (None, None)),
+        (None, (None, None)),
+    ],
+)
+def test_docs_of_other_tools_are_understood(tmp_path, doc, expected):
+    path = file(tmp_path, request(candidates=[{"docid": "d", "score": 1, "rank": 7, "doc": doc}]))
+    (candidate,) = next(read_candidates(path)).candidates
+    assert (candidate.title, candidate.text) == expected
+
+
+def test_whole_number_ids_of_other_tools_become_strings(tmp_path):
+    path = file(tmp_path, request(264014, [{"docid": 7, "score": 2.0}, {"docid": "007", "score": 1.0}]))
+    assert next(read_candidates(path)) == Ranking(Query("264014", "flea"), (Candidate("7", 2.0), Candidate("007", 1.0)))
+
+
+def test_a_json_array_of_requests_is_read_too(tmp_path):
+    path = file(tmp_path, "[\n" + request("q1") + ",\n" + request("q2", [{"docid": "d"}]) + "\n]")
+    found = read_candidates(path)
+    assert next(found) == Ranking(Query("q1", "flea"))
+    with pytest.raises(ValueError, match="request 2: candidate 1: expected the field 'score', found"):
+        next(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"query": ', r"input:2: not valid JSON \(Expecting value.*\): fix or delete the line"),
+        ("[1, 2]", "input:2: expected a JSON object per line, got list"),
+        ('{"candidates": []}', "input:2: .*found no query object"),
+        (request("q2", None), "input:2: 'candidates': expected a list"),
+        (request("q0"), "input:2: qid q0 was given before at .*input:1"),
+        (request("q2", text=" "), "input:2: qid q2: query text ' ' is empty"),
+        (request(1.5), "input:2: query: id 1.5: expected a string or a whole number"),
+        (request(True), "input:2: query: id True: expected a string or a whole number"),
+        (request("q2", ["d"]), "input:2: candidate 1: expected an object"),
+        (request("q2", [{"docid": "d", "score": "1"}]), "input:2: candidate 1 docid d: score '1': expected a number"),
+        (request("q2", [{"docid": "d", "score": float("nan")}]), "input:2: candidate 1: score nan"),
+        (request("q2", [{"docid": "d", "score": 1, "doc": 5}]), "input:2: docid d: doc 5: expected an object"),
+        (
+            request("q2", [{"docid": "d", "score": 1, "doc": {"abstract": "A"}}]),
+            r"input:2: docid d: found the fields \['abstract'\]; expected the text in one of text, segment",
+        ),
+        (
+            request("q2", [{"docid": "d", "score": 1}, {"docid": "e", "score": 2}]),
+            "input:2: qid q2: docid e at rank 2 scores 2.0, above d before it",
+        ),
+        (
+            request("q2", [{"docid": "d", "score": 1}] * 2),
+            "input:2: qid q2: docid d occurs at ranks 1 and 2",
+        ),
+    ],
+)
+def test_bad_candidates_name_file_and_line(tmp_path, line, message):
+    with pytest.raises(ValueError, match=message):
+        list(read_candidates(file(tmp_path, request("q0") + "\n" + line + "\n")))
+
+
+# ------------------------------------------------------------------------------------------------------------ corpus
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"_id": "007", "title": "T", "text": "A", "metadata": {}}\n', Passage("007", "A", "T")),
+        ('{"id": "007", "contents": "A"}\n', Passage("007", "A")),
+        ("007\tA\twith a tab\n", Passage("007", "A\twith a tab")),
+        ('{"_id": "007", "title": "", "text": ""}\n', Passage("007", "", "")),
+    ],
+)
+def test_corpora_of_every_format(tmp_path, text, expected):
+    assert list(read_corpus(file(tmp_path, text))) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"_id": "d", "text": "A"}\n{"_id": "e", "title": "T"}\n', "input:2: docid e: no text; expected one of"),
+        ('{"_id": "d", "text": "A"}\n{"text": "A"}\n', "input:2: expected the field '_id' or 'id' or 'docid'"),
+        ('{"_id": "a b", "text": "A"}\n', "input:1: docid 'a b': expected a non-empty id without white space"),
+        ("d\tA\nno tab\n", "input:2: expected 'docid<tab>text'"),
+        ("\tA\n", "input:1: docid '': expected a non-empty id"),
+    ],
+)
+def test_bad_corpora_name_file_and_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        list(read_corpus(file(tmp_path, text)))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("<DOC>\n<TEXT> flea </TEXT>", (None, "<DOC>\n<TEXT> flea </TEXT>")),
+        ("{not json", (None, "{not json")),
+        ("", (None, "")),
+    ],
+)
+def test_raw_that_is_not_json_is_the_text(raw, expected):
+    assert passage_from_raw(raw, "d") == expected
+
+
+def test_raw_without_a_text_field_names_the_docid():
+    with pytest.raises(ValueError, match="docid d: raw holds no text"):
+        passage_from_raw('{"id": "d"}', "d")
+
+
+# ------------------------------------------------------------------------------------------------------- shared data
+
+
+@pytest.mark.shared_data
+def test_dl19_candidates_evaluate_to_the_published_figure(shared_data, tmp_path):
+    folder = shared_data / "dl19"
+    write_run(tmp_path / "run", read_candidates(folder / "candidates.jsonl.gz"), "bm25")
+    qrels = read_qrels(folder / "qrels.txt")
+    run = {qid: {c.docid: c.score for c in found} for qid, found in read_run(tmp_path / "run").items()}
+    result = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
+    mean = sum(result.get(qid, {}).get("ndcg_cut_10", 0.0) for qid in qrels) / len(qrels)
+    assert round(mean, 4) == 0.5058
+
+
+@pytest.mark.shared_data
+def test_real_collections_read_completely(shared_data):
+    scifact = shared_data / "scifact"
+    assert len(read_topics(scifact / "queries.jsonl")) == 1109
+    assert sum(map(len, read_qrels(scifact / "qrels" / "test.tsv").values())) == 339
+    assert sum(1 for _ in read_corpus(scifact / "corpus.jsonl.gz")) == 5183
+    assert len(list(read_candidates(shared_data / "dl19" / "candidates.jsonl.gz"))) == 43
