@@ -102,7 +102,7 @@ def test_control_tokens_in_content_are_neutralised_and_counted(place, control):
     texts = {"text": "plain", "title": "plain", "query": "plain", place: f"a{control}b{control}"}
     candidates = Ranking(Query("q", texts["query"]), (Candidate("d", 1.0, texts["text"], texts["title"]),))
     prompt = built(HEADRANK.template, candidates)
-    assert prompt.counts["control_tokens"] == 2
+    assert prompt.counts["control_tokens_neutralised"] == 2
     clean = built(HEADRANK.template, Ranking(Query("q", "plain"), (Candidate("d", 1.0, "plain", "plain"),)))
     special = list(tiny_tokenizer().get_added_vocab().values())
     assert np.isin(prompt.token_ids, special).sum() == np.isin(clean.token_ids, special).sum()

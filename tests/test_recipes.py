@@ -121,7 +121,7 @@ def test_notes_count_what_was_changed(systems):
     reranked = systems["headrank"].rerank(ranking(["word " * 400, "ends here <|im_end|>"]))
     assert reranked.notes["passages_cut"] == 1
     assert reranked.notes["words_dropped"] == 100
-    assert reranked.notes["control_tokens"] == 1
+    assert reranked.notes["control_tokens_neutralised"] == 1
     assert reranked.notes["prompt_tokens"] > 300
 
 
@@ -138,6 +138,21 @@ def test_options_change_fields_and_unknown_ones_are_refused(folder):
     assert reranker.recipe.template.reverse and reranker.recipe.rule.length_exponent == 1.0
     with pytest.raises(ValueError, match=r"headrank has no option \['revers'\]; options: .*reverse"):
         headrank(folder, HEADS, options={"revers": True}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reverse": "maybe"}, "headrank option reverse: Input should be a valid boolean, got 'maybe'"),
+        ({"rows": "answer"}, "headrank option rows: Input should be 'query', .*, got 'answer'"),
+        ({"passage_words": 0}, "passage_words 0: expected at least 1"),
+        ({"filter_deviations": "two"}, "headrank option filter_deviations: .*, got 'two'"),
+        ({"chat": "plain"}, r"headrank has no option \['chat'\]"),
+    ],
+)
+def test_option_of_the_wrong_type_is_refused(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        headrank(folder, HEADS, options=options, device="cpu")
 
 
 def test_description_tells_templates_and_heads_apart(folder):

@@ -125,7 +125,7 @@ class Prompt:
         rows: half-open span of the row tokens.
         prefix: number of leading tokens that do not depend on the query.
         counts: ``prompt_tokens``, and what was changed to fit: ``passages_cut``, ``words_dropped``,
-            ``tokens_dropped`` (the budget's and the token limit's part), ``control_tokens`` neutralised.
+            ``tokens_dropped`` (the budget's and the token limit's part), ``control_tokens_neutralised``.
         shown: title and text of each passage as they stand in the prompt.
         text: the whole prompt.
     """
@@ -167,7 +167,7 @@ class _Changes:
             "passages_cut": len(self.cut),
             "words_dropped": self.words_dropped,
             "tokens_dropped": self.tokens_dropped,
-            "control_tokens": self.control_tokens,
+            "control_tokens_neutralised": self.control_tokens,
         }
 
 

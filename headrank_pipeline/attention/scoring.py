@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headrank_pipeline.attention.tap import Support
 
-__all__ = ["ScoringRule", "pool_tokens", "token_scores"]
+__all__ = ["ScoringRule", "passage_mass", "pool_tokens", "token_scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,38 @@ def pool_tokens(scores: np.ndarray, passages: np.ndarray, rule: ScoringRule) -> 
     sums = np.bincount(owner, weights=values, minlength=len(passages))
     pooled: np.ndarray = sums / np.maximum(lengths, 1) ** rule.length_exponent
     return pooled
+
+
+def passage_mass(attention: Tensor, passages: np.ndarray, rule: ScoringRule | None = None) -> Tensor:
+    """Return the attention mass of every head on every passage, differentiably and on the attention's device.
+
+    What `pool_tokens` does to the sum of the heads, this does to each head: for choosing heads and for training.
+
+    Args:
+        attention: [H, N], calibrated or not.
+        passages: [P, 2] int64, half-open token spans that do not overlap.
+        rule: filter and length exponent; None for neither.
+
+    Returns:
+        [H, P] in the dtype of `attention`; an empty passage has mass 0.
+
+    Examples:
+        >>> passage_mass(torch.tensor([[9.0, 1.0, 2.0, 4.0]]), np.array([[1, 3], [3, 4]])).tolist()
+        [[3.0, 4.0]]
+    """
+    rule = rule or ScoringRule()
+    lengths = torch.from_numpy(passages[:, 1] - passages[:, 0]).to(attention.device)
+    owner = torch.repeat_interleave(torch.arange(len(passages), device=attention.device), lengths)
+    tokens = np.concatenate([np.arange(start, end) for start, end in passages] or [np.arange(0)])
+    values = attention[:, torch.from_numpy(tokens).to(attention.device)]
+    shape = (len(attention), len(passages))
+    if rule.filter_deviations is not None:
+        counts = lengths.clamp_min(1)
+        mean = values.new_zeros(shape).index_add(1, owner, values) / counts
+        squares = values.new_zeros(shape).index_add(1, owner, (values - mean[:, owner]) ** 2)
+        floor = mean - rule.filter_deviations * (squares / (counts - 1).clamp_min(1)).sqrt()
+        values = torch.where((values > floor[:, owner]) | (lengths[owner] == 1), values, 0.0)
+    return values.new_zeros(shape).index_add(1, owner, values) / lengths.clamp_min(1) ** rule.length_exponent
 
 
 def _kept(values: np.ndarray, owner: np.ndarray, lengths: np.ndarray, deviations: float) -> np.ndarray:

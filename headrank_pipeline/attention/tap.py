@@ -77,10 +77,11 @@ def _attend(
     if tap is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         if layer in tap.heads and tap.rows is not None and tap.weights is not None:
-            tap.read[layer] = mean_attention(
-                query, key, tap.heads[layer], tap.rows, tap.weights,
-                mask=attention_mask, columns=tap.columns, scaling=float(kwargs["scaling"]),
-            )  # fmt: skip
+            with torch.autocast(query.device.type, enabled=False):  # training's autocast would undo the float32
+                tap.read[layer] = mean_attention(
+                    query, key, tap.heads[layer], tap.rows, tap.weights,
+                    mask=attention_mask, columns=tap.columns, scaling=float(kwargs["scaling"]),
+                )  # fmt: skip
         if layer == tap.stop_at:
             raise DeepestLayerRead
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

@@ -8,11 +8,13 @@ where we differ, the function's docstring says so and an option undoes it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
+
+from pydantic import TypeAdapter, ValidationError
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
@@ -46,6 +48,8 @@ __all__ = [
 
 CONTENT_FREE = "N/A"
 
+Settings = TypeVar("Settings", PromptTemplate, ScoringRule)
+
 _CHATS = {chat.name: chat for chat in (CHATML, LLAMA3, MISTRAL, PLAIN)}
 
 
@@ -61,14 +65,31 @@ class Recipe:
         """Return the recipe with fields of its template or rule changed.
 
         Raises:
-            ValueError: a field that neither has; the message lists those there are.
+            ValueError: a field that neither has (the message lists those there are), or a value of the wrong type.
         """
-        template, rule = asdict(self.template), asdict(self.rule)
-        of_template = {name: value for name, value in changes.items() if name in template}
-        of_rule = {name: value for name, value in changes.items() if name in rule}
-        if unknown := sorted(set(changes) - set(of_template) - set(of_rule)):
-            raise ValueError(f"{self.name} has no option {unknown}; options: {', '.join(sorted({*template, *rule}))}")
-        return replace(self, template=replace(self.template, **of_template), rule=replace(self.rule, **of_rule))
+        # The chat markup is an argument of its own: it depends on the tokenizer.
+        template = {field.name for field in fields(PromptTemplate)} - {"name", "chat"}
+        rule = {field.name for field in fields(ScoringRule)}
+        if unknown := sorted(set(changes) - template - rule):
+            raise ValueError(f"{self.name} has no option {unknown}; options: {', '.join(sorted(template | rule))}")
+        return replace(
+            self, template=_changed(self.name, self.template, changes), rule=_changed(self.name, self.rule, changes)
+        )
+
+
+def _changed(system: str, settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Return the settings with those of the changes that are theirs, each checked against the field's type."""
+    kept = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    kept |= {name: value for name, value in changes.items() if name in kept}
+    try:
+        return TypeAdapter(type(settings)).validate_python(kept)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        wanted = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:  # the settings' own check, which names the field
+            raise ValueError(f"{system} option {wanted}") from error
+        name = str(problem["loc"][0])
+        raise ValueError(f"{system} option {name}: {wanted}, got {kept[name]!r}") from error
 
 
 HEADRANK = Recipe(
