@@ -1,1 +1,74 @@
-"""x"""
+"""Decoding-free passage reranking with selected attention heads, for Pyserini first stages.
+
+    from headrank_pipeline import bm25, headrank
+    pipeline = bm25("indexes/scifact") % 100 >> headrank(model, heads)
+
+Names are loaded when they are first used: importing the package imports no torch and starts no JVM.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headrank_pipeline.attention.heads import HeadSet
+    from headrank_pipeline.experiment.evaluate import evaluate
+    from headrank_pipeline.first_stage.lexical import bm25
+    from headrank_pipeline.first_stage.saved import saved_candidates, saved_run
+    from headrank_pipeline.records import Candidate, Query, Ranking
+    from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead, qrranker
+    from headrank_pipeline.rerank.searcher import RerankingSearcher
+
+    __version__: str
+
+__all__ = [
+    "Candidate",
+    "HeadSet",
+    "Query",
+    "Ranking",
+    "RerankingSearcher",
+    "__version__",
+    "bm25",
+    "core",
+    "evaluate",
+    "headrank",
+    "icr",
+    "qrhead",
+    "qrranker",
+    "saved_candidates",
+    "saved_run",
+]
+
+_HOMES = {
+    "Candidate": "records",
+    "HeadSet": "attention.heads",
+    "Query": "records",
+    "Ranking": "records",
+    "RerankingSearcher": "rerank.searcher",
+    "bm25": "first_stage.lexical",
+    "core": "rerank.recipes",
+    "evaluate": "experiment.evaluate",
+    "headrank": "rerank.recipes",
+    "icr": "rerank.recipes",
+    "qrhead": "rerank.recipes",
+    "qrranker": "rerank.recipes",
+    "saved_candidates": "first_stage.saved",
+    "saved_run": "first_stage.saved",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("headrank-pipeline")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,16 +1,13 @@
 import math
-from pathlib import Path
 
 import pytest
 
 from headrank_pipeline.experiment.evaluate import evaluate, parse_measure
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.trec import write_run
+from headrank_pipeline.trec import read_candidates, write_run
 
 GRADES = {"q1": {"d1": 2, "d2": 0, "d3": 1}}
 RUN = {"q1": {"d1": 0.5, "d2": 0.9, "d3": 0.1}}
-
-DL19 = Path(__file__).resolve().parents[2] / "shared" / "data" / "dl19"
 
 
 def test_values_equal_those_worked_out_by_hand():
@@ -119,10 +116,7 @@ def test_numpy_scores_are_taken_and_the_frame_has_a_row_per_query():
 
 
 @pytest.mark.shared_data
-@pytest.mark.skipif(not DL19.is_dir(), reason="shared data is not beside the project")
-def test_published_bm25_score_of_dl19_is_reproduced_from_its_candidates():
-    from headrank_pipeline.trec import read_candidates
-
-    rankings = list(read_candidates(DL19 / "candidates.jsonl.gz"))
-    result = evaluate(rankings, DL19 / "qrels.txt", ["nDCG@10"], relevance_level=2)
+def test_published_bm25_score_of_dl19_is_reproduced_from_its_candidates(shared_data):
+    rankings = list(read_candidates(shared_data / "dl19" / "candidates.jsonl.gz"))
+    result = evaluate(rankings, shared_data / "dl19" / "qrels.txt", ["nDCG@10"], relevance_level=2)
     assert (f"{result.means['nDCG@10']:.4f}", result.queries) == ("0.5058", 43)

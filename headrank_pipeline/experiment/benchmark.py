@@ -21,7 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from headrank_pipeline.experiment.evaluate import parse_measure
 from headrank_pipeline.files import open_text
 
-__all__ = ["Benchmark", "Collection", "FirstStage", "Reference", "ReferenceCheck", "check_references", "load_benchmark"]
+__all__ = [
+    "Benchmark",
+    "Collection",
+    "FirstStage",
+    "Reference",
+    "ReferenceCheck",
+    "check_references",
+    "embedded_benchmark",
+    "load_benchmark",
+]
 
 Verdict = Literal["OK", "near", "FAIL"]
 
@@ -169,6 +178,15 @@ def load_benchmark(path: str | os.PathLike[str]) -> Benchmark:
         )  # misspelt keys first
         lines = [f"{path}: {_explain(problem)}" for problem in problems]
         raise ValueError("\n".join(lines)) from error
+
+
+def embedded_benchmark(name: str) -> Benchmark:
+    """Return a benchmark whose definition and collection ship with the package.
+
+    Raises:
+        FileNotFoundError: no such benchmark.
+    """
+    return load_benchmark(Path(str(resources.files("headrank_pipeline"))) / "resources" / name / "pipeline.yaml")
 
 
 def check_references(references: Sequence[Reference], means: Mapping[str, float]) -> list[ReferenceCheck]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from headrank_pipeline.experiment.benchmark import Benchmark, FirstStage
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.judgement import Judgement
-from headrank_pipeline.experiment.manifest import file_sha256, read_json, write_json
+from headrank_pipeline.experiment.manifest import file_sha256
 from headrank_pipeline.experiment.supply import Supply, queries_sha256, supply_from_file, supply_from_source
 from headrank_pipeline.records import Query, Ranking
 from headrank_pipeline.trec import atomic_writer, read_qrels, read_topics
@@ -89,7 +89,7 @@ def resolve_inputs(benchmark: Benchmark, local: LocalFiles, directory: RunDirect
         kept = [query for query in queries if judged is None or query.qid in judged]
         if not kept:
             raise ValueError(f"none of the {len(queries)} topics ({topics_origin}) is judged in {qrels}")
-        logger.info("topics: %d of %d (%s, queries: %s)", len(kept), len(queries), topics_origin, benchmark.queries)
+        logger.info("%d of %d topics are run (queries: %s)", len(kept), len(queries), benchmark.queries)
         supply, index_origin = _first_stage(benchmark, local, directory, kept, threads)
         origins = {"topics": topics_origin, "index": index_origin}
     origins["qrels"] = qrels_origin
@@ -161,61 +161,70 @@ def _first_stage(
     stage = benchmark.first_stage
     corpus = local.corpus or (None if local.index else benchmark.collection.embedded_file("corpus.jsonl"))
     if corpus is not None:
-        return _supply_from_corpus(stage, corpus, local, directory, queries, threads)
+        target = Path(local.index) if local.index else directory.index
+        supply = _supply_from_corpus(stage, corpus, target, queries, ours=local.index is None, threads=threads)
+        return supply, f"{target}, from {corpus}"
     index = local.index or benchmark.collection.pyserini_index
     if index is None:
         raise FileNotFoundError(
             f"benchmark {benchmark.name} names no prebuilt index; pass --corpus, --index or --candidates"
         )
-    if local.offline and not Path(index).is_dir():
+    if Path(index).is_dir():
+        return supply_from_source(_bm25(index, stage, threads), queries), index
+    if local.offline:
         raise FileNotFoundError(
             f"--offline: index {index} is no folder here and would be downloaded by Pyserini; "
             f"pass --corpus FILE, --index FOLDER or --candidates FILE"
         )
-    return supply_from_source(_bm25(index, stage, threads), queries), index
+    # Described by its name: asking the source itself would start Java and fetch the index only to continue a run.
+    identity = _identity({"index": index}, stage, queries)
+    source = _bm25(index, stage, threads)
+    return Supply(identity=identity, rankings=lambda: source.retrieve(queries), retrieves=True), index
 
 
 def _supply_from_corpus(
-    stage: FirstStage,
-    corpus: Path,
-    local: LocalFiles,
-    directory: RunDirectory,
-    queries: Sequence[Query],
-    threads: int,
-) -> tuple[Supply, str]:
+    stage: FirstStage, corpus: Path, target: Path, queries: Sequence[Query], *, ours: bool, threads: int
+) -> Supply:
     """Candidates of a corpus; its index is built when they are first asked for, and used again afterwards."""
-    fingerprint = file_sha256(corpus, "corpus")
-    target = Path(local.index) if local.index else directory.index
+    checksum = file_sha256(corpus, "corpus")
 
     def retrieve() -> Iterator[Ranking]:
-        _ensure_index(corpus, fingerprint, target, ours=local.index is None, threads=threads)
+        _ensure_index(corpus, checksum, target, multifield=bool(stage.fields), ours=ours, threads=threads)
         return _bm25(str(target), stage, threads).retrieve(queries)
 
-    identity: Mapping[str, Any] = {
-        "corpus_sha256": fingerprint,
+    identity = _identity({"corpus_sha256": checksum}, stage, queries)
+    return Supply(identity=identity, rankings=retrieve, retrieves=True)
+
+
+def _identity(collection: Mapping[str, str], stage: FirstStage, queries: Sequence[Query]) -> dict[str, Any]:
+    from headrank_pipeline.first_stage.jvm import versions
+
+    return {
+        **collection,
         "first_stage": stage.model_dump(),
         "queries_sha256": queries_sha256(queries),
+        **versions(),
     }
-    return Supply(identity=identity, rankings=retrieve, retrieves=True), f"{target}, from {corpus}"
 
 
-def _ensure_index(corpus: Path, fingerprint: str, target: Path, *, ours: bool, threads: int) -> None:
+def _ensure_index(corpus: Path, checksum: str, target: Path, *, multifield: bool, ours: bool, threads: int) -> None:
     """Build the index unless it is there and was built from the same corpus."""
-    from headrank_pipeline.first_stage.index import build_index
+    from headrank_pipeline.first_stage.index import build_index, index_identity
+    from headrank_pipeline.first_stage.jvm import versions
 
-    stamp = target.with_name(f"{target.name}.corpus.json")
-    known = read_json(stamp) if stamp.exists() and target.is_dir() else None
-    if known == {"corpus_sha256": fingerprint}:
+    collection = "BeirMultifieldCollection" if multifield else "BeirFlatCollection"
+    wanted = {"corpus_sha256": checksum, "collection": collection, **versions()}
+    known = index_identity(target) or {}
+    if wanted.items() <= known.items():
         logger.info("index: %s was built from this corpus, used again", target)
         return
-    if target.exists() and not ours:
+    if known and not ours:
+        changed = "; ".join(f"{k}: there {known.get(k)}, wanted {v}" for k, v in wanted.items() if known.get(k) != v)
         raise ValueError(
-            f"{target}: holds an index, and nothing says that it was built from {corpus}; choose another --index, "
-            f"or drop --corpus to use it as it is"
+            f"{target}: holds an index of another corpus or kind ({changed}); choose another --index, or drop --corpus "
+            f"to use it as it is"
         )
-    stamp.unlink(missing_ok=True)
-    build_index(corpus, target, threads=threads, overwrite=ours)
-    write_json(stamp, {"corpus_sha256": fingerprint})
+    build_index(corpus, target, threads=threads, multifield=multifield, overwrite=ours)
 
 
 def _bm25(index: str, stage: FirstStage, threads: int) -> Source:

@@ -25,12 +25,22 @@ class Judgement:
         measures: as in `evaluate`.
         relevance_level: lowest grade that counts as relevant for binary measures.
         references: published first-stage scores to check.
+
+    Raises:
+        FileNotFoundError: missing qrels.
+        ValueError: an unknown measure.
     """
 
     qrels: Path
     measures: Sequence[str] = DEFAULT_MEASURES
     relevance_level: int = 1
     references: Sequence[Reference] = ()
+
+    def __post_init__(self) -> None:
+        for measure in self.measures:
+            parse_measure(measure)
+        if not self.qrels.is_file():
+            raise FileNotFoundError(f"{self.qrels}: no such qrels file")
 
     def check(self, qids: Sequence[str]) -> None:
         """Fail now rather than after hours of reranking.
@@ -39,11 +49,8 @@ class Judgement:
             qids: the queries that will be evaluated.
 
         Raises:
-            FileNotFoundError: missing qrels.
-            ValueError: malformed qrels, an unknown measure, or judgments of other queries only.
+            ValueError: malformed qrels, or judgments of other queries only.
         """
-        for measure in self.measures:
-            parse_measure(measure)
         judged = read_qrels(self.qrels)
         if not any(qid in judged for qid in qids):
             raise ValueError(

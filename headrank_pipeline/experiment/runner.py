@@ -271,7 +271,7 @@ class _Session:
         return empty + [Entry.of(ranking, share) for ranking in reranked]
 
     def _failure(self, qid: str, error: Exception) -> Entry:
-        logger.warning("qid %s failed: %s", qid, error)
+        logger.warning("failed: %s", error if qid in str(error) else f"qid {qid}: {error}")
         self.failures += 1
         self.last_error = error
         if self.failures >= _HOPELESS and not self.journal.scored_count:

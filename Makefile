@@ -1,0 +1,55 @@
+# Set up and run everything on a fresh machine that has Python 3.11 or 3.12 and make; see README.md.
+#
+# Each set-up is done once: a stamp file in the virtual environment remembers it until pyproject.toml or the
+# constraints change.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A name that exists may still not run (pyenv shims) or be too old, so every candidate is tried.
+FIND_PYTHON = for p in python3.11 python3.12 python3 python; do \
+	$$p -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))" 2>/dev/null && { echo $$p; break; }; done
+PYTHON ?= $(shell $(FIND_PYTHON))
+# Named here and not in the constraints: the index may offer this version with or without a local label (+cpu).
+TORCH := torch==2.13.0
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+METADATA := pyproject.toml constraints.txt
+
+.PHONY: demo test check clean help
+
+help:
+	@echo "make demo    set up, then index, retrieve, rerank and evaluate the embedded collection"
+	@echo "make test    set up with test extras, then the whole default suite"
+	@echo "make check   set up with development extras, then ruff, mypy, import contracts"
+	@echo "make clean   remove the virtual environment and caches"
+
+demo: $(VENV)/.stamp-run
+	$(BIN)/headrank demo
+
+test: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/.stamp-venv:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or make PYTHON=/path/to/python" >&2; exit 3; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.stamp-run: $(VENV)/.stamp-venv $(METADATA)
+	$(PIP) install $(TORCH) -e . -c constraints.txt
+	touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-venv $(METADATA)
+	$(PIP) install $(TORCH) -e ".[test]" -c constraints.txt
+	touch $@ $(VENV)/.stamp-run
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-venv $(METADATA)
+	$(PIP) install $(TORCH) -e ".[dev]" -c constraints.txt
+	touch $@ $(VENV)/.stamp-test $(VENV)/.stamp-run

@@ -1,0 +1,30 @@
+"""The command line: parse, call one function, print what it returned."""
+
+from __future__ import annotations
+
+import click
+
+from headrank_pipeline.cli.demo import demo
+from headrank_pipeline.cli.doctor import doctor
+from headrank_pipeline.cli.evaluation import evaluate
+from headrank_pipeline.cli.reporting import ReportingGroup, start_logging
+from headrank_pipeline.cli.reranking import rerank, run
+from headrank_pipeline.cli.retrieval import index, retrieve
+
+__all__ = ["main"]
+
+
+@click.group(cls=ReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Log every step, and show the traceback of an error.")
+@click.version_option(package_name="headrank-pipeline")
+def main(debug: bool) -> None:
+    """Rerank Pyserini's candidates with selected attention heads of a language model.
+
+    Results go to standard output, progress and logs to standard error. Exit status: 0 done, 2 bad arguments, 3 missing
+    prerequisite (Java, GPU), 4 missing file or resource, 5 invalid data, 6 failure at run time, 7 some queries failed.
+    """
+    start_logging(debug=debug)
+
+
+for command in (demo, index, retrieve, rerank, run, evaluate, doctor):
+    main.add_command(command)

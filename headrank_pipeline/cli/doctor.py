@@ -1,0 +1,129 @@
+"""headrank doctor: what is there, what is missing, what to do; starts no JVM and imports no pyserini."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from headrank_pipeline.cli.reporting import echo_json, table
+from headrank_pipeline.pipeline import MissingPrerequisite
+
+__all__ = ["Check", "checks", "doctor"]
+
+_MISSING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report.
+
+    Args:
+        name: what was looked at.
+        status: ``missing`` is something that the package cannot do without, ``none`` something it can.
+        found: what is there.
+        action: what to do about it, or nothing.
+    """
+
+    name: str
+    status: Literal["ok", "none", "missing"]
+    found: str
+    action: str = ""
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Look at Java, GPU, dtype, versions and cache folders, and say what is missing."""
+    found = list(checks())
+    if as_json:
+        echo_json([asdict(check) for check in found])
+    else:
+        rows = [[check.name, check.status, check.found, check.action] for check in found]
+        click.echo(table(["what", "status", "found", "what to do"], rows))
+    if any(check.status == "missing" for check in found):
+        ctx.exit(_MISSING)
+
+
+def checks() -> Iterator[Check]:
+    """Yield every check."""
+    yield Check("python", "ok", f"{platform.python_version()} on {platform.machine()}")
+    yield _java()
+    packages = list(_packages())
+    yield from packages
+    if any(check.status == "missing" and check.name in ("torch", "transformers") for check in packages):
+        yield Check("gpu", "none", "not looked at without torch and transformers")
+    else:
+        yield from _accelerator()
+    yield from _caches()
+
+
+def _java() -> Check:
+    from headrank_pipeline.first_stage.jvm import find_java
+
+    try:
+        runtime = find_java()
+    except MissingPrerequisite as error:
+        return Check("java", "missing", "no Java 21", str(error))
+    return Check("java", "ok", f"{runtime.version} from {runtime.source}: {runtime.home}")
+
+
+def _packages() -> Iterator[Check]:
+    """Every run-time requirement of this package against what is installed."""
+    from packaging.requirements import Requirement
+
+    for text in metadata.requires("headrank-pipeline") or []:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        advice = f"pip install '{requirement.name}{requirement.specifier}'"
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            yield Check(requirement.name, "missing", "not installed", advice)
+            continue
+        fits = requirement.specifier.contains(version, prereleases=True)
+        yield Check(requirement.name, "ok" if fits else "missing", version, "" if fits else advice)
+
+
+def _accelerator() -> Iterator[Check]:
+    import torch
+
+    from headrank_pipeline.attention.model import choose_device, choose_dtype
+
+    device = choose_device("auto")
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        yield Check("gpu", "ok", f"{torch.cuda.get_device_name(device)}, {memory:.0f} GiB, CUDA {torch.version.cuda}")
+    else:
+        advice = "fine for small models; for larger ones install a CUDA build of torch on a machine with a GPU"
+        yield Check("gpu", "none", f"torch {torch.__version__} sees no GPU, reranking runs on the CPU", advice)
+    yield Check("dtype", "ok", f"auto is {str(choose_dtype('auto', device)).removeprefix('torch.')} on {device.type}")
+
+
+def _caches() -> Iterator[Check]:
+    for name, folder in (
+        ("models (HF_HOME)", Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")),
+        ("indexes (PYSERINI_CACHE)", _pyserini_cache()),
+        ("ir_datasets (IR_DATASETS_HOME)", Path(os.environ.get("IR_DATASETS_HOME") or Path.home() / ".ir_datasets")),
+    ):
+        standing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        free = shutil.disk_usage(standing).free / 2**30
+        state = "" if folder.exists() else ", made on first use"
+        yield Check(name, "ok", f"{folder}{state}, {free:.0f} GiB free")
+
+
+def _pyserini_cache() -> Path:
+    """Pyserini's own rule, in which the present folder has a say."""
+    if named := os.environ.get("PYSERINI_CACHE"):
+        return Path(named)
+    here = Path.cwd() / ".cache"
+    return (here if here.exists() else Path.home() / ".cache") / "pyserini"

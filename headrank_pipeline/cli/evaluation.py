@@ -1,0 +1,49 @@
+"""headrank evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from headrank_pipeline.cli.reporting import echo_json, table
+
+__all__ = ["evaluate"]
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--qrels", required=True, type=click.Path(path_type=Path), help="TREC or BEIR judgments.")
+@click.option(
+    "--measure",
+    "-m",
+    "measures",
+    multiple=True,
+    help="nDCG@k, R@k, P@k, MAP, RR, RR@k, … or trec_eval's names; repeatable.  [default: nDCG@10, R@100]",
+)
+@click.option(
+    "--relevance-level", "-l", default=1, show_default=True, help="Lowest relevant grade, for binary measures."
+)
+@click.option("--per-query", "-q", is_flag=True, help="Print every query as well.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(
+    run: Path, qrels: Path, measures: tuple[str, ...], relevance_level: int, per_query: bool, as_json: bool
+) -> None:
+    """Evaluate a TREC run; queries that it lacks count 0."""
+    from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES
+    from headrank_pipeline.experiment.evaluate import evaluate as evaluate_run
+
+    result = evaluate_run(run, qrels, measures or DEFAULT_MEASURES, relevance_level=relevance_level)
+    if as_json:
+        record = result.to_dict()
+        if not per_query:
+            del record["per_query"]
+        echo_json(record)
+        return
+    names = list(result.means)
+    rows = [[qid, *(f"{values[name]:.4f}" for name in names)] for qid, values in result.per_query.items()]
+    rows = rows if per_query else []
+    click.echo(table(["query", *names], [*rows, ["all", *(f"{result.means[name]:.4f}" for name in names)]]))
+    click.echo(f"{result.queries} queries, {len(result.missing)} of them missing from the run (counted 0)")
+    if result.unjudged:
+        click.echo(f"{len(result.unjudged)} queries of the run have no judgments (not counted)")

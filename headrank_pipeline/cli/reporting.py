@@ -1,0 +1,110 @@
+"""What the user sees: one line per error with its exit status, logs on standard error, aligned tables."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from headrank_pipeline.pipeline import MissingPrerequisite
+
+__all__ = ["PARTIAL", "ReportingGroup", "command_line", "echo_json", "start_logging", "table"]
+
+PARTIAL = 7  # some queries failed; the others are there
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class ReportingGroup(click.Group):
+    """Turns the exceptions of the package into one line and an exit status; ``--debug`` keeps the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"error: {_message(error)}", err=True)
+            ctx.exit(_exit_status(error))
+
+
+def _exit_status(error: Exception) -> int:
+    if isinstance(error, MissingPrerequisite):
+        return 3
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+        return 4
+    if isinstance(error, ValueError | TypeError | KeyError | FileExistsError):
+        return 5
+    return 6
+
+
+def _message(error: Exception) -> str:
+    # A KeyError's str() is the repr of its message.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text or type(error).__name__
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to whatever standard error is now, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        bars = sys.modules.get("tqdm")
+        if bars is not None and sys.stderr.isatty():
+            bars.tqdm.write(text, file=sys.stderr)
+        else:
+            click.echo(text, err=True)
+
+
+def start_logging(*, debug: bool) -> None:
+    """Show this package's log from INFO up (DEBUG with `debug`); calling it twice adds nothing."""
+    package = logging.getLogger("headrank_pipeline")
+    package.setLevel(logging.DEBUG if debug else logging.INFO)
+    if not any(isinstance(handler, _StderrHandler) for handler in package.handlers):
+        handler = _StderrHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+        package.addHandler(handler)
+        package.propagate = False  # importing pyserini gives the root logger a handler of its own: every line twice
+
+
+def command_line() -> str:
+    """Return the command as typed, for a manifest; no flag of ours takes a secret."""
+    return shlex.join(["headrank", *sys.argv[1:]])
+
+
+def echo_json(value: Any) -> None:
+    """Print a result for machines."""
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return an aligned table; columns whose every cell is a number, or empty, are set right.
+
+    Examples:
+        >>> print(table(["measure", "value"], [["nDCG@10", "0.6789"], ["R@100", "12.5"]]))
+        measure   value
+        nDCG@10  0.6789
+        R@100      12.5
+    """
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(len(cell) for cell in column) for column in columns]
+    right = [all(_is_number(cell) for cell in column[1:]) for column in columns]
+    lines = []
+    for row in (header, *rows):
+        cells = zip(row, widths, right, strict=True)
+        lines.append("  ".join(c.rjust(width) if r else c.ljust(width) for c, width, r in cells).rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell.lstrip("-").replace(".", "", 1).replace(",", "").isdigit()

@@ -1,0 +1,259 @@
+"""headrank rerank, headrank run: candidates through a reranker into a run directory."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, table
+
+if TYPE_CHECKING:
+    from headrank_pipeline.experiment.judgement import Judged
+    from headrank_pipeline.experiment.runner import Outcome
+    from headrank_pipeline.pipeline import Reranker
+
+__all__ = ["SYSTEMS", "report", "rerank", "run"]
+
+# --system NAME -> (module, function); imported when used, since they bring torch along.
+SYSTEMS = {
+    name: ("headrank_pipeline.rerank.recipes", name) for name in ("headrank", "icr", "qrhead", "core", "qrranker")
+}
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_RERANKER_OPTIONS = (
+    click.option("--model", required=True, help="Folder of a model, or its Hugging Face name."),
+    click.option("--heads", help="Head set: JSON file, published name, 'all' or 'layers:10-13'."),
+    click.option("--system", type=click.Choice(list(SYSTEMS)), default="headrank", show_default=True),
+    click.option("--max-prompt-tokens", type=int, help="Budget of a prompt.  [default: all the model's positions]"),
+    click.option("--passage-words", type=int, help="Words kept of a passage.  [default: the system's own]"),
+    click.option(
+        "--option", "options", multiple=True, metavar="NAME=VALUE", help="Any other option of the system; repeatable."
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …"),
+    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
+    click.option("--revision", help="Revision of a Hugging Face model."),
+)
+_RUN_OPTIONS = (
+    click.option("--batch-size", default=8, show_default=True, help="Queries handed to the reranker at once."),
+    click.option("--tag", help="Last column of the run.  [default: the system's name]"),
+    click.option("--overwrite", is_flag=True, help="Start anew where the output holds another run."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+)
+
+
+def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _path(name: str, text: str, *, required: bool = False) -> Callable[[Command], Command]:
+    return click.option(name, type=click.Path(path_type=Path), required=required, help=text)
+
+
+@click.command()
+@_path("--candidates", "Candidates JSONL with text, as retrieve writes them.", required=True)
+@_path("--output", "Run directory.", required=True)
+@_with(*_RERANKER_OPTIONS)
+@click.option("--depth", default=100, show_default=True, help="Candidates that are reranked; the rest follow.")
+@_path("--qrels", "Evaluate with these judgments.")
+@click.option("--measure", "-m", "measures", multiple=True, help="Repeatable.  [default: nDCG@10, R@100]")
+@click.option("--relevance-level", "-l", default=1, show_default=True)
+@_with(*_RUN_OPTIONS)
+@click.pass_context
+def rerank(
+    ctx: click.Context,
+    /,
+    candidates: Path,
+    output: Path,
+    depth: int,
+    qrels: Path | None,
+    measures: tuple[str, ...],
+    relevance_level: int,
+    batch_size: int,
+    tag: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **reranker: Any,
+) -> None:
+    """Rerank saved candidates; the same command continues an interrupted run. Needs no Java."""
+    from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES
+    from headrank_pipeline.experiment.judgement import Judgement
+    from headrank_pipeline.experiment.runner import RunPlan, execute
+    from headrank_pipeline.experiment.supply import supply_from_file
+
+    judgement = None
+    if qrels is not None:
+        judgement = Judgement(qrels=qrels, measures=measures or DEFAULT_MEASURES, relevance_level=relevance_level)
+    plan = RunPlan(
+        output=output,
+        supply=supply_from_file(candidates),
+        reranker=load_reranker(**reranker),
+        depth=depth,
+        batch_size=batch_size,
+        tag=tag or reranker["system"],
+        judgement=judgement,
+    )
+    report(ctx, execute(plan, overwrite=overwrite, command=command_line()), as_json=as_json)
+
+
+@click.command()
+@click.argument("benchmark", type=click.Path(path_type=Path), metavar="BENCHMARK.yaml")
+@_path("--output", "Run directory.  [default: runs/BENCHMARK/SYSTEM-MODEL]")
+@_path("--corpus", "Build an index of this corpus; topics are looked for beside it.")
+@_path("--topics", "Queries.")
+@_path("--qrels", "Judgments.")
+@click.option("--index", help="Folder of an index, or the name of a prebuilt one; with --corpus: where to build.")
+@_path("--candidates", "Saved candidates; nothing is retrieved.")
+@click.option("--offline", is_flag=True, help="Open no socket; what is not local is an error that names its flag.")
+@click.option("--threads", default=1, show_default=True, help="Of the first stage.")
+@_with(*_RERANKER_OPTIONS)
+@click.option("--depth", type=int, help="Candidates that are reranked.  [default: the benchmark's]")
+@_with(*_RUN_OPTIONS)
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    benchmark: Path,
+    output: Path | None,
+    threads: int,
+    depth: int | None,
+    batch_size: int,
+    tag: str | None,
+    overwrite: bool,
+    as_json: bool,
+    offline: bool,
+    **rest: Any,
+) -> None:
+    """Run a benchmark: retrieve, rerank, evaluate; the same command continues an interrupted run."""
+    from headrank_pipeline.experiment.benchmark import load_benchmark
+    from headrank_pipeline.experiment.directory import RunDirectory
+    from headrank_pipeline.experiment.inputs import LocalFiles, resolve_inputs
+    from headrank_pipeline.experiment.runner import RunPlan, execute
+
+    files = {name: rest.pop(name) for name in ("corpus", "topics", "qrels", "index", "candidates")}
+    definition = load_benchmark(benchmark)
+    directory = RunDirectory(output or default_output(definition.name, rest["system"], rest["model"]))
+    inputs = resolve_inputs(definition, LocalFiles(**files, offline=offline), directory, threads=threads)
+    plan = RunPlan(
+        output=directory.path,
+        supply=inputs.supply,
+        reranker=load_reranker(**rest, offline=offline),
+        depth=depth or definition.depth,
+        batch_size=batch_size,
+        tag=tag or rest["system"],
+        benchmark={"name": definition.name, "version": definition.version},
+        judgement=inputs.judgement,
+    )
+    report(ctx, execute(plan, overwrite=overwrite, command=command_line()), as_json=as_json)
+
+
+def default_output(benchmark: str, system: str, model: str) -> Path:
+    """Return where a run goes when nothing is said; no time stamp, so that the same command continues it.
+
+    Examples:
+        >>> default_output("beir-scifact", "headrank", "Qwen/Qwen3-0.6B").as_posix()
+        'runs/beir-scifact/headrank-qwen3-0.6b'
+    """
+    return Path("runs") / benchmark / f"{system}-{re.sub(r'[^a-z0-9._-]+', '-', Path(model).name.lower())}"
+
+
+def load_reranker(
+    system: str,
+    model: str,
+    heads: str | None,
+    max_prompt_tokens: int | None,
+    passage_words: int | None,
+    options: tuple[str, ...],
+    device: str,
+    dtype: str,
+    revision: str | None,
+    offline: bool = False,
+) -> Reranker:
+    """Return the reranker that the flags describe, with its model loaded."""
+    changes = dict(_option(text) for text in options)
+    if passage_words is not None:
+        changes["passage_words"] = passage_words
+    if offline:
+        _forbid_hub()
+    module, name = SYSTEMS[system]
+    build = getattr(importlib.import_module(module), name)
+    needs_heads = inspect.signature(build).parameters["heads"].default is inspect.Parameter.empty
+    if heads is None and needs_heads:
+        raise click.UsageError(f"--heads is required with --system {system}: which heads to read")
+    chosen = {} if heads is None else {"heads": heads}
+    loading: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+    if max_prompt_tokens is not None:
+        loading["max_prompt_tokens"] = max_prompt_tokens
+    reranker: Reranker = build(model, **chosen, options=changes, **loading)
+    return reranker
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """``reverse=true`` and ``passage_words=null`` are JSON values; what is not JSON is a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"{text!r}: expected NAME=VALUE, for example reverse=true", param_hint="--option")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _forbid_hub() -> None:
+    """Keep the Hugging Face libraries off the network; they read this only when they are first imported."""
+    import os
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+# --------------------------------------------------------------------------------------------------------- reports
+
+
+def report(ctx: click.Context, outcome: Outcome, *, as_json: bool) -> None:
+    """Print what a run came to, and end with status 7 where queries failed."""
+    totals = outcome.manifest["totals"]
+    if as_json:
+        record = {"output": str(outcome.directory.path), "status": outcome.manifest["status"], "totals": totals}
+        echo_json({**record, "evaluation": _means(outcome.judged) if outcome.judged else None})
+    else:
+        if outcome.judged is not None:
+            click.echo(measures_table(outcome.judged, outcome.manifest["identity"]["tag"]))
+        rate = f", {totals['queries_per_second']:.2f} queries/s" if totals["queries_per_second"] else ""
+        click.echo(f"{totals['queries']} queries, {len(totals['failed'])} failed{rate}: {outcome.directory.run}")
+        for qid, message in outcome.failed.items():
+            click.echo(f"  qid {qid}: {message}")
+    if outcome.failed:
+        ctx.exit(PARTIAL)
+
+
+def measures_table(judged: Judged, system: str) -> str:
+    """Return the measures of both stages, and the published first-stage scores where there are any."""
+    checks = {check.measure: check for check in judged.checks}
+    rows = []
+    for name, value in judged.first_stage.means.items():
+        row = [name, f"{value:.4f}", f"{judged.reranked.means[name]:.4f}"]
+        if checks:
+            check = checks.get(name)
+            row += [f"{check.published:.4f}", check.verdict] if check else ["", ""]
+        rows.append(row)
+    published = ["published first stage", "check"] if checks else []
+    return table(["measure", "first stage", system, *published], rows)
+
+
+def _means(judged: Judged) -> dict[str, Any]:
+    record = judged.to_dict()
+    for part in ("first_stage", "reranked"):
+        del record[part]["per_query"]
+    return record

@@ -1,0 +1,85 @@
+"""What importing costs, what is public, and which processes see Java."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import headrank_pipeline
+
+PUBLIC = [
+    "Candidate",
+    "HeadSet",
+    "Query",
+    "Ranking",
+    "RerankingSearcher",
+    "__version__",
+    "bm25",
+    "core",
+    "evaluate",
+    "headrank",
+    "icr",
+    "qrhead",
+    "qrranker",
+    "saved_candidates",
+    "saved_run",
+]
+HEAVY = ("torch", "transformers", "jnius", "pyserini", "pandas", "numpy", "pytrec_eval", "click")
+
+
+def fresh(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_public_names_are_exactly_these():
+    assert headrank_pipeline.__all__ == PUBLIC
+    assert set(PUBLIC) <= set(dir(headrank_pipeline))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_can_be_had_and_is_documented(name):
+    value = getattr(headrank_pipeline, name)
+    assert isinstance(value, str) or value.__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'bm52'"):
+        headrank_pipeline.bm52  # noqa: B018
+
+
+def test_importing_the_package_takes_under_0_3_seconds_and_loads_nothing_heavy():
+    code = f"""
+import sys, time
+started = time.perf_counter()
+import headrank_pipeline
+print(time.perf_counter() - started, [name for name in {HEAVY} if name in sys.modules])
+"""
+    answers = [fresh(code).split(" ", 1) for _ in range(3)]
+    assert min(float(seconds) for seconds, _ in answers) < 0.3
+    assert {loaded for _, loaded in answers} == {"[]"}
+
+
+def test_the_command_line_starts_without_torch_or_java():
+    code = f"""
+import sys
+import headrank_pipeline.cli
+print([name for name in {HEAVY} if name in sys.modules and name != "click"])
+"""
+    assert fresh(code) == "[]"
+
+
+def test_a_retrieval_module_loads_no_torch():
+    assert fresh("import sys, headrank_pipeline.first_stage.lexical; print('torch' in sys.modules)") == "False"
+
+
+def test_module_entry_point_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "headrank_pipeline", "--version"], capture_output=True, text=True)
+    assert done.stdout.strip() == f"headrank, version {headrank_pipeline.__version__}"
+
+
+def test_shipped_demo_definition_is_the_one_in_pipelines():
+    root = Path(headrank_pipeline.__file__).resolve().parent
+    view, file = root.parent / "pipelines" / "demo.yaml", root / "resources" / "demo" / "pipeline.yaml"
+    assert view.read_text(encoding="utf-8") == file.read_text(encoding="utf-8")
