@@ -1,7 +1,11 @@
 """Shared fixtures: the real collections beside the project, and indexes that are built once per session."""
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from hypothesis import settings
@@ -30,6 +34,16 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def fresh_python() -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """A function that runs code in an interpreter of its own: what is imported and started there is its own."""
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five passages as BEIR JSONL."""
     path = tmp_path_factory.mktemp("tiny") / "corpus.jsonl"
@@ -43,6 +57,21 @@ def tiny_index(tiny_corpus: Path) -> Path:
     from headrank_pipeline.first_stage import build_index
 
     return build_index(tiny_corpus, tiny_corpus.with_name("index")).path
+
+
+@pytest.fixture(scope="session")
+def slim_index(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of the five passages that stores no text, as Pyserini's ``-slim`` ones."""
+    from headrank_pipeline.first_stage.jvm import anserini_jar, find_java
+
+    folder = tmp_path_factory.mktemp("slim")
+    (folder / "corpus").mkdir()
+    (folder / "corpus" / "part.jsonl").write_bytes(tiny_corpus.read_bytes())
+    command = [str(find_java().home / "bin" / "java"), "-cp", str(anserini_jar()), "io.anserini.index.IndexCollection"]
+    command += ["-collection", "BeirFlatCollection", "-generator", "DefaultLuceneDocumentGenerator", "-threads", "1"]
+    command += ["-input", str(folder / "corpus"), "-index", str(folder / "index")]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "index"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,112 @@
+"""Saved first stages: no Java behind them, except to make what is saved."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from headrank_pipeline.first_stage import bm25, saved_candidates, saved_run
+from headrank_pipeline.first_stage.index import sha256
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.trec import write_candidates, write_run
+
+FLEA = Query("q1", "flea")
+
+
+def docids(source, *queries: Query) -> list[list[str]]:
+    return [list(ranking.docids) for ranking in source.retrieve(queries or [FLEA])]
+
+
+def test_a_saved_run_gives_back_what_was_retrieved(tiny_index, tiny_corpus, tmp_path):
+    rankings = list(bm25(tiny_index).retrieve([FLEA, Query("q2", "dog")]))
+    write_run(tmp_path / "run", rankings, "bm25")
+    (tmp_path / "topics").write_text("q2\tdog\nq1\tflea\nq3\tcat\n")
+    source = saved_run(tmp_path / "run", tmp_path / "topics", tiny_corpus)
+    assert source.queries() == [Query("q2", "dog"), FLEA]
+    again = list(source.retrieve([FLEA, Query("q2", "dog")]))
+    assert [[(c.docid, c.title, c.text) for c in ranking.candidates] for ranking in again] == [
+        [(c.docid, c.title, c.text) for c in ranking.candidates] for ranking in rankings
+    ]
+    assert docids(source % 1) == [[rankings[0].docids[0]]]
+
+
+def test_a_saved_run_without_a_corpus_has_no_text(tmp_path):
+    (tmp_path / "run").write_text("q1 Q0 d1 1 2.5 t\n")
+    source = saved_run(tmp_path / "run", [FLEA])
+    assert list(source.retrieve([FLEA])) == [Ranking(FLEA, (Candidate("d1", 2.5),))]
+
+
+def test_saved_candidates_give_back_the_file(tiny_index, tmp_path):
+    rankings = list(bm25(tiny_index).retrieve([Query("q2", "dog"), FLEA]))
+    write_candidates(tmp_path / "cand.jsonl", rankings)
+    source = saved_candidates(tmp_path / "cand.jsonl")
+    assert source.queries() == [Query("q2", "dog"), FLEA]
+    assert list(source.retrieve(source.queries())) == rankings
+    assert list((source % 2).retrieve([FLEA])) == [rankings[1].cut(2)]
+
+
+def test_saved_sources_need_no_java(tmp_path, fresh_python):
+    (tmp_path / "run").write_text("q1 Q0 d1 1 2.5 t\n")
+    result = fresh_python(f"""
+        import sys
+        from headrank_pipeline import first_stage, records
+        source = first_stage.saved_run({str(tmp_path / "run")!r}, [records.Query("q1", "flea")])
+        print(*[ranking.docids for ranking in source.retrieve(source.queries())], "jnius" in sys.modules)
+    """)
+    assert result.stdout == "('d1',) False\n", result.stderr
+
+
+@pytest.fixture
+def one_query(tmp_path: Path) -> Path:
+    write_candidates(tmp_path / "cand.jsonl", [Ranking(FLEA, (Candidate("d1", 1.0, "A"),))])
+    return tmp_path / "cand.jsonl"
+
+
+def test_a_qid_that_the_file_lacks_is_an_error_unless_allowed(one_query):
+    with pytest.raises(ValueError, match=r"cand.jsonl: no candidates for qid q7 among its 1 queries"):
+        docids(saved_candidates(one_query), Query("q7", "dog"))
+    assert docids(saved_candidates(one_query, allow_missing=True), Query("q7", "dog"), FLEA) == [[], ["d1"]]
+
+
+def test_a_passage_missing_from_the_corpus_is_an_error(tiny_corpus, tmp_path):
+    (tmp_path / "run").write_text("q1 Q0 d1 1 2 t\nq1 Q0 gone 2 1 t\n")
+    source = saved_run(tmp_path / "run", [FLEA], tiny_corpus)
+    with pytest.raises(ValueError, match=r"qid q1 docid gone is not in .*corpus.jsonl; is it another corpus"):
+        docids(source)
+    assert docids(source % 1) == [["d1"]]
+
+
+def test_topics_of_another_run_are_an_error(tmp_path):
+    (tmp_path / "run").write_text("q1 Q0 d1 1 2 t\n")
+    with pytest.raises(ValueError, match=r"none of its qids \(q1, …\) is among the topics"):
+        docids(saved_run(tmp_path / "run", [Query("q7", "dog")]), Query("q7", "dog"))
+
+
+def test_queries_of_a_run_without_topics_are_counted(tmp_path, caplog):
+    (tmp_path / "run").write_text("q1 Q0 d1 1 2 t\nq2 Q0 d1 1 2 t\n")
+    with caplog.at_level(logging.WARNING):
+        assert docids(saved_run(tmp_path / "run", [FLEA])) == [["d1"]]
+    assert "1 of its 2 queries are not among the topics" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: saved_candidates(folder / "gone"),
+        lambda folder: saved_run(folder / "gone", [FLEA]),
+        lambda folder: saved_run(folder / "cand.jsonl", folder / "gone"),
+        lambda folder: saved_run(folder / "cand.jsonl", [FLEA], folder / "gone"),
+    ],
+)
+def test_a_missing_file_is_named_when_the_source_is_made(one_query, make):
+    with pytest.raises(FileNotFoundError, match=r"gone: no such"):
+        make(one_query.parent)
+
+
+def test_describe_changes_with_the_file_and_the_cutoff(one_query):
+    source = saved_candidates(one_query)
+    before, cut = source.describe(), (source % 1).describe()
+    assert (before["stage"], before["sha256"], before["hits"]) == ("saved_candidates", sha256(one_query), None)
+    assert cut == {**before, "hits": 1}
+    write_candidates(one_query, [Ranking(FLEA, (Candidate("d2", 1.0, "A"),))])
+    assert saved_candidates(one_query).describe()["sha256"] != before["sha256"]
