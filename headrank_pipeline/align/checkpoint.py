@@ -1,0 +1,135 @@
+"""Where a training run keeps its state: atomic checkpoints, the best weights, the log, and what the run is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from headrank_pipeline.files import json_object_lines
+from headrank_pipeline.trec import atomic_writer
+
+__all__ = ["TrainingDirectory", "appearing"]
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Give a hidden name to write a file to; it takes its own name when the block ends without an exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingDirectory:
+    """The files of one run.
+
+    ``setup.json`` says what the run is, ``log.jsonl`` what happened, ``state.pt`` is where it can be taken up, and
+    ``best.safetensors`` holds the trainable weights that did best on the dev lists.
+    """
+
+    path: Path
+
+    @property
+    def setup(self) -> Path:
+        """What decides the run; two runs with equal setups may share the directory."""
+        return self.path / "setup.json"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object a line: steps, evaluations, the end."""
+        return self.path / "log.jsonl"
+
+    @property
+    def state(self) -> Path:
+        """Weights, optimiser and counters after the last checkpointed step."""
+        return self.path / "state.pt"
+
+    @property
+    def best(self) -> Path:
+        """The trainable weights of the best evaluation."""
+        return self.path / "best.safetensors"
+
+    def claim(self, setup: Mapping[str, Any], *, overwrite: bool = False) -> bool:
+        """Take the directory for a run and return whether there is a state to go on from.
+
+        Raises:
+            ValueError: it holds another run; the message names what differs.
+        """
+        wanted = json.loads(json.dumps(setup, allow_nan=False))
+        if overwrite and self.path.is_dir():
+            shutil.rmtree(self.path)
+        if self.setup.is_file():
+            present = json.loads(self.setup.read_text(encoding="utf-8"))
+            if present != wanted:
+                keys = sorted(k for k in {*present, *wanted} if present.get(k) != wanted.get(k))
+                raise ValueError(
+                    f"{self.path}: holds a run that differs in {', '.join(keys)} (see {self.setup.name}); choose "
+                    f"another --output, or start anew with --overwrite"
+                )
+        else:
+            with atomic_writer(self.setup) as file:
+                json.dump(wanted, file, indent=1, ensure_ascii=False)
+                file.write("\n")
+        return self.state.is_file()
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint, whole or not at all."""
+        with appearing(self.state) as draft:
+            torch.save(dict(state), draft)
+
+    def load_state(self) -> dict[str, Any]:
+        """Return the checkpoint."""
+        state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+        return state
+
+    def save_best(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the best weights, whole or not at all."""
+        with appearing(self.best) as draft:
+            save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, draft)
+
+    def load_best(self) -> dict[str, Tensor]:
+        """Return the best weights."""
+        weights: dict[str, Tensor] = load_file(self.best)
+        return weights
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Add a line to the log."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop what the log says of steps after `step`: they are about to be taken again."""
+        if not self.log.is_file():
+            return
+        kept = []
+        for number, line in enumerate(self.log.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                break  # the crash that made us resume may have cut the last line
+            if event["step"] > step or event["event"] == "end":
+                break
+            kept.append(f"{line}\n")
+            assert number == len(kept)
+        with atomic_writer(self.log) as file:
+            file.writelines(kept)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the log."""
+        return [event for _, event in json_object_lines(self.log, "training log")]

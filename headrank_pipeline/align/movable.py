@@ -1,0 +1,137 @@
+"""Which weights move in training: LoRA on q and k, q and k whole, or everything that the tapped rows depend on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headrank_pipeline.pipeline import MissingPrerequisite
+
+__all__ = ["Moves", "checkpointed_activations", "fold_lora", "load_movable", "movable_weights", "set_movable"]
+
+Moves = Literal["lora", "qk", "all"]
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
+_QUERY_KEY = re.compile(r"self_attn\.(q_proj|k_proj|q_norm|k_norm)\.")
+
+
+def set_movable(
+    model: PreTrainedModel, moves: Moves, *, lora_rank: int = 16, lora_alpha: float = 32.0, lora_dropout: float = 0.0
+) -> list[str]:
+    """Make the chosen weights of a frozen, truncated model trainable, in float32, and return their names.
+
+    The deepest layer contributes its input norm, q and k only: nothing after them is ever computed there, so its v, o
+    and MLP and the final norm stay frozen whatever is chosen.
+
+    Args:
+        model: as `attention.model.load` returns it; LoRA modules are put into it, `fold_lora` takes them out again.
+        moves: ``lora`` on q and k, ``qk`` (their projections and norms, whole), or ``all`` that scores depend on.
+        lora_rank: rank of the low-rank updates.
+        lora_alpha: their scale is alpha / rank.
+        lora_dropout: on their input, while training.
+
+    Raises:
+        MissingPrerequisite: LoRA without peft.
+        ValueError: an unknown choice.
+    """
+    depth = int(model.config.num_hidden_layers)
+    if moves == "lora":
+        _inject_lora(model, lora_rank, lora_alpha, lora_dropout)
+    elif moves not in ("qk", "all"):
+        raise ValueError(f"moves {moves!r}: expected lora, qk or all")
+    chosen = []
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(_moves(name, moves, depth))
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+            chosen.append(name)
+    return chosen
+
+
+def _moves(name: str, moves: Moves, depth: int) -> bool:
+    place = _LAYER.search(name)
+    if moves == "lora":
+        return ".lora_" in name
+    if moves == "qk":
+        return place is not None and _QUERY_KEY.match(place[2]) is not None
+    if place is None:
+        return not name.startswith("norm.")  # embeddings move, the final norm is never reached
+    deepest = int(place[1]) == depth - 1
+    return not deepest or place[2].startswith("input_layernorm.") or _QUERY_KEY.match(place[2]) is not None
+
+
+def _inject_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float) -> None:
+    try:
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraModel
+    except ModuleNotFoundError as error:
+        raise MissingPrerequisite(
+            "LoRA needs peft: pip install 'headrank-pipeline[train]', or let q and k move whole (--moves qk)"
+        ) from error
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # a scale; peft annotates it as a whole number
+        lora_dropout=dropout,
+        target_modules=r".*layers\.\d+\.self_attn\.(q_proj|k_proj)",
+        bias="none",
+    )
+    LoraModel(model, config, "default")  # replaces the projections inside `model`
+
+
+def fold_lora(model: PreTrainedModel) -> None:
+    """Add the low-rank updates to the weights they belong to and remove the LoRA modules; the scores stay the same."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            assert isinstance(module, torch.nn.Module)
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    model.requires_grad_(False)
+
+
+def movable_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the trainable weights by name, as they are in the model (not copies)."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def load_movable(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Copy saved trainable weights into the model.
+
+    Raises:
+        ValueError: other names than the model's trainable ones.
+    """
+    present = movable_weights(model)
+    if present.keys() != weights.keys():
+        differ = sorted(present.keys() ^ weights.keys())
+        raise ValueError(f"saved and present trainable weights differ in {differ[:3]}; was another choice trained?")
+    with torch.no_grad():
+        for name, weight in present.items():
+            weight.copy_(weights[name])
+
+
+@contextmanager
+def checkpointed_activations(model: PreTrainedModel, *, enabled: bool = True) -> Iterator[None]:
+    """Recompute the activations of every layer but the deepest in the backward pass, inside the block.
+
+    The deepest layer ends the forward pass with an exception from inside, which a checkpoint must not see.
+    """
+    if not enabled:
+        yield
+        return
+    options: dict[str, Any] = {"use_reentrant": False}  # the reentrant kind would cut the tapped rows off the graph
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]
+    layers = model.get_submodule("layers")
+    deepest: Any = layers[-1]  # type: ignore[index]
+    deepest.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]

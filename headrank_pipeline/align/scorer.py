@@ -1,0 +1,123 @@
+"""What selection and training have in common: graded lists in, attention mass per head or score per passage out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from headrank_pipeline.align.lists import GradedList
+from headrank_pipeline.attention.prompt import PromptBuilder, PromptTemplate
+from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.scoring import ScoringRule, passage_mass
+
+__all__ = ["ListScorer", "Reading", "mean_ndcg", "ndcg"]
+
+
+class Reading(Protocol):
+    """How passages are read: prompt and rule. `rerank.recipes.HEADRANK` is one."""
+
+    @property
+    def name(self) -> str:
+        """How manifests call it."""
+
+    @property
+    def template(self) -> PromptTemplate:
+        """The prompt's layout."""
+
+    @property
+    def rule(self) -> ScoringRule:
+        """From attention to scores."""
+
+
+class ListScorer:
+    """Scores graded lists with one reader, one prompt template and one rule.
+
+    Args:
+        reader: truncated model and heads.
+        reading: template and rule.
+        max_prompt_tokens: budget of a prompt; None for all positions of the model.
+    """
+
+    def __init__(self, reader: AttentionReader, reading: Reading, *, max_prompt_tokens: int | None = None) -> None:
+        self.reader = reader
+        self.reading = reading
+        self.rule = reading.rule
+        budget = max_prompt_tokens or reader.max_prompt_tokens
+        self.builder = PromptBuilder(reader.tokenizer, reading.template, max_prompt_tokens=budget)
+        weights = reader.heads.weights or (1.0,) * len(reader.heads.heads)
+        total = sum(weights) if reading.rule.heads == "mean" else 1.0
+        self._weights = torch.tensor(weights, device=reader.device) / total
+
+    def forward(self, lists: Sequence[GradedList]) -> list[Tensor]:
+        """Return the scores [P] of each list from exactly one forward pass, in the caller's gradient mode.
+
+        Raises:
+            ValueError: a rule with calibration, which would need a second pass that gradients must follow too.
+        """
+        if self.rule.content_free is not None:
+            raise ValueError(
+                f"{self.reading.name} subtracts a content-free query; train with a rule that does not "
+                f"(content_free None), and calibrate afterwards if you must"
+            )
+        prompts = [self.builder.build(graded.ranking) for graded in lists]
+        read = self.reader.forward(prompts, support=self.rule.support)
+        masses = (passage_mass(one, prompt.passages, self.rule) for one, prompt in zip(read, prompts, strict=True))
+        return [self._weights @ mass for mass in masses]
+
+    def masses(self, lists: Sequence[GradedList]) -> Iterator[Tensor]:
+        """Yield the mass [H, P] of every head on every passage of each list, without gradients; calibrated by rule."""
+        prompts = [self.builder.build(graded.ranking) for graded in lists]
+        rule = self.rule
+        if rule.content_free is None:
+            reads = self.reader.read(prompts, support=rule.support)
+        else:
+            pairs = [(prompt, self.builder.with_query(prompt, rule.content_free)) for prompt in prompts]
+            shared = (  # the query's own tokens, the last ones, are not comparable
+                (one, blank, min(one.shape[1], blank.shape[1]))
+                for one, blank in self.reader.read_calibrated(pairs, support=rule.support)
+            )
+            reads = [one[:, :tokens] - blank[:, :tokens] for one, blank, tokens in shared]
+        for read, prompt in zip(reads, prompts, strict=True):
+            yield passage_mass(read, prompt.passages, rule)
+
+    def scores(self, lists: Sequence[GradedList]) -> list[Tensor]:
+        """Return the scores [P] of each list, batched by length, without gradients."""
+        return [self._weights @ mass for mass in self.masses(lists)]
+
+
+def ndcg(scores: Tensor, grades: Tensor, *, cutoff: int = 10) -> Tensor:
+    """Return nDCG at the cutoff of every head, with trec_eval's linear gains g / log2(rank + 1).
+
+    The ideal order is that of the list itself, not of all that was judged. Equal scores are ordered against the head,
+    the lower grade first, so that a head that cannot tell passages apart gains nothing from the order they came in.
+
+    Args:
+        scores: [H, P].
+        grades: [P] int64, at least one above 0.
+        cutoff: last rank that counts.
+
+    Returns:
+        [H] float64, between 0 and 1; 0 where no grade is above 0.
+
+    Examples:
+        >>> ndcg(torch.tensor([[0.1, 0.9, 0.5], [0.9, 0.1, 0.5]]), torch.tensor([0, 2, 1])).round(decimals=3).tolist()
+        [1.0, 0.62]
+    """
+    worst_first = torch.sort(grades, stable=True).indices
+    order = torch.sort(scores[:, worst_first], dim=1, descending=True, stable=True).indices
+    gains = grades[worst_first].double()[order][:, :cutoff]
+    discounts = torch.log2(torch.arange(gains.shape[1], device=scores.device, dtype=torch.float64) + 2.0)
+    ideal = (torch.sort(grades, descending=True).values[:cutoff].double() / discounts).sum()
+    return (gains / discounts).sum(1) / ideal.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def mean_ndcg(scorer: ListScorer, lists: Sequence[GradedList], *, cutoff: int = 10) -> float:
+    """Return the mean nDCG at the cutoff over graded lists."""
+    values = [
+        float(ndcg(scores[None], torch.tensor(graded.grades, device=scores.device), cutoff=cutoff)[0])
+        for graded, scores in zip(lists, scorer.scores(lists), strict=True)
+    ]
+    return sum(values) / len(values)

@@ -1,0 +1,375 @@
+"""The training loop: graded lists in, weights that move so that selected heads order passages by grade.
+
+Every step is a pure function of weights, optimiser state, configuration and step number (see `schedule.plan`), so that
+a run taken up from a checkpoint ends with the very weights of one that was never interrupted (bit-equal on a CPU).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from headrank_pipeline.align.checkpoint import TrainingDirectory
+from headrank_pipeline.align.lists import GradedList, sublist
+from headrank_pipeline.align.movable import (
+    checkpointed_activations,
+    fold_lora,
+    load_movable,
+    movable_weights,
+    set_movable,
+)
+from headrank_pipeline.align.objective import ListLoss
+from headrank_pipeline.align.schedule import Draw, TrainingConfig, learning_rate, plan
+from headrank_pipeline.align.scorer import ListScorer, Reading, mean_ndcg
+from headrank_pipeline.attention.model import LoadedModel
+from headrank_pipeline.attention.reader import AttentionReader
+
+__all__ = ["NotFiniteError", "Trainer", "TrainingData", "TrainingReport"]
+
+logger = logging.getLogger(__name__)
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss or gradient became NaN or infinite; the message names the list or lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What is learned from.
+
+    Args:
+        lists: training lists.
+        dev: lists for early stopping, scored whole in the order given; may be empty.
+        origin: what they are (files and checksums), for the setup file and the model card.
+    """
+
+    lists: Sequence[GradedList]
+    dev: Sequence[GradedList] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.lists:
+            raise ValueError("no training lists; headrank lists makes them")
+        shared = {graded.qid for graded in self.lists} & {graded.qid for graded in self.dev}
+        if shared:
+            raise ValueError(f"qid {min(shared)} and {len(shared) - 1} others are in both training and dev lists")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """How a run ended.
+
+    Attributes:
+        end: ``finished``, ``patience`` (early stopping) or ``paused``.
+        steps: taken so far.
+        best_step: whose weights the model now has (0: those it started with), or the last one without dev lists.
+        dev_before: mean dev nDCG@10 before the first step, or None without dev lists.
+        dev_best: that of the best step.
+        directory: log, checkpoint and best weights.
+    """
+
+    end: Literal["finished", "patience", "paused"]
+    steps: int
+    best_step: int
+    dev_before: float | None
+    dev_best: float | None
+    directory: Path
+
+
+@dataclass
+class _Progress:
+    """The counters of a checkpoint."""
+
+    step: int = 0
+    best_step: int = 0
+    dev_before: float | None = None
+    dev_best: float | None = None
+    without_gain: int = 0
+
+
+class Trainer:
+    """Trains the weights of a loaded model in place.
+
+    Args:
+        loaded: truncated at its deepest selected head, as `attention.model.load` returns it; its heads are trained.
+        reading: prompt template and rule, for example `rerank.recipes.HEADRANK`.
+        data: training and dev lists.
+        config: everything else.
+        directory: folder for log and checkpoints; a run with the same setup goes on from there.
+        overwrite: delete what the folder holds first.
+
+    Raises:
+        MissingPrerequisite: LoRA without peft.
+        ValueError: the folder holds another run, or a half-precision model on a CPU.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        reading: Reading,
+        data: TrainingData,
+        config: TrainingConfig | None = None,
+        *,
+        directory: str | Path,
+        overwrite: bool = False,
+    ) -> None:
+        self.loaded, self.data, self.config = loaded, data, config or TrainingConfig()
+        self.directory = TrainingDirectory(Path(directory))
+        self.scorer = ListScorer(AttentionReader(loaded), reading, max_prompt_tokens=self.config.max_prompt_tokens)
+        self._dtype: torch.dtype = loaded.model.dtype
+        self._device = self.scorer.reader.device
+        self._autocast = self._use_autocast()
+        self.steps = self.config.steps(len(data.lists))
+        self._resumes = self.directory.claim(self._setup(reading), overwrite=overwrite)
+        self._progress = _Progress()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            set_movable(
+                loaded.model,
+                self.config.moves,
+                lora_rank=self.config.lora_rank,
+                lora_alpha=self.config.lora_alpha,
+                lora_dropout=self.config.lora_dropout,
+            )
+        self._weights = movable_weights(loaded.model)
+        self._optimiser = torch.optim.AdamW(
+            list(self._weights.values()),
+            lr=self.config.learning_rate,
+            betas=self.config.betas,
+            weight_decay=self.config.weight_decay,
+        )
+
+    def run(
+        self, *, pause_after: int | None = None, on_event: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> TrainingReport:
+        """Train to the end, or for `pause_after` steps, and return how it went.
+
+        At the end the model holds its best weights (the last ones without dev lists), LoRA folded in, frozen again.
+
+        Args:
+            pause_after: checkpoint and return after so many steps; the next run with this directory goes on.
+            on_event: called with every event of the log (for a progress bar).
+
+        Raises:
+            NotFiniteError: a loss or gradient that is NaN or infinite; the last checkpoint stays.
+        """
+        self._on_event = on_event
+        end: Literal["finished", "patience", "paused"] = "finished"
+        with self._training():
+            self._start()
+            first = self._progress.step
+            for draws in islice(plan(self.config, len(self.data.lists)), first, None):
+                if self._out_of_patience():
+                    end = "patience"
+                    break
+                if pause_after is not None and self._progress.step - first >= pause_after:
+                    end = "paused"
+                    break
+                self._step(draws)
+        if end != "paused":
+            self._finish(end)
+        elif not self._saved():
+            self._save()
+        return self._report(end)
+
+    # ------------------------------------------------------------------------------------------- start and end
+
+    def _start(self) -> None:
+        if self._resumes:
+            self._load()
+            logger.info("going on after step %d of %d", self._progress.step, self.steps)
+        elif self.data.dev:
+            self._evaluate()
+            self._progress.dev_before = self._progress.dev_best
+            self._save()
+
+    def _finish(self, end: str) -> None:
+        if not self._saved():
+            self._save()
+        if self.data.dev:
+            load_movable(self.loaded.model, self.directory.load_best())
+            if not self._progress.best_step:
+                logger.warning("no step did better on the dev lists than the weights training started with")
+        else:
+            self._progress.best_step = self._progress.step
+        self._log("end", end=end, best_step=self._progress.best_step, dev_ndcg=self._progress.dev_best)
+        if self.config.moves == "lora":
+            fold_lora(self.loaded.model)
+        self.loaded.model.requires_grad_(False).to(self._dtype)  # type: ignore[arg-type]
+
+    def _report(self, end: Literal["finished", "patience", "paused"]) -> TrainingReport:
+        at = self._progress
+        return TrainingReport(end, at.step, at.best_step, at.dev_before, at.dev_best, self.directory.path)
+
+    def _setup(self, reading: Reading) -> dict[str, Any]:
+        source = self.loaded.source
+        return {
+            "model": {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint},
+            "heads": self.loaded.heads.describe(),
+            "template": self.scorer.builder.template.describe(),
+            "rule": reading.rule.describe(),
+            "data": {**self.data.origin, "lists": len(self.data.lists), "dev_lists": len(self.data.dev)},
+            "config": self.config.describe(),
+        }
+
+    def _use_autocast(self) -> bool:
+        wanted = self.config.precision
+        if self._device.type != "cuda" and self._dtype != torch.float32:
+            raise ValueError(f"training on a {self._device.type}: load the model with dtype float32, not {self._dtype}")
+        return wanted == "bfloat16" or (wanted == "auto" and self._device.type == "cuda")
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        model = self.loaded.model
+        with ExitStack() as stack:
+            stack.enter_context(checkpointed_activations(model, enabled=self.config.checkpoint_activations))
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            torch.manual_seed(self.config.seed)  # dropout; nothing else draws from it
+            model.train()
+            try:
+                yield
+            finally:
+                model.train(False)
+
+    # ---------------------------------------------------------------------------------------------------- a step
+
+    def _step(self, draws: Sequence[Draw]) -> None:
+        began, step = time.perf_counter(), self._progress.step
+        rate = learning_rate(self.config, step, self.steps)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.zero_grad(set_to_none=True)
+        losses = [loss for part in self._passes(draws) for loss in self._backward(part, share=1 / len(draws))]
+        norm = self._clip(draws)
+        self._optimiser.step()
+        self._progress.step += 1
+        self._log("step", epoch=draws[0].epoch, lr=rate, gradient_norm=norm, **_summary(losses),
+                  seconds=round(time.perf_counter() - began, 4))  # fmt: skip
+        self._after_step()
+
+    def _after_step(self) -> None:
+        step, config = self._progress.step, self.config
+        every = config.evaluate_every or config.steps_per_epoch(len(self.data.lists))
+        evaluated = bool(self.data.dev) and (step % every == 0 or step == self.steps)
+        if evaluated:
+            self._evaluate()
+        if evaluated or (config.save_every and step % config.save_every == 0):
+            self._save()
+
+    def _passes(self, draws: Sequence[Draw]) -> Iterator[list[tuple[Draw, GradedList]]]:
+        """Yield the lists of a step in groups that share a forward pass, those of similar length together."""
+        config = self.config
+        drawn = [(draw, self._drawn(draw)) for draw in draws]
+        if config.lists_per_pass > 1:
+            drawn.sort(key=lambda item: sum(len(c.text or "") for c in item[1].ranking.candidates))
+        for start in range(0, len(drawn), config.lists_per_pass):
+            yield drawn[start : start + config.lists_per_pass]
+
+    def _drawn(self, draw: Draw) -> GradedList:
+        whole, config = self.data.lists[draw.index], self.config
+        part = sublist(whole, config.list_size, seed=config.seed, epoch=draw.epoch, draw=draw.draw)
+        if config.order == "random":
+            return part
+        place = {docid: index for index, docid in enumerate(whole.ranking.docids)}
+        return whole.taken(sorted(place[docid] for docid in part.ranking.docids))
+
+    def _backward(self, part: Sequence[tuple[Draw, GradedList]], *, share: float) -> list[ListLoss]:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            scores = self.scorer.forward([graded for _, graded in part])
+        losses = [self._loss(draw, graded, one) for (draw, graded), one in zip(part, scores, strict=True)]
+        total = torch.stack([loss.loss for loss in losses]).sum() * share
+        total.backward()  # type: ignore[no-untyped-call]
+        return losses
+
+    def _loss(self, draw: Draw, graded: GradedList, scores: Tensor) -> ListLoss:
+        grades = torch.tensor(graded.grades, device=self._device)
+        teacher = None if graded.teacher is None else torch.tensor(graded.teacher, device=self._device)
+        seed = random.Random(f"{self.config.seed}/pairs/{draw}/{graded.qid}").getrandbits(62)
+        loss = self.config.objective.of(scores, grades, teacher=teacher, seed=seed)
+        if not torch.isfinite(loss.loss):
+            raise NotFiniteError(
+                f"step {self._progress.step + 1}: the loss of qid {graded.qid} (epoch {draw.epoch}, passages "
+                f"{', '.join(graded.ranking.docids[:3])}, …) is {float(loss.loss.detach())}; weights and checkpoint "
+                f"are those of the steps before. A smaller learning rate or precision float32 is the usual cure"
+            )
+        return loss
+
+    def _clip(self, draws: Sequence[Draw]) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), self.config.clip or float("inf"))
+        if not torch.isfinite(norm):
+            qids = ", ".join(self.data.lists[draw.index].qid for draw in draws)
+            raise NotFiniteError(f"step {self._progress.step + 1}: the gradient is {float(norm)} after qids {qids}")
+        return float(norm)
+
+    # --------------------------------------------------------------------------------- evaluation and checkpoints
+
+    def _evaluate(self) -> None:
+        self.loaded.model.train(False)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            value = mean_ndcg(self.scorer, self.data.dev)
+        self.loaded.model.train()
+        at = self._progress
+        better = at.dev_best is None or value > at.dev_best
+        at.without_gain = 0 if better else at.without_gain + 1
+        if better:
+            at.dev_best, at.best_step = value, at.step
+            self.directory.save_best(self._weights)
+        self._log("dev", ndcg=value, best=better)
+
+    def _out_of_patience(self) -> bool:
+        return self.config.patience is not None and self._progress.without_gain >= self.config.patience
+
+    def _log(self, event: str, **values: Any) -> None:
+        record = {"event": event, "step": self._progress.step, **values}
+        self.directory.append(record)
+        if self._on_event is not None:
+            self._on_event(record)
+
+    def _saved(self) -> bool:
+        return self.directory.state.is_file() and self._last_saved == self._progress.step
+
+    def _save(self) -> None:
+        self.directory.save_state(
+            {
+                "progress": asdict(self._progress),
+                "weights": {name: weight.detach() for name, weight in self._weights.items()},
+                "optimiser": self._optimiser.state_dict(),
+                "random": torch.get_rng_state(),
+            }
+        )
+        self._last_saved = self._progress.step
+
+    def _load(self) -> None:
+        state = self.directory.load_state()
+        self._progress = _Progress(**state["progress"])
+        load_movable(self.loaded.model, state["weights"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["random"])
+        self._last_saved = self._progress.step
+        self.directory.rewind(self._progress.step)
+
+    _on_event: Callable[[Mapping[str, Any]], None] | None = None
+    _last_saved: int = -1
+
+
+def _summary(losses: Sequence[ListLoss]) -> dict[str, float]:
+    """Return the means of a step's losses and the sums of its pairs, for the log."""
+    lists = len(losses)
+    return {
+        "loss": sum(float(loss.loss.detach()) for loss in losses) / lists,
+        "main": sum(loss.main for loss in losses) / lists,
+        "regulariser": sum(loss.regulariser for loss in losses) / lists,
+        "lists": lists,
+        "pairs": sum(loss.pairs for loss in losses),
+        "violations": sum(loss.violations for loss in losses),
+    }
