@@ -32,9 +32,10 @@ from headrank_pipeline.trec import (
 __all__ = [
     "GradedList",
     "ListCounts",
+    "Order",
+    "arranged",
     "describe_file",
     "graded_line",
-    "in_order",
     "read_lists",
     "save_lists",
     "sublist",
@@ -44,6 +45,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
+Order = Literal["random", "given", "reversed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,13 +362,17 @@ def sublist(graded: GradedList, size: int | None, *, seed: int, epoch: int = 0, 
     return graded.taken([index for index in shuffled if index in kept])
 
 
-def in_order(graded: GradedList, order: Literal["given", "reversed", "random"], *, seed: int = 0) -> GradedList:
-    """Return the whole list in the file's order, backwards, or shuffled by `seed`."""
+def arranged(
+    graded: GradedList, size: int | None, order: Order, *, seed: int, epoch: int = 0, draw: int = 0
+) -> GradedList:
+    """Return a part of a list as `sublist` draws it, in ``random`` order, as ``given`` in the file, or ``reversed``."""
+    part = sublist(graded, size, seed=seed, epoch=epoch, draw=draw)
     if order == "random":
-        return sublist(graded, None, seed=seed)
+        return part
     if order not in ("given", "reversed"):
-        raise ValueError(f"order {order!r}: expected given, reversed or random")
-    places = range(len(graded))
+        raise ValueError(f"order {order!r}: expected random, given or reversed")
+    kept = frozenset(part.ranking.docids)
+    places = [index for index, docid in enumerate(graded.ranking.docids) if docid in kept]
     return graded.taken(places if order == "given" else places[::-1])
 
 

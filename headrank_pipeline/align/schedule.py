@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from headrank_pipeline.align.lists import Order
 from headrank_pipeline.align.movable import Moves
 from headrank_pipeline.align.objective import Objective
 
@@ -37,7 +38,7 @@ class TrainingConfig:
         lists_per_pass: of these, how many share a forward pass; more fill a GPU better and need more memory.
         list_size: passages drawn from each list; None for whole lists.
         draws: lists drawn from each list per epoch.
-        order: of the passages: ``random``, new in each epoch, or ``given``.
+        order: of the passages: ``random``, new in each epoch, ``given`` or ``reversed``.
         clip: largest norm of the gradient; None for no clipping.
         evaluate_every: steps between evaluations on the dev lists; None: once per epoch.
         patience: evaluations without a better one after which training stops; None: never.
@@ -64,7 +65,7 @@ class TrainingConfig:
     lists_per_pass: int = 1
     list_size: int | None = 20
     draws: int = 1
-    order: Literal["random", "given"] = "random"
+    order: Order = "random"
     clip: float | None = 1.0
     evaluate_every: int | None = None
     patience: int | None = None

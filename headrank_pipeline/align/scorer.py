@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from headrank_pipeline.align.lists import GradedList
-from headrank_pipeline.attention.prompt import PromptBuilder, PromptTemplate
+from headrank_pipeline.attention.prompt import Prompt, PromptBuilder, PromptTemplate
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.scoring import ScoringRule, passage_mass
 
@@ -51,8 +51,12 @@ class ListScorer:
         total = sum(weights) if reading.rule.heads == "mean" else 1.0
         self._weights = torch.tensor(weights, device=reader.device) / total
 
-    def forward(self, lists: Sequence[GradedList]) -> list[Tensor]:
-        """Return the scores [P] of each list from exactly one forward pass, in the caller's gradient mode.
+    def prompts(self, lists: Sequence[GradedList]) -> list[Prompt]:
+        """Return the prompt of each list."""
+        return [self.builder.build(graded.ranking) for graded in lists]
+
+    def forward(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Return the scores [P] of each prompt's passages from exactly one forward pass, in the present gradient mode.
 
         Raises:
             ValueError: a rule with calibration, which would need a second pass that gradients must follow too.
@@ -62,30 +66,29 @@ class ListScorer:
                 f"{self.reading.name} subtracts a content-free query; train with a rule that does not "
                 f"(content_free None), and calibrate afterwards if you must"
             )
-        prompts = [self.builder.build(graded.ranking) for graded in lists]
         read = self.reader.forward(prompts, support=self.rule.support)
         masses = (passage_mass(one, prompt.passages, self.rule) for one, prompt in zip(read, prompts, strict=True))
         return [self._weights @ mass for mass in masses]
 
-    def masses(self, lists: Sequence[GradedList]) -> Iterator[Tensor]:
-        """Yield the mass [H, P] of every head on every passage of each list, without gradients; calibrated by rule."""
-        prompts = [self.builder.build(graded.ranking) for graded in lists]
-        rule = self.rule
-        if rule.content_free is None:
-            reads = self.reader.read(prompts, support=rule.support)
+    def masses(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Return the mass [H, P] of every head on every passage, without gradients; calibrated where the rule says."""
+        support = self.rule.support
+        if self.rule.content_free is None:
+            reads = self.reader.read(prompts, support=support)
         else:
-            pairs = [(prompt, self.builder.with_query(prompt, rule.content_free)) for prompt in prompts]
-            shared = (  # the query's own tokens, the last ones, are not comparable
-                (one, blank, min(one.shape[1], blank.shape[1]))
-                for one, blank in self.reader.read_calibrated(pairs, support=rule.support)
-            )
-            reads = [one[:, :tokens] - blank[:, :tokens] for one, blank, tokens in shared]
-        for read, prompt in zip(reads, prompts, strict=True):
-            yield passage_mass(read, prompt.passages, rule)
+            pairs = [(prompt, self.builder.with_query(prompt, self.rule.content_free)) for prompt in prompts]
+            reads = [_difference(*pair) for pair in self.reader.read_calibrated(pairs, support=support)]
+        return [passage_mass(read, prompt.passages, self.rule) for read, prompt in zip(reads, prompts, strict=True)]
 
     def scores(self, lists: Sequence[GradedList]) -> list[Tensor]:
         """Return the scores [P] of each list, batched by length, without gradients."""
-        return [self._weights @ mass for mass in self.masses(lists)]
+        return [self._weights @ mass for mass in self.masses(self.prompts(lists))]
+
+
+def _difference(read: Tensor, content_free: Tensor) -> Tensor:
+    """Return [H, min(N, M)]; the tokens of the two queries, the last ones, are not comparable and belong to none."""
+    shared = min(read.shape[1], content_free.shape[1])
+    return read[:, :shared] - content_free[:, :shared]
 
 
 def ndcg(scores: Tensor, grades: Tensor, *, cutoff: int = 10) -> Tensor:

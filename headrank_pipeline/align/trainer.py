@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from headrank_pipeline.align.checkpoint import TrainingDirectory
-from headrank_pipeline.align.lists import GradedList, sublist
+from headrank_pipeline.align.lists import GradedList, arranged
 from headrank_pipeline.align.movable import (
     checkpointed_activations,
     fold_lora,
@@ -276,16 +276,19 @@ class Trainer:
             yield drawn[start : start + config.lists_per_pass]
 
     def _drawn(self, draw: Draw) -> GradedList:
-        whole, config = self.data.lists[draw.index], self.config
-        part = sublist(whole, config.list_size, seed=config.seed, epoch=draw.epoch, draw=draw.draw)
-        if config.order == "random":
-            return part
-        place = {docid: index for index, docid in enumerate(whole.ranking.docids)}
-        return whole.taken(sorted(place[docid] for docid in part.ranking.docids))
+        config = self.config
+        return arranged(
+            self.data.lists[draw.index],
+            config.list_size,
+            config.order,
+            seed=config.seed,
+            epoch=draw.epoch,
+            draw=draw.draw,
+        )
 
     def _backward(self, part: Sequence[tuple[Draw, GradedList]], *, share: float) -> list[ListLoss]:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            scores = self.scorer.forward([graded for _, graded in part])
+            scores = self.scorer.forward(self.scorer.prompts([graded for _, graded in part]))
         losses = [self._loss(draw, graded, one) for (draw, graded), one in zip(part, scores, strict=True)]
         total = torch.stack([loss.loss for loss in losses]).sum() * share
         total.backward()  # type: ignore[no-untyped-call]
