@@ -32,7 +32,7 @@ class Overlap(Reranker):
 
     name: str = "overlap"
     failing: frozenset[str] = frozenset()
-    error: type[Exception] = ValueError
+    error: type[BaseException] = ValueError
     seen: list[str] = field(default_factory=list)
 
     def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
@@ -147,6 +147,7 @@ def test_an_unfinished_batch_is_done_again_as_a_whole(candidates, tmp_path):
     reranker = Overlap()
     execute(plan(candidates, tmp_path / "run", reranker))
     assert reranker.seen == ["q2", "q3", "q4", "q5", "q6"]
+    assert all(json.loads(line)["qid"] for line in journal.read_bytes().splitlines())  # the torn piece is gone
     assert (tmp_path / "run" / "run.trec").read_bytes() == (tmp_path / "whole" / "run.trec").read_bytes()
 
 
@@ -263,6 +264,14 @@ def test_a_failing_query_leaves_its_batch_intact_and_is_tried_again_next_time(ca
     assert reranker.seen == ["q2", "q3"]
     execute(plan(candidates, tmp_path / "whole"))
     assert (tmp_path / "run" / "run.trec").read_bytes() == (tmp_path / "whole" / "run.trec").read_bytes()
+
+
+def test_results_of_a_partial_run_are_withdrawn_while_its_queries_are_open_again(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "run", Overlap(failing=frozenset({"q6"}))))
+    assert (tmp_path / "run" / "run.trec").exists()
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan(candidates, tmp_path / "run", Overlap(failing=frozenset({"q6"}), error=KeyboardInterrupt)))
+    assert not (tmp_path / "run" / "run.trec").exists()
 
 
 def test_three_failures_and_no_success_stop_the_run_with_the_error_itself(candidates, tmp_path):

