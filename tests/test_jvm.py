@@ -69,12 +69,15 @@ def test_java_starts_once_and_prints_nothing_to_stdout(tiny_index, fresh_python)
         assert start_jvm() is runtime
         assert dict(os.environ) == before
         import jnius
+        jnius.autoclass("java.lang.System").out.println("Java speaks")
         assert jnius.autoclass("java.lang.Runtime").getRuntime().maxMemory() == 300 * 2**20
         [ranking] = bm25({str(tiny_index)!r}).retrieve({{"q": "dog"}})
         print(*ranking.docids)
         """
     )
     assert (result.returncode, result.stdout) == (0, "d2\n"), result.stderr
+    assert "Java speaks" in result.stderr
+    assert "INFO" not in result.stderr
 
 
 @pytest.mark.parametrize("heap", ["2", "2gb", "-1g", "0g"])
@@ -98,7 +101,7 @@ def test_a_jvm_that_pyserini_started_is_used(fresh_python):
 
 def _in_a_forked_child(queue) -> None:
     try:
-        start_jvm()
+        queue.put(f"started {start_jvm()}")
     except RuntimeError as error:
         queue.put(str(error))
 
