@@ -120,6 +120,17 @@ def test_a_query_without_hits_gives_an_empty_ranking(tiny_index, text):
     assert list(bm25(tiny_index).retrieve([Query("q1", text)])) == [Ranking(Query("q1", text))]
 
 
+def test_a_query_may_have_thousands_of_words(tiny_index):
+    text = " ".join(f"word{number}" for number in range(3000)) + " dog"
+    assert docids(bm25(tiny_index), Query("q1", text)) == [["d2"]]
+
+
+def test_what_java_refuses_names_the_queries(tiny_index):
+    text = " ".join(f"word{number}" for number in range(70000))
+    with pytest.raises(RuntimeError, match="Java failed on a qid of q1, q2: JVM exception occurred"):
+        docids(bm25(tiny_index), FLEA, Query("q2", text))
+
+
 def test_fewer_hits_are_the_head_of_more(tiny_index):
     [everything] = docids(bm25(tiny_index))
     assert len(everything) == 4

@@ -25,6 +25,7 @@ __all__ = ["bm25"]
 
 # Queries handed to one batch_search call: enough to keep the threads busy, few enough that memory stays small.
 _CHUNK = 32
+_MOST_WORDS = 2**16
 
 _log = logging.getLogger(__name__)
 
@@ -127,9 +128,14 @@ class _Bm25(Source):
         searcher.set_bm25(self.k1, self.b)
         spare = max(len(self._removed(query.qid)) for query in chunk)
         texts, qids = [query.text for query in chunk], [query.qid for query in chunk]
-        found: dict[str, Any] = searcher.batch_search(
-            texts, qids, k=self.hits + spare, threads=self.threads, fields=dict(self.fields)
-        )
+        from jnius import JavaException
+
+        try:
+            found: dict[str, Any] = searcher.batch_search(
+                texts, qids, k=self.hits + spare, threads=self.threads, fields=dict(self.fields)
+            )
+        except JavaException as error:
+            raise RuntimeError(f"{self.index}: Java failed on a qid of {', '.join(qids)}: {error}") from error
         return found
 
     def _ranking(self, query: Query, found: Sequence[Any]) -> Ranking:
@@ -153,12 +159,16 @@ class _Searcher:
         """Return the searcher; the first call starts Java, and every call checks that this is no forked child."""
         start_jvm()
         if self._opened is None:
+            import jnius
+
             if isinstance(self.index, str):
                 self._opened = _prebuilt(self.index)
             else:
                 from pyserini.search.lucene import LuceneSearcher
 
                 self._opened = LuceneSearcher(str(self.index))
+            # Lucene refuses queries of more than 1024 different words; a long question as a query has more.
+            jnius.autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MOST_WORDS)
             _log.info("opened %s: %d documents", self.index, self._opened.num_docs)
         return self._opened
 
