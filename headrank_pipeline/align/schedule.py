@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from headrank_pipeline.align.lists import Order
 from headrank_pipeline.align.movable import Moves
 from headrank_pipeline.align.objective import Objective
 
-__all__ = ["Draw", "TrainingConfig", "learning_rate", "plan"]
+__all__ = ["Draw", "TrainingConfig", "configured", "learning_rate", "plan"]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -101,6 +105,34 @@ class TrainingConfig:
     def steps_per_epoch(self, lists: int) -> int:
         """Return the number of steps in which every list is seen once, times `draws`."""
         return math.ceil(lists * self.draws / self.lists_per_step)
+
+
+def configured(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConfig:
+    """Return the configuration with some settings changed; ``objective.beta`` names one of the objective.
+
+    Args:
+        config: to start from.
+        changes: name -> JSON value.
+
+    Raises:
+        ValueError: an unknown setting (with the nearest known one), or a value of the wrong type or range.
+    """
+    settings = config.describe()
+    known = {name: (settings, name) for name in settings if name != "objective"}
+    known |= {f"objective.{name}": (settings["objective"], name) for name in settings["objective"]}
+    for name, value in changes.items():
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ValueError(f"no setting {name!r}; {hint}")
+        group, key = known[name]
+        group[key] = value
+    try:
+        return TypeAdapter(TrainingConfig).validate_json(json.dumps(settings), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name, wanted = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+        raise ValueError(f"training setting {name}: {wanted}, got {problem['input']!r}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ __all__ = ["NotFiniteError", "Trainer", "TrainingData", "TrainingReport"]
 logger = logging.getLogger(__name__)
 
 
-class NotFiniteError(ArithmeticError):
+class NotFiniteError(RuntimeError):
     """A loss or gradient became NaN or infinite; the message names the list or lists."""
 
 
@@ -176,10 +176,10 @@ class Trainer:
                     end = "paused"
                     break
                 self._step(draws)
+            if not self._saved():
+                self._save()
         if end != "paused":
             self._finish(end)
-        elif not self._saved():
-            self._save()
         return self._report(end)
 
     # ------------------------------------------------------------------------------------------- start and end
@@ -194,8 +194,6 @@ class Trainer:
             self._save()
 
     def _finish(self, end: str) -> None:
-        if not self._saved():
-            self._save()
         if self.data.dev:
             load_movable(self.loaded.model, self.directory.load_best())
             if not self._progress.best_step:
