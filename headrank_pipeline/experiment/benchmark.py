@@ -36,6 +36,7 @@ Verdict = Literal["OK", "near", "FAIL"]
 
 # Pyserini's two-click reproductions call a score OKish up to this difference.
 _NEAR = 0.0005
+_NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
 
 class _Strict(BaseModel):
@@ -74,7 +75,11 @@ class Collection(_Strict):
 
 
 class FirstStage(_Strict):
-    """BM25 with every parameter stated; names and meanings are those of `first_stage.bm25`."""
+    """BM25 with every parameter stated; names and meanings are those of `first_stage.bm25`.
+
+    Args:
+        exclude_grade: documents with this grade in the qrels are left out per query before the cutoff (BRIGHT: -100).
+    """
 
     method: Literal["bm25"]
     k1: Annotated[float, Field(ge=0)]
@@ -82,6 +87,7 @@ class FirstStage(_Strict):
     hits: Annotated[int, Field(ge=1)]
     remove_query: bool
     fields: dict[str, float] | None = None
+    exclude_grade: Annotated[int, Field(lt=0)] | None = None
 
 
 class Reference(_Strict):
@@ -105,6 +111,7 @@ class Benchmark(_Strict):
         schema_version: version of this schema, the key ``schema`` of the file.
         name: lower-case name, used in paths.
         version: raised whenever a change of the file could change a number.
+        group: benchmarks of one group are reported by their mean as well (the 12 forums of CQADupStack).
         queries: ``judged`` keeps the topics that occur in the qrels, ``all`` keeps all of them.
         depth: how many candidates are reranked.
         relevance_level: lowest grade that counts as relevant for binary measures.
@@ -112,9 +119,10 @@ class Benchmark(_Strict):
     """
 
     schema_version: Literal[1] = Field(alias="schema")
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=_NAME)]
     version: str
     title: str
+    group: Annotated[str, Field(pattern=_NAME)] | None = None
     collection: Collection
     queries: Literal["judged", "all"]
     first_stage: FirstStage
