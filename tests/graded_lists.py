@@ -8,10 +8,11 @@ from headrank_pipeline.align.lists import GradedList
 from headrank_pipeline.records import Candidate, Query, Ranking
 
 # One piece each in the tests' tokenizer, so that overlap is visible to a model from its first steps.
-WORDS = (
+_TEXT = (
     "here are some paragraphs birds fly please find information relevant to the query above tiny seeded models and "
     "tokenizer for tests real classes random weights made in second layers heads"
-).split()
+)
+WORDS = _TEXT.split()
 
 
 def overlap_lists(count: int, *, passages: int = 6, seed: int = 0, prefix: str = "q") -> list[GradedList]:

@@ -1,4 +1,4 @@
-"""Graded lists: joined from candidates and judgments, read back, resampled, and refused where they cannot be trusted."""
+"""Graded lists: joined from candidates and judgments, read back, resampled, refused where they cannot be trusted."""
 
 from __future__ import annotations
 

@@ -315,7 +315,7 @@ def test_half_precision_on_a_cpu_is_refused(folder, tmp_path):
 def test_autocast_trains_and_keeps_the_reading_in_float32(folder, tmp_path):
     config = replace(QUICK, precision="bfloat16", max_steps=2)
     _, report = trained(folder, tmp_path, config)
-    whole, _ = trained(folder, tmp_path / "full", replace(config, precision="float32"))
+    trained(folder, tmp_path / "full", replace(config, precision="float32"))
     assert report.steps == 2
     first, second = (_log(path)[1]["loss"] for path in (tmp_path, tmp_path / "full"))
     assert first == pytest.approx(second, rel=0.05)
@@ -348,11 +348,11 @@ def test_cosine_rate_by_hand():
 def test_configuration_from_names_and_values():
     config = configured(TrainingConfig(), {"epochs": 5, "objective.beta": 4.0, "objective.margins": [0.1, 0.2]})
     assert (config.epochs, config.objective.beta, config.objective.margins) == (5, 4.0, (0.1, 0.2))
-    with pytest.raises(ValueError, match="no setting 'epoch'; did you mean 'epochs'"):
+    with pytest.raises(ValueError, match=r"no setting 'epoch'; did you mean 'epochs'"):
         configured(TrainingConfig(), {"epoch": 5})
-    with pytest.raises(ValueError, match="no setting 'objective.betta'; did you mean 'objective.beta'"):
+    with pytest.raises(ValueError, match=r"no setting 'objective\.betta'; did you mean 'objective\.beta'"):
         configured(TrainingConfig(), {"objective.betta": 5})
-    with pytest.raises(ValueError, match="training setting epochs: .* got 'many'"):
+    with pytest.raises(ValueError, match=r"training setting epochs: .* got 'many'"):
         configured(TrainingConfig(), {"epochs": "many"})
     with pytest.raises(ValueError, match="epochs 0: expected at least 1"):
         configured(TrainingConfig(), {"epochs": 0})
