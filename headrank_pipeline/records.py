@@ -29,6 +29,19 @@ def _check_id(kind: str, value: object) -> None:
         raise ValueError(f"{kind} {value!r}: expected a non-empty id without white space, as run files need")
 
 
+def _check_unicode(what: str, text: str | None) -> None:
+    """Half a surrogate pair, which JSON escapes can smuggle in, breaks Java and tokenizers far from its source."""
+    if text is None or text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} has half a surrogate pair ({text[error.start]!a}) at character {error.start}: it is not valid "
+            f"Unicode; repair or delete it"
+        ) from error
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """One information need.
@@ -55,6 +68,7 @@ class Query:
             raise ValueError(
                 f"qid {self.qid}: query text {self.text!r} is empty; remove the query from the topics or give it text"
             )
+        _check_unicode(f"qid {self.qid}: query text", self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,8 @@ class Candidate:
             object.__setattr__(self, "score", float(self.score))
         if not math.isfinite(self.score):
             raise ValueError(f"docid {self.docid}: score {self.score!r} is not finite")
+        for name in ("title", "text"):
+            _check_unicode(f"docid {self.docid}: {name}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,3 +159,11 @@ def test_from_frame_refuses_ids_that_pandas_made_numbers():
 
 def test_notes_are_no_part_of_equality():
     assert dataclasses.replace(ranking(1.0), notes={"prompt_tokens": 9.0}) == ranking(1.0)
+
+
+def test_half_a_surrogate_pair_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"qid q1: query text has half a surrogate pair .* at character 2"):
+        Query("q1", "ab\ud800")
+    with pytest.raises(ValueError, match="docid d1: title has half a surrogate pair"):
+        Candidate("d1", 1.0, "text", "\udc00")
+    assert Candidate("d1", 1.0, "a fish \U0001f41f").text
