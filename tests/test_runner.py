@@ -235,10 +235,18 @@ def test_candidates_changed_since_are_another_configuration(candidates, tmp_path
         execute(plan(candidates, tmp_path / "run"))
 
 
+def test_a_call_that_failed_before_any_work_blocks_nothing(candidates, tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{oops\n")
+    with pytest.raises(ValueError, match=r"broken.jsonl:1: not valid JSON"):
+        execute(plan(broken, tmp_path / "run"))
+    assert execute(plan(candidates, tmp_path / "run")).manifest["status"] == "complete"
+
+
 def test_scores_without_a_manifest_are_not_taken_for_ours(candidates, tmp_path):
     execute(plan(candidates, tmp_path / "run"))
     (tmp_path / "run" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"holds scores\.jsonl and run\.trec but no manifest\.json"):
+    with pytest.raises(ValueError, match=r"holds scores\.jsonl, .*run\.trec but no manifest\.json"):
         execute(plan(candidates, tmp_path / "run"))
 
 

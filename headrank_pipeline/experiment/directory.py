@@ -82,6 +82,11 @@ class RunDirectory:
             file.flush()
             yield
 
+    def work(self) -> list[str]:
+        """Return the names of the files that hold something retrieved, scored or printed."""
+        files = (self.candidates, self.scores, self.first_stage_run, self.run)
+        return [file.name for file in files if file.exists() and file.stat().st_size > 0]
+
     def clear(self) -> None:
         """Remove what an earlier run left, but neither the index nor files that are not ours."""
         for file in (self.run, self.evaluation, self.first_stage_run, self.scores, self.candidates, self.manifest):

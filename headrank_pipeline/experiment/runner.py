@@ -146,13 +146,14 @@ def execute(plan: RunPlan, *, overwrite: bool = False, command: str | None = Non
 def _opened_manifest(plan: RunPlan, directory: RunDirectory, command: str | None) -> dict[str, Any]:
     """The manifest of the run to continue, or a new one; either way with a session for this call."""
     here = environment()
-    manifest = read_manifest(directory.manifest)
+    # A call that ended before anything was retrieved or scored (bad candidates, say) left nothing to protect.
+    work = directory.work()
+    manifest = read_manifest(directory.manifest) if work else None
     session: dict[str, Any] = {"started": now(), "finished": None, "command": command}
     if manifest is None:
-        leftovers = [file.name for file in (directory.scores, directory.run) if file.exists()]
-        if leftovers:
+        if work:
             raise ValueError(
-                f"{directory.path}: holds {' and '.join(leftovers)} but no manifest.json that says what made them; "
+                f"{directory.path}: holds {', '.join(work)} but no manifest.json that says what made them; "
                 f"choose another --output, or start anew with --overwrite"
             )
         return {
