@@ -95,7 +95,7 @@ class TrainingDirectory:
 
     def load_state(self) -> dict[str, Any]:
         """Return the checkpoint."""
-        state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True, mmap=True)
         return state
 
     def save_best(self, weights: Mapping[str, Tensor]) -> None:

@@ -132,6 +132,7 @@ class Trainer:
         self.steps = self.config.steps(len(data.lists))
         self._resumes = self.directory.claim(self._setup(reading), overwrite=overwrite)
         self._progress = _Progress()
+        self.done = self.directory.load_state()["progress"]["step"] if self._resumes else 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             set_movable(

@@ -16,18 +16,30 @@ _LOG_EVERY_SECONDS = 30.0
 
 
 class Progress:
-    """Counts queries; use as a context manager.
+    """Counts queries, or whatever a job is made of; use as a context manager.
 
     Args:
         total: queries in the whole run.
         done: queries that an earlier session finished; they count in the total but not in the rate.
         log_every: seconds between log lines where standard error is no terminal.
+        unit: what is counted, singular and plural.
+        what: the job's name on the bar.
     """
 
-    def __init__(self, total: int, done: int, *, log_every: float = _LOG_EVERY_SECONDS) -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        *,
+        log_every: float = _LOG_EVERY_SECONDS,
+        unit: tuple[str, str] = ("query", "queries"),
+        what: str = "rerank",
+    ) -> None:
         self.total = total
         self.done = done
         self.log_every = log_every
+        self.unit, self.units = unit
+        self.what = what
         self._new = 0
         self._bar: Any = None
         self._started = self._logged = time.monotonic()
@@ -37,7 +49,7 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self.total, initial=self.done, unit="query", desc="rerank", file=sys.stderr)
+            self._bar = tqdm(total=self.total, initial=self.done, unit=self.unit, desc=self.what, file=sys.stderr)
         return self
 
     def __exit__(
@@ -60,7 +72,7 @@ class Progress:
         """Return one line with done, total, rate and the time still to go."""
         rate = self._new / max(time.monotonic() - self._started, 1e-9)
         left = f"{_duration((self.total - self.done) / rate)} to go" if rate else "time to go unknown"
-        return f"{self.done}/{self.total} queries, {rate:.2f} queries/s, {left}"
+        return f"{self.done}/{self.total} {self.units}, {rate:.2f} {self.units}/s, {left}"
 
 
 def _duration(seconds: float) -> str:
