@@ -1,4 +1,4 @@
-"""headrank rerank, headrank run: candidates through a reranker into a run directory."""
+"""headrank rerank: candidates through a reranker into a run directory; and what headrank run shares with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from headrank_pipeline.experiment.runner import Outcome
     from headrank_pipeline.pipeline import Reranker
 
-__all__ = ["SYSTEMS", "report", "rerank", "run"]
+__all__ = [
+    "RERANKER_OPTIONS",
+    "RUN_OPTIONS",
+    "SYSTEMS",
+    "default_output",
+    "load_reranker",
+    "measures_table",
+    "path_option",
+    "report",
+    "rerank",
+    "with_options",
+]
 
 # --system NAME -> (module, function); imported when used, since they bring torch along.
 SYSTEMS = {
@@ -28,7 +39,7 @@ SYSTEMS = {
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_RERANKER_OPTIONS = (
+RERANKER_OPTIONS = (
     click.option("--model", required=True, help="Folder of a model, or its Hugging Face name."),
     click.option("--heads", help="Head set: JSON file, published name, 'all' or 'layers:10-13'."),
     click.option("--system", type=click.Choice(list(SYSTEMS)), default="headrank", show_default=True),
@@ -41,7 +52,7 @@ _RERANKER_OPTIONS = (
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--revision", help="Revision of a Hugging Face model."),
 )
-_RUN_OPTIONS = (
+RUN_OPTIONS = (
     click.option("--batch-size", default=8, show_default=True, help="Queries handed to the reranker at once."),
     click.option("--tag", help="Last column of the run.  [default: the system's name]"),
     click.option("--overwrite", is_flag=True, help="Start anew where the output holds another run."),
@@ -49,7 +60,9 @@ _RUN_OPTIONS = (
 )
 
 
-def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that adds click options in this order."""
+
     def add(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -58,19 +71,20 @@ def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command
     return add
 
 
-def _path(name: str, text: str, *, required: bool = False) -> Callable[[Command], Command]:
+def path_option(name: str, text: str, *, required: bool = False) -> Callable[[Command], Command]:
+    """Return a click option that takes a path."""
     return click.option(name, type=click.Path(path_type=Path), required=required, help=text)
 
 
 @click.command()
-@_path("--candidates", "Candidates JSONL with text, as retrieve writes them.", required=True)
-@_path("--output", "Run directory.", required=True)
-@_with(*_RERANKER_OPTIONS)
+@path_option("--candidates", "Candidates JSONL with text, as retrieve writes them.", required=True)
+@path_option("--output", "Run directory.", required=True)
+@with_options(*RERANKER_OPTIONS)
 @click.option("--depth", default=100, show_default=True, help="Candidates that are reranked; the rest follow.")
-@_path("--qrels", "Evaluate with these judgments.")
+@path_option("--qrels", "Evaluate with these judgments.")
 @click.option("--measure", "-m", "measures", multiple=True, help="Repeatable.  [default: nDCG@10, R@100]")
 @click.option("--relevance-level", "-l", default=1, show_default=True)
-@_with(*_RUN_OPTIONS)
+@with_options(*RUN_OPTIONS)
 @click.pass_context
 def rerank(
     ctx: click.Context,
@@ -104,57 +118,6 @@ def rerank(
         batch_size=batch_size,
         tag=tag or reranker["system"],
         judgement=judgement,
-    )
-    report(ctx, execute(plan, overwrite=overwrite, command=command_line()), as_json=as_json)
-
-
-@click.command()
-@click.argument("benchmark", type=click.Path(path_type=Path), metavar="BENCHMARK.yaml")
-@_path("--output", "Run directory.  [default: runs/BENCHMARK/SYSTEM-MODEL]")
-@_path("--corpus", "Build an index of this corpus; topics are looked for beside it.")
-@_path("--topics", "Queries.")
-@_path("--qrels", "Judgments.")
-@click.option("--index", help="Folder of an index, or the name of a prebuilt one; with --corpus: where to build.")
-@_path("--candidates", "Saved candidates; nothing is retrieved.")
-@click.option("--offline", is_flag=True, help="Open no socket; what is not local is an error that names its flag.")
-@click.option("--threads", default=1, show_default=True, help="Of the first stage.")
-@_with(*_RERANKER_OPTIONS)
-@click.option("--depth", type=int, help="Candidates that are reranked.  [default: the benchmark's]")
-@_with(*_RUN_OPTIONS)
-@click.pass_context
-def run(
-    ctx: click.Context,
-    /,
-    benchmark: Path,
-    output: Path | None,
-    threads: int,
-    depth: int | None,
-    batch_size: int,
-    tag: str | None,
-    overwrite: bool,
-    as_json: bool,
-    offline: bool,
-    **rest: Any,
-) -> None:
-    """Run a benchmark: retrieve, rerank, evaluate; the same command continues an interrupted run."""
-    from headrank_pipeline.experiment.benchmark import load_benchmark
-    from headrank_pipeline.experiment.directory import RunDirectory
-    from headrank_pipeline.experiment.inputs import LocalFiles, resolve_inputs
-    from headrank_pipeline.experiment.runner import RunPlan, execute
-
-    files = {name: rest.pop(name) for name in ("corpus", "topics", "qrels", "index", "candidates")}
-    definition = load_benchmark(benchmark)
-    directory = RunDirectory(output or default_output(definition.name, rest["system"], rest["model"]))
-    inputs = resolve_inputs(definition, LocalFiles(**files, offline=offline), directory, threads=threads)
-    plan = RunPlan(
-        output=directory.path,
-        supply=inputs.supply,
-        reranker=load_reranker(**rest, offline=offline),
-        depth=depth or definition.depth,
-        batch_size=batch_size,
-        tag=tag or rest["system"],
-        benchmark={"name": definition.name, "version": definition.version},
-        judgement=inputs.judgement,
     )
     report(ctx, execute(plan, overwrite=overwrite, command=command_line()), as_json=as_json)
 

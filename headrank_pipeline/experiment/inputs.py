@@ -22,7 +22,7 @@ from headrank_pipeline.trec import atomic_writer, read_qrels, read_topics
 if TYPE_CHECKING:
     from headrank_pipeline.pipeline import Source
 
-__all__ = ["Inputs", "LocalFiles", "resolve_inputs"]
+__all__ = ["Inputs", "LocalFiles", "resolve_inputs", "topics_beside"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,12 @@ def resolve_inputs(benchmark: Benchmark, local: LocalFiles, directory: RunDirect
 # ------------------------------------------------------------------------------------------------- topics and qrels
 
 
+def topics_beside(corpus: Path | None) -> Path | None:
+    """Return the file of queries that lies beside a corpus in BEIR's layout, or None."""
+    names = ("queries.jsonl", "queries.jsonl.gz")
+    return None if corpus is None else next((f for n in names if (f := corpus.with_name(n)).is_file()), None)
+
+
 def _qrels(benchmark: Benchmark, local: LocalFiles, directory: RunDirectory) -> tuple[Path, str]:
     path = local.qrels or benchmark.collection.embedded_file("qrels.tsv")
     if path is not None:
@@ -116,11 +122,9 @@ def _qrels(benchmark: Benchmark, local: LocalFiles, directory: RunDirectory) -> 
 def _topics(benchmark: Benchmark, local: LocalFiles) -> tuple[list[Query], str]:
     if local.topics is not None:
         return read_topics(local.topics), str(local.topics)
-    if local.corpus is not None:
-        beside = [local.corpus.with_name(name) for name in ("queries.jsonl", "queries.jsonl.gz")]
-        path = next((file for file in beside if file.is_file()), None)
-        if path is not None:
-            return read_topics(path), f"{path}, found beside the corpus"
+    beside = topics_beside(local.corpus)
+    if beside is not None:
+        return read_topics(beside), f"{beside}, found beside the corpus"
     embedded = benchmark.collection.embedded_file("queries.jsonl")
     if embedded is not None:
         return read_topics(embedded), str(embedded)

@@ -1,0 +1,116 @@
+"""headrank benchmarks: what can be run, what is here and what would be downloaded; opens no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from headrank_pipeline.cli.reporting import echo_json, table
+
+if TYPE_CHECKING:
+    from headrank_pipeline.experiment.benchmark import Benchmark
+    from headrank_pipeline.experiment.catalogue import Need
+
+__all__ = ["benchmarks", "need_lines", "size"]
+
+
+@click.command()
+@click.option(
+    "--pipelines", type=click.Path(path_type=Path), default=Path("pipelines"), show_default=True, help="Definitions."
+)
+@click.option("--extra", is_flag=True, help="Also those of its folder extra.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of collections, one folder per benchmark.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def benchmarks(pipelines: Path, extra: bool, data: Path | None, as_json: bool) -> None:
+    """List the benchmarks: queries, corpus, first stage, what is cached and what must be downloaded."""
+    from headrank_pipeline.experiment.catalogue import corpus_size, find_benchmarks, needs, query_count
+    from headrank_pipeline.experiment.suite import local_files
+
+    found = [benchmark for _, benchmark in find_benchmarks(pipelines, extra=extra)]
+    wanted = {b.name: needs(b, local_files(data, b.name, offline=False)) for b in found}
+    if as_json:
+        echo_json(
+            [
+                {
+                    "name": b.name,
+                    "title": b.title,
+                    "group": b.group,
+                    "queries": query_count(b),
+                    "docs": corpus_size(b),
+                    "first_stage": b.first_stage.model_dump(),
+                    "needs": [asdict(need) for need in wanted[b.name]],
+                }
+                for b in found
+            ]
+        )
+        return
+    rows = [
+        [b.name, _count(query_count(b)), _count(corpus_size(b)), _stage(b), *_states(wanted[b.name])] for b in found
+    ]
+    click.echo(table(["benchmark", "queries", "docs", "first stage", "topics, qrels", "index"], rows))
+    click.echo(f"\n{len(found)} benchmarks; to download in all: {size(to_download(wanted.values()))}")
+
+
+def to_download(wanted: Iterable[Sequence[Need]]) -> int:
+    """Return the bytes to download, every address counted once."""
+    sizes: dict[str, int] = {}
+    for found in wanted:
+        for need in found:
+            if need.state == "download":
+                sizes[need.place] = need.size or 0
+    return sum(sizes.values())
+
+
+def need_lines(found: Sequence[Need]) -> list[str]:
+    """Return one line per need: what, where it is or comes from, how large."""
+    return [
+        f"  {need.what:<13} {need.state:<9} {_amount(need):>9}  {need.name}  {_from(need)}".rstrip() for need in found
+    ]
+
+
+def size(number: int | None) -> str:
+    """Return a number of bytes for people.
+
+    Examples:
+        >>> size(8_849_995), size(2_170_758_745), size(None)
+        ('8.8 MB', '2.2 GB', '?')
+    """
+    if number is None:
+        return "?"
+    amount = float(number)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit != "MB" else f"{amount:.1f} MB"
+        amount /= 1000
+    return f"{amount:.1f} GB"
+
+
+def _states(found: Sequence[Need]) -> tuple[str, str]:
+    *judgments, collection = found if found[-1].what in ("index", "corpus") else (*found, found[0])
+    return ", ".join(dict.fromkeys(_state(need) for need in judgments)), _state(collection)
+
+
+def _state(need: Need) -> str:
+    return f"{need.state} {_amount(need)}".rstrip()
+
+
+def _amount(need: Need) -> str:
+    return size(need.size) if need.state == "download" else ""
+
+
+def _from(need: Need) -> str:
+    return "" if need.place in (need.name, "pyserini", "ir_datasets") else f"({need.place})"
+
+
+def _stage(benchmark: Benchmark) -> str:
+    stage = benchmark.first_stage
+    fields = " multifield" if stage.fields else ""
+    return f"{stage.method}{fields} k1={stage.k1} b={stage.b} hits={stage.hits}"
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"

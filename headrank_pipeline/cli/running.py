@@ -1,0 +1,232 @@
+"""headrank run: one benchmark, or all of them, from retrieval to evaluation."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headrank_pipeline.cli.benchmarks import need_lines, size, to_download
+from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, table
+from headrank_pipeline.cli.reranking import (
+    RERANKER_OPTIONS,
+    RUN_OPTIONS,
+    default_output,
+    load_reranker,
+    path_option,
+    report,
+    with_options,
+)
+
+if TYPE_CHECKING:
+    from headrank_pipeline.experiment.benchmark import Benchmark
+    from headrank_pipeline.experiment.inputs import LocalFiles
+    from headrank_pipeline.experiment.runner import Outcome
+    from headrank_pipeline.experiment.suite import Row, Suite
+    from headrank_pipeline.pipeline import Reranker
+
+__all__ = ["run"]
+
+_FILES = ("corpus", "topics", "qrels", "index", "candidates")
+_RERANKER = (
+    "system", "model", "heads", "max_prompt_tokens", "passage_words", "options", "device", "dtype", "revision",
+)  # fmt: skip
+# Flags that say which benchmarks are run and how it is reported; the others belong to each benchmark's own command.
+_OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run", "output", "as_json", "overwrite"}
+
+
+@click.command()
+@click.argument("definitions", nargs=-1, type=click.Path(path_type=Path), metavar="[BENCHMARK.yaml]...")
+@click.option("--all", "every", is_flag=True, help="Every definition of --pipelines; a summary table at the end.")
+@click.option("--extra", is_flag=True, help="With --all: also those of its folder extra.")
+@click.option(
+    "--pipelines", type=click.Path(path_type=Path), default=Path("pipelines"), show_default=True, help="Definitions."
+)
+@path_option("--data", "With several benchmarks: folder of collections, one folder per benchmark.")
+@click.option("--dry-run", is_flag=True, help="Show commands, files and download sizes; run and fetch nothing.")
+@path_option("--output", "Run directory; with several benchmarks the folder of their run directories.")
+@path_option("--corpus", "Build an index of this corpus; topics are looked for beside it.")
+@path_option("--topics", "Queries.")
+@path_option("--qrels", "Judgments.")
+@click.option("--index", help="Folder of an index, or the name of a prebuilt one; with --corpus: where to build.")
+@path_option("--candidates", "Saved candidates; nothing is retrieved.")
+@click.option("--offline", is_flag=True, help="Open no socket; what is not local is an error that names its flag.")
+@click.option("--threads", default=1, show_default=True, help="Of the first stage.")
+@click.option("--model", help="Folder of a model, or its Hugging Face name.")
+@with_options(*RERANKER_OPTIONS[1:])
+@click.option("--depth", type=int, help="Candidates that are reranked.  [default: the benchmark's]")
+@with_options(*RUN_OPTIONS)
+@click.pass_context
+def run(ctx: click.Context, /, **given: Any) -> None:
+    """Run benchmarks: retrieve, rerank, evaluate; the same command continues an interrupted run."""
+    if given["model"] is None and not given["dry_run"]:
+        raise click.UsageError("Missing option '--model'.")
+    jobs = list(_jobs(ctx, given))
+    several = given["every"] or len(jobs) > 1
+    if given["dry_run"]:
+        _show(jobs, as_json=given["as_json"])
+        return
+    reranker = load_reranker(**{name: given[name] for name in _RERANKER}, offline=given["offline"])
+    if not several:
+        report(ctx, jobs[0].execute(given, reranker, command_line()), as_json=given["as_json"])
+        return
+    _run_several(ctx, jobs, given, reranker)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One benchmark with its files, its run directory and the command that runs it alone."""
+
+    benchmark: Benchmark
+    local: LocalFiles
+    output: Path
+    command: str
+
+    def execute(self, given: dict[str, Any], reranker: Reranker, command: str) -> Outcome:
+        from headrank_pipeline.experiment.directory import RunDirectory
+        from headrank_pipeline.experiment.inputs import resolve_inputs
+        from headrank_pipeline.experiment.runner import RunPlan, execute
+
+        inputs = resolve_inputs(self.benchmark, self.local, RunDirectory(self.output), threads=given["threads"])
+        plan = RunPlan(
+            output=self.output,
+            supply=inputs.supply,
+            reranker=reranker,
+            depth=given["depth"] or self.benchmark.depth,
+            batch_size=given["batch_size"],
+            tag=given["tag"] or given["system"],
+            benchmark={"name": self.benchmark.name, "version": self.benchmark.version},
+            judgement=inputs.judgement,
+        )
+        return execute(plan, overwrite=given["overwrite"], command=command)
+
+
+def _jobs(ctx: click.Context, given: dict[str, Any]) -> list[_Job]:
+    from headrank_pipeline.experiment.benchmark import load_benchmark
+    from headrank_pipeline.experiment.catalogue import find_benchmarks
+    from headrank_pipeline.experiment.inputs import LocalFiles
+    from headrank_pipeline.experiment.suite import local_files
+
+    if given["every"] == bool(given["definitions"]):
+        raise click.UsageError("name a BENCHMARK.yaml, or pass --all to run every definition of --pipelines")
+    if given["every"]:
+        found = find_benchmarks(given["pipelines"], extra=given["extra"])
+    else:
+        found = [(path, load_benchmark(path)) for path in given["definitions"]]
+    files = {name: given[name] for name in _FILES}
+    several = given["every"] or len(found) > 1
+    if several and any(files.values()):
+        named = ", ".join(f"--{name}" for name, value in files.items() if value)
+        raise click.UsageError(
+            f"{named} belongs to one benchmark; for several give --data FOLDER with a folder for each"
+        )
+    flags = _flags(ctx)
+    jobs = []
+    for path, benchmark in found:
+        local = LocalFiles(**files, offline=given["offline"])
+        output = given["output"] or default_output(benchmark.name, given["system"], given["model"] or "MODEL")
+        if several:
+            local = local_files(given["data"], benchmark.name, offline=given["offline"])
+            output = given["output"] / benchmark.name if given["output"] else output
+        command = ["headrank", "run", str(path), "--output", str(output), *_file_flags(local, files), *flags]
+        jobs.append(_Job(benchmark, local, output, shlex.join(command)))
+    return jobs
+
+
+def _flags(ctx: click.Context) -> list[str]:
+    """The flags of this call that each benchmark's own command repeats, as far as they differ from their defaults."""
+    flags: list[str] = []
+    for option in ctx.command.params:
+        value = ctx.params.get(option.name or "")
+        if option.name in (*_OF_THE_CALL, *_FILES) or value == option.get_default(ctx) or value in (None, ()):
+            continue
+        if isinstance(option, click.Option) and option.is_flag:
+            flags.append(option.opts[0])
+            continue
+        for single in value if isinstance(value, tuple) else (value,):
+            flags += [option.opts[0], str(single)]
+    return flags
+
+
+def _file_flags(local: LocalFiles, files: dict[str, Any]) -> list[str]:
+    return [part for name in files if (value := getattr(local, name)) for part in (f"--{name}", str(value))]
+
+
+# --------------------------------------------------------------------------------------------------- several benchmarks
+
+
+def _run_several(ctx: click.Context, jobs: Sequence[_Job], given: dict[str, Any], reranker: Reranker) -> None:
+    from headrank_pipeline.experiment.suite import SUMMARY, run_suite
+
+    by_name = {job.benchmark.name: job for job in jobs}
+
+    def run_one(benchmark: Benchmark) -> Outcome:
+        job = by_name[benchmark.name]
+        return job.execute(given, reranker, job.command)
+
+    folder = given["output"] or default_output("all", given["system"], given["model"])
+    suite = run_suite({job.benchmark: job.output for job in jobs}, folder / SUMMARY, run_one)
+    if given["as_json"]:
+        echo_json(suite.to_dict())
+    else:
+        click.echo(suite_table(suite, given["tag"] or given["system"]))
+        for row in suite.rows:
+            if row.message:
+                click.echo(f"  {row.name}: {row.status}: {row.message}")
+        click.echo(f"summary: {folder / SUMMARY}")
+    if any(row.status != "done" for row in suite.rows):
+        ctx.exit(PARTIAL)
+
+
+def suite_table(suite: Suite, system: str) -> str:
+    """Return one line per benchmark with its first measure, then the means."""
+    rows = [_suite_row(row) for row in suite.rows]
+    for name, mean in suite.means().items():
+        measure = next(iter(mean["first_stage"]), None)
+        if measure is not None and len(suite.rows) > 1:
+            values = [f"{mean[stage][measure]:.4f}" for stage in ("first_stage", "reranked")]
+            rows.append([f"mean of {name} ({mean['benchmarks']})", "", measure, *values, "", "", ""])
+    return table(["benchmark", "queries", "measure", "first stage", system, "published", "check", "status"], rows)
+
+
+def _suite_row(row: Row) -> list[str]:
+    measure = next(iter(row.first_stage), None)
+    if measure is None:
+        return [row.name, "", "", "", "", "", "", row.status]
+    published = f"{row.published[measure]:.4f}" if measure in row.published else ""
+    values = [f"{row.first_stage[measure]:.4f}", f"{row.reranked[measure]:.4f}"]
+    return [row.name, str(row.queries), measure, *values, published, row.checks.get(measure, ""), row.status]
+
+
+# -------------------------------------------------------------------------------------------------------------- dry run
+
+
+def _show(jobs: Sequence[_Job], *, as_json: bool) -> None:
+    """Print what would be run and read; nothing is loaded and no socket is opened."""
+    from dataclasses import asdict
+
+    from headrank_pipeline.experiment.catalogue import needs
+
+    wanted = [needs(job.benchmark, job.local) for job in jobs]
+    total = to_download(wanted)
+    if as_json:
+        echo_json(
+            {
+                "runs": [
+                    {"command": job.command, "output": str(job.output), "needs": [asdict(need) for need in found]}
+                    for job, found in zip(jobs, wanted, strict=True)
+                ],
+                "bytes_to_download": total,
+            }
+        )
+        return
+    for job, found in zip(jobs, wanted, strict=True):
+        click.echo(job.command)
+        for line in need_lines(found):
+            click.echo(line)
+        click.echo(f"  writes        {job.output}/\n")
+    click.echo(f"{len(jobs)} runs; to download in all: {size(total)}")

@@ -1,0 +1,175 @@
+"""What each benchmark needs, how large it is and whether it is here already; opens no socket and starts no Java.
+
+The facts lie in ``resources/catalogue.json``: sizes, counts and checksums as Pyserini and ir_datasets state them, held
+against the installed releases by a test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from headrank_pipeline.experiment.benchmark import Benchmark, load_benchmark
+from headrank_pipeline.experiment.inputs import LocalFiles, topics_beside
+
+__all__ = ["Need", "catalogue", "corpus_size", "find_benchmarks", "needs", "query_count"]
+
+State = Literal["local", "cached", "download", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One thing that a run of a benchmark reads.
+
+    Args:
+        what: "topics", "qrels", "index", "corpus" or "candidates".
+        name: a path, or a name that ir_datasets or Pyserini resolves.
+        state: ``local`` is a file of the user or of this package, ``cached`` was downloaded before, ``missing`` cannot
+            be had from anywhere that is known.
+        size: bytes to download, None where nothing is to be downloaded or the size is not known.
+        place: the file or folder, or the address that it comes from.
+        md5: of the download, as its owner states it.
+    """
+
+    what: str
+    name: str
+    state: State
+    size: int | None
+    place: str
+    md5: str | None = None
+
+
+@cache
+def catalogue() -> Mapping[str, Any]:
+    """Return the facts: ``indexes`` by Pyserini's name, ``datasets`` by ir_datasets' id."""
+    file = Path(str(resources.files("headrank_pipeline"))) / "resources" / "catalogue.json"
+    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return facts
+
+
+def find_benchmarks(folder: Path, *, extra: bool = False) -> list[tuple[Path, Benchmark]]:
+    """Return the definitions of a folder by name, less those whose collection ships with the package.
+
+    Args:
+        folder: holds ``*.yaml``.
+        extra: add those of its folder ``extra``.
+
+    Raises:
+        FileNotFoundError: no such folder, or no definition in it.
+        ValueError: a definition that is not valid.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no such folder of benchmark definitions (looked from {Path.cwd()}); the definitions stand in "
+            f"pipelines/ of the project, name their folder with --pipelines"
+        )
+    paths = sorted(folder.glob("*.yaml")) + (sorted((folder / "extra").glob("*.yaml")) if extra else [])
+    found = [(path, load_benchmark(path)) for path in paths]
+    found = [(path, benchmark) for path, benchmark in found if benchmark.collection.embedded is None]
+    if not found:
+        raise FileNotFoundError(f"{folder}: holds no benchmark definitions (*.yaml)")
+    return found
+
+
+def query_count(benchmark: Benchmark) -> int | None:
+    """Return how many queries a benchmark has, or None where it is not known before they are read."""
+    facts = _dataset(benchmark)
+    return None if facts is None else int(facts["queries"])
+
+
+def corpus_size(benchmark: Benchmark) -> int | None:
+    """Return how many documents the benchmark's index holds, or None where that is not known."""
+    facts = _index(benchmark.collection.pyserini_index)
+    return None if facts is None else int(facts["docs"])
+
+
+def needs(benchmark: Benchmark, local: LocalFiles) -> list[Need]:
+    """Return what a run would read, in the order in which inputs are looked for."""
+    qrels = [_file("qrels", local.qrels)] if local.qrels else _judgments(benchmark, "qrels")
+    if local.candidates is not None:
+        return [_file("candidates", local.candidates), *qrels]
+    topics = local.topics or topics_beside(local.corpus) or benchmark.collection.embedded_file("queries.jsonl")
+    queries = [_file("topics", topics)] if topics else _judgments(benchmark, "topics")
+    if queries == qrels or {need.place for need in queries} == {need.place for need in qrels}:
+        queries = []  # one archive holds both
+        qrels = [_both(need) for need in qrels]
+    return [*queries, *qrels, _collection(benchmark, local)]
+
+
+def _both(need: Need) -> Need:
+    return Need("topics, qrels", need.name, need.state, need.size, need.place, need.md5)
+
+
+def _file(what: str, path: Path) -> Need:
+    return Need(what, str(path), "local" if path.exists() else "missing", None, str(path))
+
+
+def _dataset(benchmark: Benchmark) -> Mapping[str, Any] | None:
+    found: Mapping[str, Any] | None = catalogue()["datasets"].get(benchmark.collection.ir_datasets)
+    return found
+
+
+def _index(name: str | None) -> Mapping[str, Any] | None:
+    found: Mapping[str, Any] | None = catalogue()["indexes"].get(name)
+    return found
+
+
+def _judgments(benchmark: Benchmark, what: str) -> list[Need]:
+    embedded = benchmark.collection.embedded_file("qrels.tsv")
+    if embedded is not None:
+        return [_file(what, embedded)]
+    name, facts = benchmark.collection.ir_datasets, _dataset(benchmark)
+    if name is None:
+        return [Need(what, "none public", "missing", None, f"pass --{what} FILE")]
+    if facts is None:
+        return [Need(what, name, "download", None, "ir_datasets")]
+    home = Path(os.environ.get("IR_DATASETS_HOME") or Path.home() / ".ir_datasets")
+    if facts["ready"] and all((home / file).exists() for file in facts["ready"]):
+        return [Need(what, name, "cached", None, str((home / facts["ready"][0]).parent))]
+    return [_download(what, name, file, home) for file in facts["downloads"] if _serves(file, what, facts)]
+
+
+def _serves(file: Mapping[str, Any], what: str, facts: Mapping[str, Any]) -> bool:
+    """Return whether a download holds topics or qrels; where there are two, their addresses say which is which."""
+    if len(facts["downloads"]) == 1:
+        return True
+    return ("qrels" in file["url"]) == (what == "qrels")
+
+
+def _download(what: str, name: str, file: Mapping[str, Any], home: Path) -> Need:
+    places = [home / "downloads" / file["md5"], *([home / file["path"]] if file["path"] else [])]
+    there = next((place for place in places if place.exists()), None)
+    if there is not None:
+        return Need(what, name, "cached", None, str(there), file["md5"])
+    return Need(what, name, "download", file["bytes"], file["url"], file["md5"])
+
+
+def _collection(benchmark: Benchmark, local: LocalFiles) -> Need:
+    corpus = local.corpus or (None if local.index else benchmark.collection.embedded_file("corpus.jsonl"))
+    if corpus is not None:
+        return _file("corpus", corpus)
+    name = local.index or benchmark.collection.pyserini_index
+    if name is None:
+        return Need("index", "none", "missing", None, "pass --corpus FILE, --index FOLDER or --candidates FILE")
+    if Path(name).is_dir():
+        return Need("index", name, "local", None, name)
+    facts = _index(name)
+    if facts is None:
+        return Need("index", name, "download", None, "pyserini")
+    for home in _pyserini_homes():
+        if (home / "indexes" / facts["folder"]).is_dir():
+            return Need("index", name, "cached", None, str(home / "indexes" / facts["folder"]), facts["md5"])
+    return Need("index", name, "download", facts["bytes"], facts["url"], facts["md5"])
+
+
+def _pyserini_homes() -> list[Path]:
+    """Where Pyserini's releases keep indexes: the later ones look beside the present folder first."""
+    if named := os.environ.get("PYSERINI_CACHE"):
+        return [Path(named)]
+    return [Path.cwd() / ".cache" / "pyserini", Path.home() / ".cache" / "pyserini"]

@@ -1,0 +1,223 @@
+"""What a benchmark needs, and many benchmarks in one go."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny_models import tiny_model
+
+from headrank_pipeline.cli import main
+from headrank_pipeline.experiment.benchmark import load_benchmark
+from headrank_pipeline.experiment.catalogue import catalogue, needs
+from headrank_pipeline.experiment.inputs import LocalFiles
+from headrank_pipeline.experiment.suite import Row, Suite, local_files
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.trec import write_candidates
+
+PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
+
+# Sockets are refused below Python's socket module as well: the audit event is raised for every one that is opened.
+WITHOUT_SOCKETS = """
+import sys
+def refuse(event, args):
+    if event.startswith("socket."):
+        raise RuntimeError(f"a socket was used: {event} {args}")
+sys.addaudithook(refuse)
+from headrank_pipeline.cli import main
+"""
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(autouse=True)
+def empty_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path / "ir_datasets"))
+    monkeypatch.setenv("PYSERINI_CACHE", str(tmp_path / "pyserini"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+# ------------------------------------------------------------------------------------------------------------ catalogue
+
+
+def states(name: str, **local: object) -> dict[str, str]:
+    return {need.what: need.state for need in needs(load_benchmark(PIPELINES / f"{name}.yaml"), LocalFiles(**local))}
+
+
+def test_what_was_downloaded_before_is_cached(empty_caches):
+    assert states("beir-scifact") == {"topics, qrels": "download", "index": "download"}
+    facts = catalogue()
+    (empty_caches / "pyserini" / "indexes" / facts["indexes"]["beir-v1.0.0-scifact.flat"]["folder"]).mkdir(parents=True)
+    for file in facts["datasets"]["beir/scifact/test"]["ready"]:
+        path = empty_caches / "ir_datasets" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert states("beir-scifact") == {"topics, qrels": "cached", "index": "cached"}
+
+
+def test_topics_and_qrels_of_two_downloads_are_told_apart(empty_caches):
+    facts = catalogue()["datasets"]["msmarco-passage/trec-dl-2019/judged"]["downloads"]
+    [qrels] = [file for file in facts if "qrels" in file["url"]]
+    (empty_caches / "ir_datasets" / "downloads").mkdir(parents=True)
+    (empty_caches / "ir_datasets" / "downloads" / qrels["md5"]).touch()
+    assert states("trec-dl-2019") == {"topics": "download", "qrels": "cached", "index": "download"}
+
+
+def test_local_files_replace_what_is_named(tmp_path):
+    for name in ("corpus.jsonl", "queries.jsonl", "q.tsv"):
+        (tmp_path / name).touch()
+    found = states("beir-scifact", corpus=tmp_path / "corpus.jsonl", qrels=tmp_path / "q.tsv")
+    assert found == {"topics": "local", "qrels": "local", "corpus": "local"}
+    assert states("beir-scifact", candidates=tmp_path / "nowhere", qrels=tmp_path / "q.tsv")["candidates"] == "missing"
+    assert states("extra/beir-trec-news")["qrels"] == "missing"
+
+
+def test_the_table_lists_queries_documents_and_sizes(monkeypatch):
+    monkeypatch.chdir(PIPELINES.parent)
+    result = invoke("benchmarks")
+    [line] = [line for line in result.stdout.splitlines() if line.startswith("beir-scifact")]
+    assert line.endswith("  download 8.8 MB")
+    assert all(text in line for text in ("300", "5,183", "bm25 k1=0.9 b=0.4 hits=100", "download 2.8 MB"))
+    # FEVER and Climate-FEVER, DL19 and DL20 among them; the last two share one index, which counts once.
+    assert "14 benchmarks; to download in all: 21.7 GB" in result.stdout
+    assert len(json.loads(invoke("benchmarks", "--extra", "--json").stdout)) == 44
+
+
+def test_a_folder_without_definitions_is_named(tmp_path):
+    result = invoke("benchmarks", "--pipelines", tmp_path / "nowhere")
+    assert (result.exit_code, "name their folder with --pipelines" in result.stderr) == (4, True)
+
+
+# ------------------------------------------------------------------------------------------------------------- dry run
+
+
+def test_a_dry_run_of_all_opens_no_socket_and_shows_every_command_and_size(fresh_python):
+    done = fresh_python(
+        WITHOUT_SOCKETS
+        + f"""
+sys.argv = ["headrank", "run", "--all", "--dry-run", "--pipelines", {str(PIPELINES)!r}, "--output", "runs/paper"]
+import time
+started = time.perf_counter()
+try:
+    main()
+finally:
+    print(time.perf_counter() - started, file=sys.stderr)
+    print(sorted({{"torch", "jnius", "ir_datasets"}} & set(sys.modules)), file=sys.stderr)
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    seconds, heavy = done.stderr.splitlines()[-2:]
+    assert float(seconds) < 10
+    assert heavy == "[]"
+    commands = [line for line in done.stdout.splitlines() if line.startswith("headrank run")]
+    assert len(commands) == 14
+    assert any(c.endswith("beir-fiqa.yaml --output runs/paper/beir-fiqa") for c in commands)
+    assert done.stdout.count("  index         download") == 14
+    assert "14 runs; to download in all: 21.7 GB" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------- the runs
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("suite") / "model")
+
+
+@pytest.fixture
+def mini(tmp_path) -> Path:
+    """Three definitions, and data for two of them: one in a folder without the prefix."""
+    text = (PIPELINES / "beir-scifact.yaml").read_text(encoding="utf-8")
+    passages = ("Birds fly.", "A flea can live up to a year.", "Dogs sleep.")
+    hits = tuple(Candidate(f"d{i}", 3.0 - i, passage) for i, passage in enumerate(passages))
+    (tmp_path / "pipelines").mkdir()
+    for name, folder in (("beir-one", "one"), ("beir-two", "beir-two"), ("three", None)):
+        definition = text.replace("name: beir-scifact", f"name: {name}").replace(
+            "collection:", "group: pair\ncollection:"
+        )
+        (tmp_path / "pipelines" / f"{name}.yaml").write_text(
+            definition if folder else definition.replace("group: pair\n", "")
+        )
+        if folder:
+            home = tmp_path / "data" / folder
+            home.mkdir(parents=True)
+            write_candidates(home / "candidates.jsonl", [Ranking(Query("q1", "how long does a flea live"), hits)])
+            (home / "qrels.txt").write_text("q1 0 d1 1\n")
+    return tmp_path
+
+
+def arguments(mini: Path, model: Path) -> list[object]:
+    return [
+        "run", "--all", "--pipelines", mini / "pipelines", "--data", mini / "data", "--offline",
+        "--output", mini / "out", "--model", model, "--heads", "all", "--batch-size", 4,
+    ]  # fmt: skip
+
+
+def test_all_are_run_what_is_missing_is_named_and_a_second_call_continues(mini, model):
+    result = invoke(*arguments(mini, model))
+    assert result.exit_code == 7, result.output
+    summary = json.loads((mini / "out" / "summary.json").read_text())
+    assert [(row["name"], row["status"]) for row in summary["benchmarks"]] == [
+        ("beir-one", "done"), ("beir-two", "done"), ("three", "missing"),
+    ]  # fmt: skip
+    assert "pass --qrels FILE" in summary["benchmarks"][2]["message"]
+    # BM25 has the one relevant passage on rank 2: 1 / log2(3).
+    assert summary["means"]["pair"]["first_stage"]["nDCG@10"] == pytest.approx(0.6309, abs=1e-4)
+    assert summary["means"]["pair"]["benchmarks"] == "2 of 2"
+    assert summary["means"]["all"] == {"benchmarks": "0 of 1", "first_stage": {}, "reranked": {}}
+    assert "mean of pair (2 of 2)" in result.stdout and "three: missing: --offline: the qrels" in result.stdout
+
+    before = {
+        path: path.read_bytes() for path in (mini / "out").rglob("scores.jsonl")
+    }  # times of reranking are in them
+    again = invoke(*arguments(mini, model))
+    assert again.stdout == result.stdout
+    assert {path: path.read_bytes() for path in (mini / "out").rglob("scores.jsonl")} == before != {}
+
+
+def test_each_run_records_the_command_that_runs_it_alone(mini, model):
+    invoke(*arguments(mini, model))
+    manifest = json.loads((mini / "out" / "beir-one" / "manifest.json").read_text())
+    command = manifest["sessions"][0]["command"]
+    assert "--all" not in command and "--batch-size 4" in command
+    shown = invoke(*arguments(mini, model), "--dry-run").stdout
+    assert command in shown
+    alone = invoke(*shlex.split(command)[1:])
+    assert alone.exit_code == 0, alone.output  # the same directory: it continues the run, with nothing left to do
+
+
+def test_files_of_one_benchmark_are_refused_for_several(mini, model):
+    result = invoke(*arguments(mini, model), "--qrels", mini / "q.txt")
+    assert result.exit_code == 2
+    assert "--qrels belongs to one benchmark; for several give --data FOLDER" in result.stderr
+
+
+def test_a_benchmark_or_all_must_be_named(model):
+    for given in ([], ["--all", PIPELINES / "beir-scifact.yaml"]):
+        result = invoke("run", *given, "--model", model)
+        assert (result.exit_code, "pass --all to run every definition" in result.stderr) == (2, True)
+    result = invoke("run", PIPELINES / "beir-scifact.yaml")
+    assert (result.exit_code, "Missing option '--model'" in result.stderr) == (2, True)
+
+
+def test_a_corpus_is_preferred_to_saved_candidates(tmp_path):
+    home = tmp_path / "scifact"
+    (home / "qrels").mkdir(parents=True)
+    for name in ("corpus.jsonl.gz", "queries.jsonl", "qrels/test.tsv", "candidates.jsonl"):
+        (home / name).touch()
+    found = local_files(tmp_path, "beir-scifact", offline=True)
+    assert (found.corpus, found.topics, found.qrels, found.candidates) == (
+        home / "corpus.jsonl.gz", home / "queries.jsonl", home / "qrels" / "test.tsv", None,
+    )  # fmt: skip
+
+
+def test_a_benchmark_that_is_not_finished_is_in_no_mean():
+    rows = [
+        Row(name="a", group=None, status="done", reranked={"nDCG@10": 0.5}),
+        Row(name="b", group=None, status="partial", reranked={"nDCG@10": 0.9}),
+    ]
+    assert Suite(rows).means()["all"] == {"benchmarks": "1 of 2", "first_stage": {}, "reranked": {"nDCG@10": 0.5}}
