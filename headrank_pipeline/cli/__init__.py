@@ -8,7 +8,6 @@ from headrank_pipeline.cli.benchmarks import benchmarks
 from headrank_pipeline.cli.demo import demo
 from headrank_pipeline.cli.doctor import doctor
 from headrank_pipeline.cli.evaluation import evaluate
-from headrank_pipeline.cli.learning import lists, select_heads, train
 from headrank_pipeline.cli.reporting import ReportingGroup, start_logging
 from headrank_pipeline.cli.reranking import rerank
 from headrank_pipeline.cli.retrieval import index, retrieve
@@ -29,5 +28,5 @@ def main(debug: bool) -> None:
     start_logging(debug=debug)
 
 
-for command in (demo, benchmarks, index, retrieve, rerank, run, evaluate, lists, select_heads, train, doctor):
+for command in (demo, benchmarks, index, retrieve, rerank, run, evaluate, doctor):
     main.add_command(command)
