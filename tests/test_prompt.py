@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -131,6 +132,16 @@ def test_a_passage_longer_than_the_whole_budget_is_cut_to_fit():
     assert prompt.counts["words_dropped"] == 4700
     assert prompt.counts["tokens_dropped"] > 0
     assert "short text" in shown(prompt, 1)
+
+
+@pytest.mark.parametrize("seed", [58, 59, 60, 61])
+@pytest.mark.parametrize("budget", [900, 1500])
+def test_budget_is_kept_where_cut_words_split_into_more_pieces(seed, budget):
+    chance = random.Random(seed)
+    letters = "abcdefghijklmnopqrstuvwxyzéß🐟"
+    words = [["".join(chance.choices(letters, k=chance.randint(1, 14))) for _ in range(60)] for _ in range(40)]
+    prompt = built(PromptTemplate("plain"), ranking(*(" ".join(text) for text in words)), budget)
+    assert budget * 0.8 < len(prompt) <= budget
 
 
 def test_a_token_across_two_passages_belongs_to_the_earlier_one():

@@ -29,9 +29,6 @@ Columns = Literal["text", "label+text", "label+text+separator"]
 # A passage cut below this many tokens says nothing; a list that leaves less is refused instead.
 MIN_PASSAGE_TOKENS = 8
 
-# Cutting text can move a token boundary by one, so the prompt is measured again after each cut.
-_FIT_ROUNDS = 8
-
 
 @dataclass(frozen=True, slots=True)
 class Chat:
@@ -252,7 +249,7 @@ class PromptBuilder:
     def _fit(self, qid: str, query: str, shown: list[Candidate], changes: _Changes) -> list[Candidate]:
         """Cut texts, the longest first, until the prompt is within the budget and each text within its limit."""
         shown, order = list(shown), self._order(len(shown))
-        for _ in range(_FIT_ROUNDS):
+        for slack in (0, 0, 1, 2, 4, 8, 16, 32):
             layout = self._layout(query, shown)
             ids, starts, ends = self._tokens(layout.text)
             spans = [_token_span(starts, ends, *span) for span in layout.texts]
@@ -261,10 +258,13 @@ class PromptBuilder:
             too_long = [place for place, length in enumerate(lengths) if length > cap]
             if not too_long:
                 return shown
+            # Cut text may split into more tokens than were kept (a word's beginning is not its first pieces), so each
+            # round that does not settle cuts a little more than it must.
+            keep = max(1, cap - slack)
             for place in too_long:
                 candidate, (text_start, _) = shown[order[place]], layout.texts[place]
-                kept = ends[spans[place][0] + cap - 1] - text_start
-                changes.tokens_dropped += lengths[place] - cap
+                kept = ends[spans[place][0] + keep - 1] - text_start
+                changes.tokens_dropped += lengths[place] - keep
                 changes.cut.add(candidate.docid)
                 shown[order[place]] = replace(candidate, text=(candidate.text or "")[:kept])
         raise ValueError(
