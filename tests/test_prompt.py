@@ -134,13 +134,16 @@ def test_a_passage_longer_than_the_whole_budget_is_cut_to_fit():
     assert "short text" in shown(prompt, 1)
 
 
-@pytest.mark.parametrize("seed", [58, 59, 60, 61])
+@pytest.mark.parametrize("seed", [0, 5, 9, 10])
 @pytest.mark.parametrize("budget", [900, 1500])
 def test_budget_is_kept_where_cut_words_split_into_more_pieces(seed, budget):
     chance = random.Random(seed)
     letters = "abcdefghijklmnopqrstuvwxyzéß🐟"
-    words = [["".join(chance.choices(letters, k=chance.randint(1, 14))) for _ in range(60)] for _ in range(40)]
-    prompt = built(PromptTemplate("plain"), ranking(*(" ".join(text) for text in words)), budget)
+    texts = []
+    for _ in range(40):
+        words = ("".join(chance.choices(letters, k=chance.randint(1, 14))) for _ in range(chance.randint(5, 60)))
+        texts.append(" ".join(words))
+    prompt = built(PromptTemplate("plain"), ranking(*texts, query="birds"), budget)
     assert budget * 0.8 < len(prompt) <= budget
 
 
