@@ -6,27 +6,32 @@
 | ``source >> r``    | what `source` finds, reranked by `r`                                                           |
 | ``r1 >> r2``       | a reranker that applies `r1`, then `r2`                                                        |
 | ``pipeline ^ src`` | `pipeline`'s candidates, then those of `src` that it lacks, with continuing scores             |
+| ``src1 | src2``    | the candidates of both by reciprocal rank fusion; `fuse` takes another constant than 60        |
 
-Python binds ``%`` tighter than ``>>`` and ``>>`` tighter than ``^``, so ``bm25 % 20 >> headrank ^ bm25`` needs no
-parentheses. A composition that makes no sense (``headrank >> bm25``) raises TypeError where it is written.
+Python binds ``%`` tighter than ``>>``, ``>>`` tighter than ``^`` and ``^`` tighter than ``|``, so
+``bm25 % 20 >> headrank ^ bm25`` needs no parentheses and ``(bm25 | dense) % 100 >> headrank`` does. A composition that
+makes no sense (``headrank >> bm25``) raises TypeError where it is written.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, tee
 from typing import Any
 
-from headrank_pipeline.records import Query, Ranking
+from headrank_pipeline.records import Candidate, Query, Ranking
 
-__all__ = ["MissingPrerequisite", "Queries", "Reranker", "Source", "as_queries"]
+__all__ = ["RRF_K", "MissingPrerequisite", "Queries", "Reranker", "Source", "as_queries", "fuse"]
 
 Queries = Iterable[Query] | Mapping[str, str]
 
 # Rankings handed to a reranker at once by Pipeline.retrieve; the runner of `experiment` chooses its own.
 _RETRIEVE_BATCH = 8
+
+# Cormack, Clarke and Buettcher, Reciprocal Rank Fusion (SIGIR 2009); also Pyserini's default.
+RRF_K = 60
 
 
 class MissingPrerequisite(RuntimeError):
@@ -88,6 +93,37 @@ class Source(ABC):
         if isinstance(tail, Source):
             return _Continued(self, tail)
         raise TypeError(f"^ takes a source on its right whose candidates follow, got {_name(tail)}")
+
+    def __or__(self, other: object) -> Source:
+        if isinstance(other, Source):
+            return fuse(self, other)
+        raise TypeError(
+            f"| takes a source on its right to fuse with, got {_name(other)}; a reranker follows with >>: "
+            f"(bm25(…) | dense(…)) % 100 >> headrank(…)"
+        )
+
+
+def fuse(*sources: Source, k: int = RRF_K) -> Source:
+    """Return the sources' candidates in one ranking by reciprocal rank fusion.
+
+    A candidate scores the sum of 1 / (k + rank) over the sources that found it, as in Pyserini's ``fusion``; equal
+    scores keep the order of the sources. Fusions of the same k are joined, so that ``a | b | c`` fuses three rankings.
+
+    Args:
+        sources: two or more.
+        k: dampens the weight of the first ranks; 60 in Cormack et al. (SIGIR 2009).
+
+    Raises:
+        ValueError: fewer than two sources, or a k below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k {k}: expected at least 1")
+    flat: list[Source] = []
+    for source in sources:
+        flat += source.sources if isinstance(source, _Fused) and source.k == k else [source]
+    if len(flat) < 2:
+        raise ValueError(f"fuse takes two sources or more, got {len(flat)}")
+    return _Fused(tuple(flat), k)
 
 
 class Reranker(ABC):
@@ -180,6 +216,35 @@ class _Continued(Source):
 
     def describe(self) -> dict[str, Any]:
         return {"head": self.head.describe(), "tail": self.tail.describe()}
+
+
+@dataclass(frozen=True)
+class _Fused(Source):
+    sources: tuple[Source, ...]
+    k: int
+
+    def retrieve(self, queries: Queries) -> Iterator[Ranking]:
+        known = list(as_queries(queries))
+        for rankings in zip(*(source.retrieve(known) for source in self.sources), strict=True):
+            yield self._fused(rankings)
+
+    def most(self) -> int | None:
+        most = [source.most() for source in self.sources]
+        return None if None in most else sum(limit for limit in most if limit is not None)
+
+    def describe(self) -> dict[str, Any]:
+        return {"stage": "rrf", "k": self.k, "sources": [source.describe() for source in self.sources]}
+
+    def _fused(self, rankings: Sequence[Ranking]) -> Ranking:
+        scores: dict[str, float] = {}
+        found: dict[str, Candidate] = {}
+        for ranking in rankings:
+            for rank, candidate in enumerate(ranking.candidates, start=1):
+                scores[candidate.docid] = scores.get(candidate.docid, 0.0) + 1 / (self.k + rank)
+                if candidate.docid not in found or found[candidate.docid].text is None:
+                    found[candidate.docid] = candidate  # a dense index may know no text where BM25 does
+        candidates = (replace(found[docid], score=score) for docid, score in scores.items())
+        return Ranking.from_scores(rankings[0].query, candidates)
 
 
 def _fed(stage: Source, tail: Source, rankings: Iterator[Ranking]) -> Iterator[Ranking] | None:
