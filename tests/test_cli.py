@@ -238,9 +238,12 @@ def test_wrong_arguments_of_rerank(files, model, arguments, status, message):
 
 def test_a_system_without_default_heads_asks_for_them(files, model):
     arguments = ["rerank", "--candidates", files["candidates"], "--model", model, "--output", files["output"]]
-    result = invoke(*arguments)
+    result = invoke(*arguments, "--system", "qrhead")
     assert result.exit_code == 2
-    assert "--heads is required with --system headrank" in result.stderr
+    assert "--heads is required with --system qrhead" in result.stderr
+    result = invoke(*arguments)
+    assert result.exit_code == 5
+    assert "brings no heads.json; name a head set" in result.stderr
     assert invoke(*arguments, "--system", "icr").exit_code == 0
 
 

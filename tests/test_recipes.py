@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import logging
 import random
+import shutil
 
 import pytest
 import torch
@@ -197,3 +199,21 @@ def test_qrhead_writes_no_newline_after_the_roles(systems):
     prompt = systems["qrhead"].builder.build(ranking(["text"]))
     assert prompt.text.startswith("<|im_start|>user Here are some paragraphs:\n\n[1] text\n\nPlease")
     assert prompt.text.endswith("fly?<|im_end|>\n<|im_start|>assistant")
+
+
+def test_trained_folder_brings_its_heads_template_and_rule(folder, tmp_path):
+    trained = tmp_path / "trained"
+    shutil.copytree(folder, trained)
+    with pytest.raises(ValueError, match=r"headrank needs heads: .*trained brings no heads.json; name a head set"):
+        headrank(trained, device="cpu")
+    HEADS.save(trained / "heads.json")
+    assert headrank(trained, device="cpu").recipe.rule.length_exponent == 0.0
+    recipe = {"name": "headrank", "template": {"name": "x", "passage_words": 7}, "rule": {"length_exponent": 0.3}}
+    (trained / "recipe.json").write_text(json.dumps(recipe))
+    reranker = headrank(trained, options={"reverse": True}, device="cpu")
+    assert reranker.reader.heads == HEADS
+    assert reranker.recipe.template.passage_words == 7 and reranker.recipe.template.reverse
+    assert reranker.recipe.rule.length_exponent == 0.3
+    (trained / "recipe.json").write_text('{"template": {"colour": 1}, "rule": {}}')
+    with pytest.raises(ValueError, match=r"recipe.json: not the template and rule of a trained model .*colour"):
+        headrank(trained, device="cpu")

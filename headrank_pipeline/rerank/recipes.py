@@ -7,6 +7,7 @@ where we differ, the function's docstring says so and an option undoes it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
@@ -47,6 +48,10 @@ __all__ = [
 ]
 
 CONTENT_FREE = "N/A"
+
+# What a trained model folder holds beside weights and tokenizer (align/export.py writes them).
+HEADS_FILE = "heads.json"
+RECIPE_FILE = "recipe.json"
 
 Settings = TypeVar("Settings", PromptTemplate, ScoringRule)
 
@@ -225,7 +230,7 @@ class AttentionReranker(Reranker):
 
 def headrank(
     model: str | Path,
-    heads: HeadSet | str | Path,
+    heads: HeadSet | str | Path | None = None,
     *,
     options: Mapping[str, Any] | None = None,
     **loading: Unpack[Loading],
@@ -237,11 +242,24 @@ def headrank(
 
     Args:
         model: a local folder or a Hugging Face name; see `attention.model.load` for errors.
-        heads: a HeadSet, a JSON file, a published name, ``"all"`` or ``"layers:10-13"``.
-        options: fields of `PromptTemplate` or `ScoringRule` to change, such as ``{"reverse": True}``.
+        heads: a HeadSet, a JSON file, a published name, ``"all"`` or ``"layers:10-13"``; None for the heads that a
+            trained folder brings along (heads.json).
+        options: fields of `PromptTemplate` or `ScoringRule` to change, such as ``{"reverse": True}``; a trained
+            folder's own (recipe.json) are the base.
         **loading: device, dtype, revision, batch_tokens, max_prompt_tokens, chat.
+
+    Raises:
+        ValueError: no heads were named and the model folder brings none.
     """
-    return _load(HEADRANK, model, heads, options, loading)
+    folder = Path(model)
+    if heads is None:
+        heads = folder / HEADS_FILE
+        if not heads.is_file():
+            raise ValueError(
+                f"headrank needs heads: {model} brings no {HEADS_FILE}; name a head set (--heads: a JSON file, a "
+                f"published name, 'all' or 'layers:10-13')"
+            )
+    return _load(_trained(folder / RECIPE_FILE), model, heads, options, loading)
 
 
 def icr(
@@ -324,7 +342,20 @@ def embedded_model() -> Path:
 
 def embedded_heads() -> HeadSet:
     """Return the head set of the embedded model."""
-    return HeadSet.load(embedded_model() / "heads.json")
+    return HeadSet.load(embedded_model() / HEADS_FILE)
+
+
+def _trained(path: Path) -> Recipe:
+    """Return HeadRank with the template and rule that a trained folder's weights belong to, where it names them."""
+    if not path.is_file():
+        return HEADRANK
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        changes = {**record["template"], **record["rule"]}
+        changes.pop("name", None)
+        return HEADRANK.varied(changes)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the template and rule of a trained model ({error}); export it again") from error
 
 
 def _load(
