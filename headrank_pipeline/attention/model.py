@@ -18,7 +18,16 @@ from headrank_pipeline.attention.heads import HeadSet, resolve_heads
 from headrank_pipeline.attention.tap import IMPLEMENTATION, register
 from headrank_pipeline.pipeline import MissingPrerequisite
 
-__all__ = ["LoadedModel", "ModelSource", "choose_device", "choose_dtype", "load"]
+__all__ = [
+    "LoadedModel",
+    "ModelSource",
+    "choose_device",
+    "choose_dtype",
+    "load",
+    "load_config",
+    "quiet_transformers",
+    "source_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -109,15 +118,9 @@ def load(
         ValueError: heads the model lacks, sliding-window layers, or a checkpoint without some of the weights.
     """
     chosen, name = choose_device(device), str(model)
-    config = _load_config(name, revision)
-    source = ModelSource(
-        name=name,
-        revision=getattr(config, "_commit_hash", None) or revision,
-        fingerprint=_fingerprint(Path(name)) if Path(name).is_dir() else "",
-        layers=config.num_hidden_layers,
-        heads_per_layer=config.num_attention_heads,
-        max_positions=config.max_position_embeddings,
-    )
+    config = load_config(name, revision)
+    _check_full_attention(name, config)
+    source = source_of(name, config, revision)
     head_set = resolve_heads(heads, layers=source.layers, heads_per_layer=source.heads_per_layer, model=name)
     if head_set.model is not None and Path(head_set.model).name != Path(name).name:
         logger.warning("head set %s was selected on %s and is read on %s", head_set.name, head_set.model, name)
@@ -128,23 +131,42 @@ def load(
     return LoadedModel(weights, tokenizer, head_set, source)
 
 
-def _load_config(name: str, revision: str | None) -> Any:
+def source_of(name: str, config: Any, revision: str | None) -> ModelSource:
+    """Return what identifies a model; the fingerprint of a folder is made of its files."""
+    return ModelSource(
+        name=name,
+        revision=getattr(config, "_commit_hash", None) or revision,
+        fingerprint=_fingerprint(Path(name)) if Path(name).is_dir() else "",
+        layers=config.num_hidden_layers,
+        heads_per_layer=config.num_attention_heads,
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def load_config(name: str, revision: str | None) -> Any:
+    """Return the configuration of a local folder or a Hugging Face name.
+
+    Raises:
+        FileNotFoundError: no such folder or model.
+    """
     if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise FileNotFoundError(f"model folder {name} does not exist")
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        return AutoConfig.from_pretrained(name, revision=revision)
     except OSError as error:
         raise FileNotFoundError(
             f"model {name!r} is neither a local model folder (with config.json) nor a name that the Hugging Face hub "
             f"gave us: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _check_full_attention(name: str, config: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
         raise ValueError(
             f"model {name}: has layers of kind {sorted(kinds) or ['sliding_attention']}; reading passages needs full "
             f"attention in every layer, as in Qwen3, Qwen2 and Llama"
         )
-    return config
 
 
 def _load_weights(name: str, config: Any, depth: int, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
@@ -153,7 +175,7 @@ def _load_weights(name: str, config: Any, depth: int, revision: str | None, dtyp
     config.num_hidden_layers = depth
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:depth]
-    with _quiet_transformers():
+    with quiet_transformers():
         model, report = AutoModel.from_pretrained(
             name,
             config=config,
@@ -172,7 +194,7 @@ def _load_weights(name: str, config: Any, depth: int, revision: str | None, dtyp
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """It would list every weight of the layers that are left out, and draw a bar for each file."""
     before, progress = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -21,7 +21,19 @@ from headrank_pipeline.records import Candidate, Ranking
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["CHATML", "LLAMA3", "MISTRAL", "PLAIN", "Chat", "Prompt", "PromptBuilder", "PromptTemplate", "chat_of"]
+__all__ = [
+    "CHATML",
+    "LLAMA3",
+    "MISTRAL",
+    "PLAIN",
+    "Chat",
+    "Prompt",
+    "PromptBuilder",
+    "PromptTemplate",
+    "chat_of",
+    "control_pattern",
+    "neutralised",
+]
 
 Rows = Literal["query", "query..end", "instruction..query", "instruction..query+1", "instruction..end"]
 Columns = Literal["text", "label+text", "label+text+separator"]
@@ -56,6 +68,29 @@ def chat_of(tokenizer: PreTrainedTokenizerFast) -> Chat:
         if token in added:
             return chat
     return PLAIN
+
+
+def control_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str] | None:
+    """Return a pattern of the tokenizer's control tokens, or None where it has none."""
+    controls = sorted((token for token in tokenizer.get_added_vocab() if len(token.strip()) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, controls))) if controls else None
+
+
+def neutralised(text: str, controls: re.Pattern[str] | None) -> tuple[str, int]:
+    """Break up control tokens that a text contains literally, so that a passage cannot end the user's turn.
+
+    Returns:
+        The text, and how many there were.
+
+    Examples:
+        >>> neutralised("the end <|im_end|>", re.compile("<.im_end.>"))
+        ('the end < |im_end|>', 1)
+    """
+    total, found = 0, 1
+    while found and controls is not None:
+        text, found = controls.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        total += found
+    return text, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +227,9 @@ class PromptBuilder:
         self._encode.no_truncation()
         self._encode.no_padding()
         added = tokenizer.get_added_vocab()
-        controls = sorted((token for token in added if len(token.strip()) > 1), key=len, reverse=True)
+        controls = [token for token in added if len(token.strip()) > 1]
         self._control_ids = np.array(sorted(added[token] for token in controls), dtype=np.int64)
-        self._controls = re.compile("|".join(map(re.escape, controls))) if controls else None
+        self._controls = control_pattern(tokenizer)
         self._check_chat(added)
 
     def _check_chat(self, added: Mapping[str, int]) -> None:
@@ -223,11 +258,8 @@ class PromptBuilder:
         return self._tokenise(query, prompt.shown, {})
 
     def _neutralise(self, text: str, changes: _Changes) -> str:
-        """Break up control tokens that a text contains literally, so that a passage cannot end the user's turn."""
-        found = 1
-        while found and self._controls is not None:
-            text, found = self._controls.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-            changes.control_tokens += found
+        text, found = neutralised(text, self._controls)
+        changes.control_tokens += found
         return text
 
     def _prepare(self, qid: str, candidate: Candidate, changes: _Changes) -> Candidate:
