@@ -1,0 +1,78 @@
+"""A reranker's scores mixed with those of the first stage: what either misses, the other may know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
+from typing import Any, Literal
+
+from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.records import Ranking
+
+__all__ = ["Normalisation", "interpolated", "normalised"]
+
+Normalisation = Literal["min-max", "z-score"]
+
+
+def interpolated(reranker: Reranker, weight: float, *, normalisation: Normalisation = "min-max") -> Reranker:
+    """Return a reranker that scores ``weight * first stage + (1 - weight) * reranker``, both normalised per list.
+
+    Args:
+        reranker: the one to mix in.
+        weight: of the first stage, 0 to 1; choose it on training queries, never on those that are reported.
+        normalisation: how scores of different scales are made comparable within a list.
+
+    Raises:
+        ValueError: a weight outside 0 to 1, or an unknown normalisation.
+    """
+    if not 0.0 <= weight <= 1.0:
+        raise ValueError(f"interpolation weight {weight}: expected 0 (reranker alone) to 1 (first stage alone)")
+    if normalisation not in ("min-max", "z-score"):
+        raise ValueError(f"normalisation {normalisation!r}: expected min-max or z-score")
+    return _Interpolated(reranker, weight, normalisation)
+
+
+def normalised(scores: Sequence[float], normalisation: Normalisation = "min-max") -> list[float]:
+    """Return scores on a common scale; equal scores all become 0.
+
+    Examples:
+        >>> normalised([30.0, 20.0, 10.0])
+        [1.0, 0.5, 0.0]
+        >>> normalised([7.0, 7.0], "z-score")
+        [0.0, 0.0]
+    """
+    if not scores:
+        return []
+    if normalisation == "min-max":
+        base, scale = min(scores), max(scores) - min(scores)
+    else:
+        base, scale = fmean(scores), pstdev(scores)
+    return [(score - base) / scale if scale else 0.0 for score in scores]
+
+
+@dataclass(frozen=True)
+class _Interpolated(Reranker):
+    reranker: Reranker
+    weight: float
+    normalisation: Normalisation
+
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        reranked = self.reranker.rerank_batch(rankings)
+        return [self._mixed(first, second) for first, second in zip(rankings, reranked, strict=True)]
+
+    def _mixed(self, first: Ranking, second: Ranking) -> Ranking:
+        found = dict(zip(second.docids, normalised(second.scores, self.normalisation), strict=True))
+        known = normalised(first.scores, self.normalisation)
+        scores = [
+            self.weight * score + (1.0 - self.weight) * found[docid]
+            for docid, score in zip(first.docids, known, strict=True)
+        ]
+        return replace(first, notes=second.notes).rescored(scores)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **self.reranker.describe(),
+            "first_stage_weight": self.weight,
+            "normalisation": self.normalisation,
+        }

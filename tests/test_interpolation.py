@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.rerank.interpolation import interpolated, normalised
+
+
+class Reversing(Reranker):
+    """Turns the order round; a real reranker in all but its judgement."""
+
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        return [replace(r, notes={"prompt_tokens": 7}).rescored([-score for score in r.scores]) for r in rankings]
+
+    def describe(self) -> dict[str, Any]:
+        return {"system": "reversing"}
+
+
+def ranking(*scores: float) -> Ranking:
+    return Ranking.from_scores(Query("q", "flea"), [Candidate(f"d{i}", score) for i, score in enumerate(scores)])
+
+
+def test_weight_one_is_the_first_stage_and_weight_zero_the_reranker():
+    first = ranking(30.0, 20.0, 10.0)
+    assert interpolated(Reversing(), 1.0).rerank(first).docids == ("d0", "d1", "d2")
+    assert interpolated(Reversing(), 0.0).rerank(first).docids == ("d2", "d1", "d0")
+
+
+def test_scores_are_mixed_on_a_common_scale():
+    mixed = interpolated(Reversing(), 0.75).rerank(ranking(30.0, 20.0, 10.0))
+    assert dict(zip(mixed.docids, mixed.scores, strict=True)) == {"d0": 0.75, "d1": 0.5, "d2": 0.25}
+    assert mixed.notes == {"prompt_tokens": 7}
+
+
+def test_z_scores_are_centred():
+    assert normalised([3.0, 1.0], "z-score") == [1.0, -1.0]
+
+
+def test_empty_and_single_lists_pass_through():
+    assert interpolated(Reversing(), 0.5).rerank(ranking()).docids == ()
+    assert interpolated(Reversing(), 0.5).rerank(ranking(4.0)).scores == (0.0,)
+
+
+def test_description_names_weight_and_normalisation():
+    described = interpolated(Reversing(), 0.5, normalisation="z-score").describe()
+    assert described == {"system": "reversing", "first_stage_weight": 0.5, "normalisation": "z-score"}
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
+def test_weights_outside_zero_to_one_are_refused(weight):
+    with pytest.raises(ValueError, match="interpolation weight"):
+        interpolated(Reversing(), weight)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=20), st.floats(0, 1))
+def test_every_candidate_comes_back_once(scores, weight):
+    mixed = interpolated(Reversing(), weight).rerank(ranking(*scores))
+    assert sorted(mixed.docids) == sorted(f"d{i}" for i in range(len(scores)))
