@@ -278,6 +278,14 @@ def test_lists_that_order_nothing_are_counted(scorer):
     assert measure_heads(scorer, [first, second], SelectionConfig(max_lists=1)).counts["used"] == 1
 
 
+def test_what_cannot_be_met_is_refused_before_the_pass(folder):
+    loaded = load(folder, "all", device="cpu")
+    with pytest.raises(ValueError, match="calibrated attention has no entropy"):
+        select_heads(loaded, ICR, [])
+    with pytest.raises(ValueError, match="13 heads wanted, the model has 12"):
+        select_heads(loaded, HEADRANK, [], SelectionConfig(num_heads=13))
+
+
 def test_calibrated_rules_measure_the_difference_of_two_queries(folder):
     scorer = ListScorer(AttentionReader(load(folder, "all", device="cpu")), ICR)
     (prompt,) = scorer.prompts(overlap_lists(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PLAIN
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.rerank.recipes import HEADRANK, headrank
 
 # Short prompts: the words of the frame teach nothing here and would be most of the tokens.
@@ -132,6 +134,26 @@ def test_every_movable_weight_gets_a_gradient_and_no_other(folder, moves):
         assert {name.split(".")[3] for name in names} == {"q_proj", "k_proj", "q_norm", "k_norm"}
     if moves == "all":
         assert {"embed_tokens.weight", "layers.0.mlp.up_proj.weight", "layers.1.input_layernorm.weight"} <= set(names)
+
+
+def test_lora_without_peft_is_a_missing_prerequisite(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingPrerequisite, match=r"pip install 'headrank-pipeline\[train\]'"):
+        set_movable(fresh(folder).model, "lora")
+
+
+def test_unknown_choice_of_weights_is_refused(folder):
+    with pytest.raises(ValueError, match="expected lora, qk or all"):
+        set_movable(fresh(folder).model, "some")
+
+
+def test_embeddings_may_move_at_a_rate_of_their_own(folder, tmp_path):
+    start, moved = fresh(folder), []
+    for factor in (1.0, 0.5):
+        config = replace(QUICK, embedding_factor=factor, max_steps=1)
+        loaded, _ = trained(folder, tmp_path / str(factor), config, TrainingData(LISTS))
+        moved.append((loaded.model.embed_tokens.weight - start.model.embed_tokens.weight).abs().max())
+    assert float(moved[1] / moved[0]) == pytest.approx(0.5, rel=1e-3)
 
 
 def test_frozen_weights_stay_as_they_were(folder, tmp_path):
@@ -382,6 +404,12 @@ def test_exported_folder_reranks_as_the_trained_model_did(folder, tmp_path, dtyp
     assert HeadSet.load(path / "heads.json").model == "new"
     assert (path / "training" / "log.jsonl").is_file()
     assert not list(path.glob(".export*"))
+
+
+def test_export_refuses_a_model_whose_lora_is_not_folded_in(folder, tmp_path):
+    loaded, _ = trained(folder, tmp_path / "training", replace(QUICK, moves="lora"), pause_after=1)
+    with pytest.raises(ValueError, match="not folded in yet"):
+        export(loaded, SHORT, tmp_path / "new")
 
 
 def test_export_refuses_weights_that_the_dtype_cannot_hold(folder, tmp_path):

@@ -51,7 +51,7 @@ def truncation_cost(config: Any, *, layers: int, depth: int, tokens: int) -> Tru
         >>> from types import SimpleNamespace
         >>> sizes = dict(hidden_size=1024, intermediate_size=3072, num_attention_heads=16, num_key_value_heads=8)
         >>> str(truncation_cost(SimpleNamespace(head_dim=128, **sizes), layers=28, depth=14, tokens=2000))
-        '14 of 28 layers, 48% of the FLOPs at 2000 tokens'
+        '14 of 28 layers, 47% of the FLOPs at 2000 tokens'
     """
     hidden, heads = config.hidden_size, config.num_attention_heads
     width = getattr(config, "head_dim", None) or hidden // heads

@@ -45,10 +45,12 @@ def export(
         made_by: what made it, JSON-ready: data, configuration, figures; goes into the card.
 
     Raises:
-        ValueError: an unknown dtype, or weights that are not finite in it.
+        ValueError: an unknown dtype, weights that are not finite in it, or LoRA modules that are still there.
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r}: expected auto or one of {', '.join(_DTYPES)}")
+    if any(".lora_" in key for key in loaded.model.state_dict()):
+        raise ValueError("the LoRA updates are not folded in yet: let Trainer.run come to its end, or call fold_lora")
     target = Path(folder)
     name = name or target.resolve().name
     target.mkdir(parents=True, exist_ok=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from headrank_pipeline.pipeline import MissingPrerequisite
@@ -121,17 +123,20 @@ def load_movable(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
 def checkpointed_activations(model: PreTrainedModel, *, enabled: bool = True) -> Iterator[None]:
     """Recompute the activations of every layer but the deepest in the backward pass, inside the block.
 
+    Works on layers in training mode, through the seam that transformers' own switch uses (GradientCheckpointingLayer).
+
     The deepest layer ends the forward pass with an exception from inside, which a checkpoint must not see.
     """
     if not enabled:
         yield
         return
-    options: dict[str, Any] = {"use_reentrant": False}  # the reentrant kind would cut the tapped rows off the graph
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]
-    layers = model.get_submodule("layers")
-    deepest: Any = layers[-1]  # type: ignore[index]
-    deepest.gradient_checkpointing = False
+    layers: Any = model.get_submodule("layers")
+    # Not the reentrant kind: it runs the layer without a graph first, and so cuts the tapped rows off.
+    for layer in layers[:-1]:
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = True
     try:
         yield
     finally:
-        model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
+        for layer in layers:
+            layer.gradient_checkpointing = False

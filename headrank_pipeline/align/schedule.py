@@ -32,6 +32,7 @@ class TrainingConfig:
         lora_alpha: their scale is alpha / rank.
         lora_dropout: on their input.
         learning_rate: peak, of AdamW.
+        embedding_factor: the token embeddings' rate is that times this (they move only with ``all``).
         weight_decay: of AdamW.
         betas: of AdamW.
         warmup: share of the steps in which the rate rises linearly to the peak.
@@ -59,6 +60,7 @@ class TrainingConfig:
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
     learning_rate: float = 1e-4
+    embedding_factor: float = 1.0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: float = 0.1
@@ -87,7 +89,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"training: {name} {value!r}: expected a number above 0, or None")
-        if self.learning_rate <= 0 or not 0 <= self.warmup < 1:
+        if min(self.learning_rate, self.embedding_factor) <= 0 or not 0 <= self.warmup < 1:
             raise ValueError(f"training: learning_rate {self.learning_rate!r} and warmup {self.warmup!r}: "
                              f"expected a rate above 0 and a share of at least 0 and below 1")  # fmt: skip
         if self.list_size is not None and self.list_size < 2:

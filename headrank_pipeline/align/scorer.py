@@ -15,6 +15,9 @@ from headrank_pipeline.attention.scoring import ScoringRule, passage_mass
 
 __all__ = ["ListScorer", "Reading", "mean_ndcg", "ndcg"]
 
+# Lists whose token scores [H, N] are held at once before they are pooled.
+_READ_AT_ONCE = 32
+
 
 class Reading(Protocol):
     """How passages are read: prompt and rule. `rerank.recipes.HEADRANK` is one."""
@@ -82,7 +85,8 @@ class ListScorer:
 
     def scores(self, lists: Sequence[GradedList]) -> list[Tensor]:
         """Return the scores [P] of each list, batched by length, without gradients."""
-        return [self._weights @ mass for mass in self.masses(self.prompts(lists))]
+        parts = (lists[start : start + _READ_AT_ONCE] for start in range(0, len(lists), _READ_AT_ONCE))
+        return [self._weights @ mass for part in parts for mass in self.masses(self.prompts(part))]
 
 
 def _difference(read: Tensor, content_free: Tensor) -> Tensor:

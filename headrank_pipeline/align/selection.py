@@ -44,6 +44,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_NO_ENTROPY = "calibrated attention has no entropy: choose with a rule without a content-free query, or by ndcg"
+
 
 def criterion_scores(table: HeadTable, criterion: Criterion, *, entropy_weight: float = 0.25) -> np.ndarray:
     """Return one score per head, [H] float64, higher is better; minus infinity for constant heads.
@@ -56,9 +58,7 @@ def criterion_scores(table: HeadTable, criterion: Criterion, *, entropy_weight: 
     usable = table.usable()
     if criterion == "entropy-regularised":
         if table.calibrated:
-            raise ValueError(
-                "calibrated attention has no entropy: choose with a rule without a content-free query, or by ndcg"
-            )
+            raise ValueError(_NO_ENTROPY)
         spread = _z_scores(table.values["entropy"], usable)
         scores = _z_scores(table.values["discrimination"], usable) - entropy_weight * spread
     elif criterion == "layer-window":
@@ -185,6 +185,7 @@ def select_heads(
         ValueError: see `measure_heads` and `choose_heads`.
     """
     config = config or SelectionConfig()
+    _refuse_in_vain(config, loaded, reading)
     scorer = ListScorer(AttentionReader(loaded), reading, max_prompt_tokens=config.max_prompt_tokens)
     table = measure_heads(scorer, lists, config, on_list=on_list)
     source = loaded.source
@@ -199,6 +200,14 @@ def select_heads(
     chosen = choose_heads(table, config, provenance=provenance)
     logger.info("%s: %d heads from %d lists (%s)", chosen.name, len(chosen.heads), table.counts["used"], table.counts)
     return Selection(chosen, scores, table, _candidates(table, config, loaded, provenance))
+
+
+def _refuse_in_vain(config: SelectionConfig, loaded: LoadedModel, reading: Reading) -> None:
+    """Raise ValueError before a long pass whose criterion or number of heads cannot be met at its end."""
+    if config.criterion == "entropy-regularised" and reading.rule.content_free is not None:
+        raise ValueError(_NO_ENTROPY)
+    if config.criterion != "layer-window" and config.num_heads > len(loaded.heads.heads):
+        raise ValueError(f"{config.num_heads} heads wanted, the model has {len(loaded.heads.heads)}")
 
 
 def _candidates(

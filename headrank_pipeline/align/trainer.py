@@ -143,12 +143,7 @@ class Trainer:
                 lora_dropout=self.config.lora_dropout,
             )
         self._weights = movable_weights(loaded.model)
-        self._optimiser = torch.optim.AdamW(
-            list(self._weights.values()),
-            lr=self.config.learning_rate,
-            betas=self.config.betas,
-            weight_decay=self.config.weight_decay,
-        )
+        self._optimiser = self._new_optimiser()
 
     def run(
         self, *, pause_after: int | None = None, on_event: Callable[[Mapping[str, Any]], None] | None = None
@@ -222,10 +217,21 @@ class Trainer:
         }
 
     def _use_autocast(self) -> bool:
-        wanted = self.config.precision
-        if self._device.type != "cuda" and self._dtype != torch.float32:
-            raise ValueError(f"training on a {self._device.type}: load the model with dtype float32, not {self._dtype}")
-        return wanted == "bfloat16" or (wanted == "auto" and self._device.type == "cuda")
+        wanted, on_gpu = self.config.precision, self._device.type == "cuda"
+        if self._dtype != torch.float32 and (wanted == "float32" or not on_gpu):
+            raise ValueError(
+                f"training in {wanted} on {self._device.type}: load the model with dtype float32, not {self._dtype}"
+            )
+        return wanted == "bfloat16" or (wanted == "auto" and on_gpu)
+
+    def _new_optimiser(self) -> torch.optim.AdamW:
+        config = self.config
+        groups = [
+            {"params": [w for name, w in self._weights.items() if ("embed" in name) == embedding], "factor": factor}
+            for embedding, factor in ((False, 1.0), (True, config.embedding_factor))
+        ]
+        filled = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(filled, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
 
     @contextmanager
     def _training(self) -> Iterator[None]:
@@ -246,7 +252,7 @@ class Trainer:
         began, step = time.perf_counter(), self._progress.step
         rate = learning_rate(self.config, step, self.steps)
         for group in self._optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self._optimiser.zero_grad(set_to_none=True)
         losses = [loss for part in self._passes(draws) for loss in self._backward(part, share=1 / len(draws))]
         norm = self._clip(draws)
@@ -296,7 +302,8 @@ class Trainer:
     def _loss(self, draw: Draw, graded: GradedList, scores: Tensor) -> ListLoss:
         grades = torch.tensor(graded.grades, device=self._device)
         teacher = None if graded.teacher is None else torch.tensor(graded.teacher, device=self._device)
-        seed = random.Random(f"{self.config.seed}/pairs/{draw}/{graded.qid}").getrandbits(62)
+        name = f"{self.config.seed}/pairs/{draw.epoch}/{draw.draw}/{graded.qid}"
+        seed = random.Random(name).getrandbits(62)
         loss = self.config.objective.of(scores, grades, teacher=teacher, seed=seed)
         if not torch.isfinite(loss.loss):
             raise NotFiniteError(
