@@ -1,0 +1,249 @@
+"""Paired tests over queries: what a difference of two means is worth.
+
+All functions take differences, system minus baseline, one per query. Two cases that scipy leaves undefined (nan) are
+defined here: where every difference is 0 each p-value is 1 and the effect size 0; with a single query, or none, no test
+is possible and the value is nan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Interval",
+    "PairedTest",
+    "bootstrap_means",
+    "bootstrap_ratio",
+    "effect_size",
+    "holm",
+    "paired_tests",
+    "randomisation_p",
+    "t_test_p",
+    "wins_ties_losses",
+]
+
+Values = NDArray[np.float64]
+
+SAME = 1e-9  # two values of a measure that differ by less are the same sum in another order
+EXACT_UP_TO = 14  # queries that differ; 2^14 sign patterns are fewer than the draws below
+DRAWS = 20_000
+RESAMPLES = 10_000
+_BOUNDS = (2.5, 97.5)  # percentiles that hold 95% between them
+_CHUNK = 2_000_000  # random numbers held at once
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Bounds of a percentile bootstrap interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class PairedTest:
+    """A system against the baseline on one measure.
+
+    Args:
+        difference: mean of system minus baseline.
+        interval: bootstrap interval of that mean.
+        wins: queries where the system is better.
+        ties: queries where both are equal.
+        losses: queries where the baseline is better.
+        t_test: two-sided p-value of the paired t-test.
+        randomisation: two-sided p-value of the paired randomisation (sign-flip) test.
+        effect_size: Cohen's d of the paired differences.
+    """
+
+    difference: float
+    interval: Interval
+    wins: int
+    ties: int
+    losses: int
+    t_test: float
+    randomisation: float
+    effect_size: float
+
+
+def paired_tests(systems: Values, baseline: Values, *, seed: int = 0) -> list[PairedTest]:
+    """Return one test per system.
+
+    Args:
+        systems: [Q, S], one row per query, one column per system.
+        baseline: [Q], the same queries in the same order.
+        seed: of the bootstrap and of the randomisation test.
+
+    Raises:
+        ValueError: other queries than the baseline's, or none.
+
+    Examples:
+        >>> [test] = paired_tests(np.array([[0.5], [0.7], [0.9]]), np.array([0.4, 0.7, 0.5]))
+        >>> round(test.difference, 4), test.wins, test.ties, test.losses
+        (0.1667, 2, 1, 0)
+    """
+    if systems.ndim != 2 or len(systems) != len(baseline) or not len(baseline):
+        raise ValueError(f"values of shape {systems.shape} against {len(baseline)}: expected the same queries, some")
+    differences = _differences(systems - baseline[:, None])
+    intervals = bootstrap_means(differences, seed=seed)
+    return [_test(column, interval, seed) for column, interval in zip(differences.T, intervals, strict=True)]
+
+
+def _test(differences: Values, interval: Interval, seed: int) -> PairedTest:
+    wins, ties, losses = wins_ties_losses(differences)
+    return PairedTest(
+        difference=float(differences.mean()),
+        interval=interval,
+        wins=wins,
+        ties=ties,
+        losses=losses,
+        t_test=t_test_p(differences),
+        randomisation=randomisation_p(differences, seed=seed),
+        effect_size=effect_size(differences),
+    )
+
+
+def wins_ties_losses(differences: Values) -> tuple[int, int, int]:
+    """Return how many differences are positive, zero and negative."""
+    wins, losses = int((differences > SAME).sum()), int((differences < -SAME).sum())
+    return wins, len(differences) - wins - losses, losses
+
+
+def t_test_p(differences: Values) -> float:
+    """Return the two-sided p-value of the paired t-test (scipy's), 1 where nothing differs, nan for one query.
+
+    Examples:
+        >>> round(t_test_p(np.array([0.1, 0.0, 0.4, 0.2])), 4)
+        0.1328
+        >>> t_test_p(np.zeros(4))
+        1.0
+    """
+    from scipy import stats
+
+    if not np.any(_differences(differences)):
+        return 1.0
+    if len(differences) < 2:
+        return math.nan
+    if np.ptp(differences) < SAME:  # the same difference everywhere: no variance, t is infinite
+        return 0.0
+    return float(stats.ttest_rel(differences, np.zeros_like(differences)).pvalue)
+
+
+def randomisation_p(differences: Values, *, seed: int = 0, draws: int = DRAWS) -> float:
+    """Return the two-sided p-value of the paired randomisation test on the mean.
+
+    Under the null hypothesis each query's two values could be swapped, which flips the sign of its difference. Up to 14
+    queries that differ, all sign patterns are counted, which is exact; above, `draws` seeded random ones, with the
+    observed pattern counted among them, so that p is never 0.
+
+    Examples:
+        >>> randomisation_p(np.array([0.1, 0.0, 0.4, 0.2]))  # 2 of the 2^3 patterns are as extreme
+        0.25
+        >>> randomisation_p(np.zeros(4))
+        1.0
+    """
+    sizes = np.abs(_differences(differences))
+    sizes = sizes[sizes > 0]  # a zero stays zero whatever its sign
+    if not len(sizes):
+        return 1.0
+    if len(differences) < 2:
+        return math.nan
+    extreme = abs(float(_differences(differences).sum())) - SAME
+    if len(sizes) <= EXACT_UP_TO:
+        patterns = 2 ** len(sizes)
+        bits = (np.arange(patterns)[:, None] >> np.arange(len(sizes))) & 1
+        return float((np.abs((2.0 * bits - 1.0) @ sizes) >= extreme).mean())
+    rng = np.random.default_rng(seed)
+    hits = 0
+    for rows in _chunks(draws, len(sizes)):
+        signs = 2.0 * rng.integers(0, 2, size=(rows, len(sizes)), dtype=np.int8) - 1.0
+        hits += int((np.abs(signs @ sizes) >= extreme).sum())
+    return (hits + 1) / (draws + 1)
+
+
+def effect_size(differences: Values) -> float:
+    """Return Cohen's d of paired differences: their mean in units of their standard deviation.
+
+    0 where nothing differs, infinite where all differ by the same amount, nan for one query.
+
+    Examples:
+        >>> round(effect_size(np.array([0.1, 0.0, 0.4, 0.2])), 4)
+        1.0247
+    """
+    differences = _differences(differences)
+    if not np.any(differences):
+        return 0.0
+    if len(differences) < 2:
+        return math.nan
+    mean = float(differences.mean())
+    return math.copysign(math.inf, mean) if np.ptp(differences) < SAME else mean / float(differences.std(ddof=1))
+
+
+def bootstrap_means(values: Values, *, seed: int = 0, resamples: int = RESAMPLES) -> list[Interval]:
+    """Return a percentile bootstrap interval (95%) of the mean of each column.
+
+    Args:
+        values: one row per query, one column per system; queries are drawn with replacement, seeded.
+        seed: of the draws.
+        resamples: how often all queries are drawn.
+    """
+    sums = np.concatenate([drawn @ values for drawn in _redrawn(len(values), seed, resamples)])
+    low, high = np.percentile(sums / len(values), _BOUNDS, axis=0)
+    return [Interval(float(lower), float(upper)) for lower, upper in zip(low, high, strict=True)]
+
+
+def bootstrap_ratio(parts: Values, wholes: Values, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """Return a percentile bootstrap interval (95%) of ``sum(parts) / sum(wholes)``, whole queries being drawn.
+
+    Args:
+        parts: one value per query.
+        wholes: one value per query; where all are 0 the bounds are nan.
+        seed: of the draws.
+        resamples: how often all queries are drawn.
+    """
+    if not wholes.any():
+        return Interval(math.nan, math.nan)
+    both = np.column_stack([parts, wholes])
+    sums = np.concatenate([drawn @ both for drawn in _redrawn(len(both), seed, resamples)])
+    sums = sums[sums[:, 1] > 0]
+    low, high = np.percentile(sums[:, 0] / sums[:, 1], _BOUNDS)
+    return Interval(float(low), float(high))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values corrected for testing them all (Holm 1979); nan stays nan and counts for nothing.
+
+    Examples:
+        >>> [round(p, 4) for p in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
+    known = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    corrected = [math.nan] * len(p_values)
+    highest = 0.0
+    for place, (p, index) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - place) * p))
+        corrected[index] = highest
+    return corrected
+
+
+def _differences(values: Values) -> Values:
+    return np.where(np.abs(values) <= SAME, 0.0, values)
+
+
+def _redrawn(queries: int, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
+    """Yield how often each query occurs in each of the resamples, some resamples at a time."""
+    rng = np.random.default_rng(seed)
+    share = np.full(queries, 1.0 / queries)
+    for rows in _chunks(resamples, queries):
+        yield rng.multinomial(queries, share, size=rows)
+
+
+def _chunks(rows: int, width: int) -> Iterator[int]:
+    size = max(1, _CHUNK // width)
+    while rows > 0:
+        yield min(size, rows)
+        rows -= size
