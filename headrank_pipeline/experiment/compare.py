@@ -1,0 +1,233 @@
+"""Several runs on the same candidates against each other: quality with paired tests, and what each cost.
+
+Everything is computed from the files of run directories, evaluated anew with one set of judgments. A query that a run
+lacks counts 0, as everywhere in this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from headrank_pipeline.experiment.comparable import check_comparable, find_qrels
+from headrank_pipeline.experiment.costs import Cost, cost_of
+from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluate
+from headrank_pipeline.experiment.finished import FinishedRun, read_finished_runs
+from headrank_pipeline.experiment.manifest import file_sha256
+from headrank_pipeline.experiment.significance import bootstrap_means, holm, paired_tests
+from headrank_pipeline.trec import read_qrels
+
+__all__ = ["FIRST_STAGE", "Comparison", "compare"]
+
+FIRST_STAGE = "first stage"
+_FIRST_STAGE_NAMES = frozenset({FIRST_STAGE, "first-stage", "first_stage", "bm25"})
+
+Folder = str | Path
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Args:
+        summary: one row per system, the first stage first: ``system``, a mean per measure with ``MEASURE low`` and
+            ``MEASURE high`` (bootstrap, 95%), then the fields of `costs.Cost`.
+        tests: one row per measure and system but the baseline: the fields of `significance.PairedTest`, with
+            ``t_test_holm`` and ``randomisation_holm`` corrected over the systems of a measure.
+        per_query: one row per system and query of the qrels: ``system``, ``qid``, a value per measure.
+        ceiling: the best that any reranker of these candidates could reach: ``R@depth`` of the candidates, and every
+            measure with the candidates in the ideal order.
+        baseline: the system that the others are tested against.
+        measures: the first one is shown in figures.
+        runs: what was read, the order of the rows.
+        conditions: what all systems share (depth, judgments, …), JSON-ready.
+        notes: what a reader must know: differences that were allowed, queries that are missing.
+    """
+
+    summary: pd.DataFrame
+    tests: pd.DataFrame
+    per_query: pd.DataFrame
+    ceiling: Mapping[str, float]
+    baseline: str
+    measures: tuple[str, ...]
+    runs: tuple[FinishedRun, ...]
+    conditions: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def systems(self) -> list[str]:
+        """Names of the systems, the first stage first."""
+        return list(self.summary["system"])
+
+    def values(self, measure: str) -> pd.DataFrame:
+        """Return one row per query and one column per system."""
+        return self.per_query.pivot(index="qid", columns="system", values=measure)[self.systems]
+
+
+def compare(
+    runs: Sequence[Folder],
+    *,
+    qrels: Folder | None = None,
+    baseline: str = FIRST_STAGE,
+    measures: Sequence[str] = (),
+    relevance_level: int | None = None,
+    seed: int = 0,
+    allow_different: Collection[str] = (),
+) -> Comparison:
+    """Return how the runs of several directories compare; the first stage is one of the systems.
+
+    Args:
+        runs: run directories.
+        qrels: judgments; None for those that the runs were evaluated with.
+        baseline: ``first stage`` (also ``bm25``), a run directory, a system's name or a run's tag.
+        measures: as in `evaluate`; empty for those of the first run's evaluation.
+        relevance_level: lowest relevant grade for binary measures; None for that of the first run's evaluation.
+        seed: of bootstrap and randomisation test.
+        allow_different: fields of `comparable.FIELDS` in which the runs may differ.
+
+    Raises:
+        FileNotFoundError: a directory without a run, or judgments that are not there.
+        ValueError: runs that differ in what must be equal, an unfinished run, an unknown baseline or measure.
+    """
+    finished = read_finished_runs([Path(path) for path in runs])
+    notes = [f"allowed to differ: {line}" for line in check_comparable(finished, allow_different=allow_different)]
+    chosen = _baseline(baseline, finished)
+    judgments = Path(qrels) if qrels is not None else find_qrels(finished)
+    recorded = finished[0].recorded_evaluation or {}
+    names = tuple(measures or recorded.get("measures", DEFAULT_MEASURES))
+    level = relevance_level or recorded.get("relevance_level", 1)
+    files = {FIRST_STAGE: finished[0].directory.first_stage_run, **{run.name: run.directory.run for run in finished}}
+    evaluations = {name: evaluate(path, judgments, names, relevance_level=level) for name, path in files.items()}
+    return Comparison(
+        summary=_summary(evaluations, finished, names, seed),
+        tests=_tests(evaluations, chosen, names, seed),
+        per_query=_per_query(evaluations),
+        ceiling=_ceiling(finished[0], judgments, names, level),
+        baseline=chosen,
+        measures=names,
+        runs=tuple(finished),
+        conditions=_conditions(finished, judgments, level, evaluations[FIRST_STAGE].queries, seed),
+        notes=(*notes, *_judgment_notes(finished, judgments), *_query_notes(evaluations)),
+    )
+
+
+def _baseline(wanted: str, runs: Sequence[FinishedRun]) -> str:
+    """A run's own name, path or tag goes before the names of the first stage."""
+    for matches in (
+        [run.name for run in runs if run.name == wanted],
+        [run.name for run in runs if Path(wanted).resolve() == run.directory.path.resolve()][:1],
+        [run.name for run in runs if run.identity["tag"] == wanted],
+    ):
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise ValueError(f"baseline {wanted!r}: the tag of {', '.join(matches)}; name one of them")
+    stages = {run.identity["candidates"].get("source", {}).get("stage") for run in runs} - {None}
+    if wanted in stages or (wanted in _FIRST_STAGE_NAMES and not (wanted == "bm25" and stages)):
+        return FIRST_STAGE
+    known = ", ".join([FIRST_STAGE, *(run.name for run in runs)])
+    raise ValueError(f"baseline {wanted!r}: no such system; systems: {known}")
+
+
+def _summary(
+    evaluations: Mapping[str, Evaluation], runs: Sequence[FinishedRun], measures: Sequence[str], seed: int
+) -> pd.DataFrame:
+    costs: dict[str, Cost] = {run.name: cost_of(run) for run in runs}
+    nothing = dict.fromkeys(Cost.__dataclass_fields__)
+    rows: list[dict[str, Any]] = [{"system": name} for name in evaluations]
+    for measure in measures:
+        intervals = bootstrap_means(_matrix(evaluations, measure), seed=seed)
+        for row, evaluation, interval in zip(rows, evaluations.values(), intervals, strict=True):
+            row[measure] = evaluation.means[measure]
+            row[f"{measure} low"], row[f"{measure} high"] = interval.low, interval.high
+    for row in rows:
+        row |= asdict(costs[row["system"]]) if row["system"] in costs else nothing
+    return pd.DataFrame(rows)
+
+
+def _tests(evaluations: Mapping[str, Evaluation], baseline: str, measures: Sequence[str], seed: int) -> pd.DataFrame:
+    against = {name: evaluation for name, evaluation in evaluations.items() if name != baseline}
+    rows: list[dict[str, Any]] = []
+    for measure in measures:
+        base = _matrix({baseline: evaluations[baseline]}, measure)[:, 0]
+        tests = paired_tests(_matrix(against, measure), base, seed=seed)
+        t_test = holm([test.t_test for test in tests])
+        randomisation = holm([test.randomisation for test in tests])
+        for name, test, corrected_t, corrected_r in zip(against, tests, t_test, randomisation, strict=True):
+            values = asdict(test)
+            bounds = values.pop("interval")
+            rows.append(
+                {
+                    "measure": measure,
+                    "system": name,
+                    **values,
+                    **bounds,
+                    "t_test_holm": corrected_t,
+                    "randomisation_holm": corrected_r,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _per_query(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
+    frames = [evaluation.to_frame().assign(system=name) for name, evaluation in evaluations.items()]
+    frame = pd.concat(frames, ignore_index=True)
+    return frame[["system", *(column for column in frame.columns if column != "system")]]
+
+
+def _matrix(evaluations: Mapping[str, Evaluation], measure: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """[Q, S]: every evaluation has the queries of the qrels, in their order."""
+    columns = [[values[measure] for values in evaluation.per_query.values()] for evaluation in evaluations.values()]
+    return np.array(columns, dtype=np.float64).T
+
+
+def _ceiling(run: FinishedRun, qrels: Path, measures: Sequence[str], level: int) -> dict[str, float]:
+    grades = read_qrels(qrels)
+    ideal: dict[str, dict[str, float]] = {}
+    candidates: dict[str, dict[str, float]] = {}
+    for qid, found in run.first_stage.items():
+        judged = grades.get(qid, {})
+        docids = [candidate.docid for candidate in found[: run.depth]]
+        candidates[qid] = {docid: float(-rank) for rank, docid in enumerate(docids)}
+        best = sorted(docids, key=lambda docid: -judged.get(docid, 0))
+        best += [candidate.docid for candidate in found[run.depth :]]
+        ideal[qid] = {docid: float(-rank) for rank, docid in enumerate(best)}
+    recall = f"R@{run.depth}"
+    reached = evaluate(candidates, grades, [recall], relevance_level=level).means
+    return {**evaluate(ideal, grades, measures, relevance_level=level).means, recall: reached[recall]}
+
+
+def _conditions(runs: Sequence[FinishedRun], qrels: Path, level: int, queries: int, seed: int) -> dict[str, Any]:
+    first = runs[0]
+    return {
+        "benchmark": first.identity["benchmark"],
+        "candidates": first.identity["candidates"],
+        "depth": first.depth,
+        "queries": queries,
+        "qrels": str(qrels),
+        "qrels_sha256": file_sha256(qrels, "qrels"),
+        "relevance_level": level,
+        "seed": seed,
+        "directories": {run.name: str(run.directory.path) for run in runs},
+        "commits": {run.name: run.commit for run in runs},
+    }
+
+
+def _judgment_notes(runs: Sequence[FinishedRun], qrels: Path) -> list[str]:
+    used = file_sha256(qrels, "qrels")
+    other = [r.name for r in runs if r.recorded_evaluation and r.recorded_evaluation["qrels_sha256"] != used]
+    return [f"{qrels} is not the file that {', '.join(other)} were evaluated with"] if other else []
+
+
+def _query_notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    lost = {name: evaluation.missing for name, evaluation in evaluations.items() if evaluation.missing}
+    return [
+        f"{name}: {len(missing)} judged queries are missing and count 0 "
+        f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''})"
+        for name, missing in lost.items()
+    ]

@@ -1,0 +1,171 @@
+"""A run directory as a reader sees it: nothing is locked, repaired or written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from headrank_pipeline.experiment.directory import RunDirectory
+from headrank_pipeline.experiment.journal import Entry
+from headrank_pipeline.experiment.manifest import file_sha256, read_json, read_manifest
+from headrank_pipeline.records import Candidate, Ranking
+from headrank_pipeline.trec import read_candidates, read_run
+
+__all__ = ["FinishedRun", "read_finished", "read_finished_runs"]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run wrote; files are read when they are first asked for.
+
+    Args:
+        name: what tables and figures call it.
+        directory: where its files lie.
+        manifest: what made it.
+    """
+
+    name: str
+    directory: RunDirectory
+    manifest: Mapping[str, Any]
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Everything that could change a ranking."""
+        identity: Mapping[str, Any] = self.manifest["identity"]
+        return identity
+
+    @property
+    def totals(self) -> Mapping[str, Any]:
+        """Counts and times of the whole run."""
+        totals: Mapping[str, Any] = self.manifest["totals"]
+        return totals
+
+    @property
+    def depth(self) -> int:
+        """How many candidates were reranked."""
+        return int(self.identity["depth"])
+
+    @property
+    def reverse(self) -> bool:
+        """Whether the best candidate stood last in the prompt; False for systems without one prompt template."""
+        reranker = self.identity["reranker"]
+        template = reranker.get("template") if isinstance(reranker, Mapping) else None
+        return bool(isinstance(template, Mapping) and template.get("reverse"))
+
+    @property
+    def commit(self) -> str:
+        """Short commit of the code that made the run, ``+`` where the checkout had changes, ``?`` where unknown."""
+        git = self.manifest["environment"].get("git") or {}
+        commit = git.get("commit")
+        return f"{commit[:7]}{'+' if git.get('dirty') else ''}" if commit else "?"
+
+    @cached_property
+    def first_stage(self) -> Mapping[str, Sequence[Candidate]]:
+        """Qid -> candidates in first-stage order, all of them."""
+        return read_run(self.directory.first_stage_run)
+
+    @cached_property
+    def run(self) -> Mapping[str, Sequence[Candidate]]:
+        """Qid -> candidates in the final order, all of them."""
+        return read_run(self.directory.run)
+
+    @cached_property
+    def scored(self) -> Mapping[str, Entry]:
+        """Qid -> raw scores of the reranked candidates, best first; failed and empty queries are left out."""
+        return {qid: entry for qid, entry in _journal(self.directory.scores).items() if entry.docids}
+
+    @cached_property
+    def recorded_evaluation(self) -> Mapping[str, Any] | None:
+        """evaluation.json, or None where the run was not evaluated."""
+        return read_json(self.directory.evaluation) if self.directory.evaluation.exists() else None
+
+    def prompt_order(self, qid: str) -> list[str]:
+        """Return the reranked docids of a query in the order in which the prompt gives them."""
+        docids = [candidate.docid for candidate in self.first_stage[qid][: self.depth]]
+        return docids[::-1] if self.reverse else docids
+
+    def rankings(self, candidates: Path | None = None) -> Iterator[Ranking]:
+        """Yield the candidates with their texts, from the run directory, `candidates`, or where the run read them.
+
+        Raises:
+            FileNotFoundError: no such file; says which flag names another.
+            ValueError: a file with another checksum than the run's candidates had.
+        """
+        if self.directory.candidates.exists():
+            return read_candidates(self.directory.candidates)
+        path = candidates or Path(self.manifest["origins"].get("candidates", ""))
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{self.directory.path}: passage texts are needed, but candidates {path} are not there; "
+                f"name the file with --candidates"
+            )
+        recorded, found = self.identity["candidates"].get("candidates_sha256"), file_sha256(path, "candidates")
+        if recorded != found:
+            raise ValueError(
+                f"{path}: not the candidates of {self.directory.path}: SHA-256 {found[:12]}…, the run's had "
+                f"{str(recorded)[:12]}…; name the right file with --candidates"
+            )
+        return read_candidates(path)
+
+
+def read_finished_runs(paths: Sequence[Path]) -> list[FinishedRun]:
+    """Return the runs of some directories, each named by the shortest end of its path that no other shares.
+
+    Raises:
+        FileNotFoundError: a directory without a run.
+        ValueError: no directory, or a run that is not finished.
+    """
+    if not paths:
+        raise ValueError("no run directories given; name at least one, for example runs/dl19/*/")
+    return [read_finished(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+
+
+def read_finished(path: Path, name: str | None = None) -> FinishedRun:
+    """Return the run of a directory.
+
+    Raises:
+        FileNotFoundError: a directory without a run.
+        ValueError: a run that is not finished.
+    """
+    directory = RunDirectory(path)
+    manifest = read_manifest(directory.manifest) if path.is_dir() else None
+    if manifest is None:
+        below = sorted(path.glob("*/manifest.json")) if path.is_dir() else []
+        hint = f"; there are runs below it, {path}/*/ names them" if below else ""
+        raise FileNotFoundError(f"{path}: no manifest.json; expected a directory that headrank run wrote{hint}")
+    if not directory.run.exists() or manifest["totals"] is None:
+        raise ValueError(
+            f"{path}: the run is not finished (status {manifest['status']}, no run.trec); "
+            f"give its command again to continue it"
+        )
+    return FinishedRun(name or path.resolve().name, directory, manifest)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The same directory may be given twice; the second one gets a number."""
+    parts = [path.resolve().parts for path in paths]
+    different = set(parts)
+    length = 1
+    while len({part[-length:] for part in different}) < len(different):
+        length += 1
+    names = ["/".join(part[-length:]) for part in parts]
+    seen: Counter[str] = Counter()
+    for index, name in enumerate(names):
+        seen[name] += 1
+        names[index] = f"{name} ({seen[name]})" if seen[name] > 1 else name
+    return names
+
+
+def _journal(path: Path) -> dict[str, Entry]:
+    """Qid -> its last line; a torn last line is left alone."""
+    entries: dict[str, Entry] = {}
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith("\n"):
+                entry = Entry.parse(line, f"{path}:{number}")
+                entries[entry.qid] = entry
+    return entries
