@@ -1,0 +1,141 @@
+"""headrank compare, headrank analyze: finished runs against each other, and what they do with their lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headrank_pipeline.cli.reporting import command_line, echo_json
+
+if TYPE_CHECKING:
+    from headrank_pipeline.experiment.tables import Table
+
+__all__ = ["analyze", "compare"]
+
+# Spelled out here, since importing them would bring pandas to every command; a test holds them against the originals.
+FIELDS = ("benchmark", "candidates", "depth", "topics", "qrels")
+ANALYSES = {
+    "middle-zone": "Promotion of passages from the middle of the prompt.",
+    "position": "Spread of scores, and final ranks, by place in the prompt.",
+    "order-sensitivity": "Agreement between runs of a system given other orders.",
+    "length-bias": "CoRe's test: short relevant against long irrelevant passages.",
+    "scatter": "Every query against the baseline.",
+}
+
+_RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_DIR...")
+_QRELS = click.option("--qrels", type=click.Path(path_type=Path), help="Judgments.  [default: those of the runs]")
+_LEVEL = click.option(
+    "--relevance-level", "-l", type=click.IntRange(min=1), help="Lowest relevant grade.  [default: the runs']"
+)
+_BASELINE = click.option(
+    "--baseline", default="first stage", show_default=True, help="'first stage' (or bm25), a run directory or a tag."
+)
+_SEED = click.option("--seed", default=0, show_default=True, help="Of bootstrap and randomisation test.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command()
+@_RUNS
+@_QRELS
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for Markdown, CSV, JSON, figures and the page.")
+@_BASELINE
+@click.option(
+    "--measure", "-m", "measures", multiple=True, help="Repeatable; the first is drawn.  [default: the runs']"
+)
+@_LEVEL
+@_SEED
+@click.option("--allow-different", multiple=True, type=click.Choice(FIELDS), help="Accept a difference; repeatable.")
+@_JSON
+def compare(
+    runs: tuple[Path, ...],
+    qrels: Path | None,
+    output: Path | None,
+    baseline: str,
+    measures: tuple[str, ...],
+    relevance_level: int | None,
+    seed: int,
+    allow_different: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Compare runs on the same candidates: quality with paired tests, and cost."""
+    from headrank_pipeline.experiment.compare import compare as compare_runs
+    from headrank_pipeline.experiment.comparison_report import comparison_record, comparison_tables, save_comparison
+
+    comparison = compare_runs(
+        runs,
+        qrels=qrels,
+        baseline=baseline,
+        measures=measures,
+        relevance_level=relevance_level,
+        seed=seed,
+        allow_different=allow_different,
+    )
+    written = save_comparison(comparison, output, command=command_line()) if output else []
+    if as_json:
+        echo_json({**comparison_record(comparison, command_line()), "files": [str(path) for path in written]})
+        return
+    for note in comparison.notes:
+        click.echo(f"note: {note}", err=True)
+    _echo(comparison_tables(comparison), written)
+
+
+@click.command()
+@_RUNS
+@_QRELS
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for figures, CSV, Markdown and the page.")
+@click.option("--middle-zone", is_flag=True, help=ANALYSES["middle-zone"])
+@click.option("--position", is_flag=True, help=ANALYSES["position"])
+@click.option("--order-sensitivity", is_flag=True, help=ANALYSES["order-sensitivity"])
+@click.option("--length-bias", is_flag=True, help=ANALYSES["length-bias"])
+@click.option("--scatter", is_flag=True, help=ANALYSES["scatter"])
+@click.option(
+    "--zone", nargs=2, type=float, default=(0.25, 0.75), show_default=True, help="The middle, shares of the prompt."
+)
+@click.option("--top", default=0.25, show_default=True, help="Final ranks that count as success, share of the list.")
+@click.option("--judged-only", is_flag=True, help="Leave unjudged passages out of the middle zone.")
+@click.option("--bins", default=10, show_default=True, help="Parts of the prompt.")
+@click.option(
+    "--scale", type=click.Choice(["auto", "raw", "rank"]), default="auto", show_default=True, help="Scores by place."
+)
+@click.option("--length-ratio", default=0.5, show_default=True, help="Longest relevant by longest irrelevant passage.")
+@click.option("--candidates", type=click.Path(path_type=Path), help="Texts, where the runs do not find theirs.")
+@click.option("--measure", "-m", default="nDCG@10", show_default=True)
+@_LEVEL
+@_BASELINE
+@_SEED
+@_JSON
+def analyze(
+    runs: tuple[Path, ...],
+    qrels: Path | None,
+    output: Path | None,
+    zone: tuple[float, float],
+    top: float,
+    as_json: bool,
+    **rest: Any,
+) -> None:
+    """Look into runs; without a flag, everything that applies to them."""
+    from headrank_pipeline.experiment.analysis import Zone
+    from headrank_pipeline.experiment.analysis_report import Options, save_analysis
+    from headrank_pipeline.experiment.analysis_report import analyze as analyze_runs
+    from headrank_pipeline.experiment.comparison_report import frame_records
+
+    wanted = [name for name in ANALYSES if rest.pop(name.replace("-", "_"))]
+    options = Options(zone=Zone(*zone, top), **rest)
+    found = analyze_runs(runs, qrels=qrels, only=wanted, options=options, command=command_line())
+    written = save_analysis(found, output) if output else []
+    if as_json:
+        frames = {name: frame_records(frame) for name, frame in found.frames.items()}
+        echo_json({"analyses": frames, "skipped": found.skipped, "files": [str(path) for path in written]})
+        return
+    for name, reason in found.skipped.items():
+        click.echo(f"note: {name} left out: {reason}", err=True)
+    _echo(found.tables, written)
+
+
+def _echo(tables: list[Table], written: list[Path]) -> None:
+    for table in tables:
+        click.echo(f"{table.to_text()}\n{table.note}\n" if table.note else f"{table.to_text()}\n")
+    for path in written:
+        click.echo(str(path))

@@ -1,0 +1,343 @@
+"""Comparison of runs: agreement with trec_eval and scipy, cases worked out by hand, refusals."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from run_directories import Scripted, graded_candidates, make_run, shuffled_copy, write_qrels
+from scipy import stats
+
+from headrank_pipeline.cli.comparison import FIELDS as CLI_FIELDS
+from headrank_pipeline.cli.comparison import compare as compare_command
+from headrank_pipeline.experiment.comparable import FIELDS
+from headrank_pipeline.experiment.compare import FIRST_STAGE, compare
+from headrank_pipeline.experiment.comparison_report import comparison_tables, save_comparison
+from headrank_pipeline.experiment.costs import cost_of
+from headrank_pipeline.experiment.finished import read_finished, read_finished_runs
+from headrank_pipeline.experiment.significance import (
+    bootstrap_means,
+    bootstrap_ratio,
+    effect_size,
+    holm,
+    paired_tests,
+    randomisation_p,
+    t_test_p,
+)
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.trec import write_candidates
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Candidates, qrels, and the runs good, bad and rankgpt on 12 queries of 20 passages."""
+    folder = tmp_path_factory.mktemp("compare")
+    candidates, qrels, grades = graded_candidates(folder, 12, 20)
+    replies = {"prompt_tokens": 5000, "generated_tokens": 90, "forward_passes": 91, "replies": 4, "replies_repaired": 1}
+    for name, noise, notes in (("good", 0.5, {"prompt_tokens": 1000}), ("bad", 5.0, {}), ("rankgpt", 1.5, replies)):
+        make_run(folder / "runs" / name, candidates, qrels, Scripted(grades, noise, notes=notes), tag=f"tag-{name}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def comparison(made):
+    runs = [made / "runs" / name for name in ("good", "bad", "rankgpt")]
+    return compare(runs, qrels=made / "qrels.txt", measures=["nDCG@10", "R@5"])
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_means_equal_trec_eval(made, comparison):
+    import pytrec_eval
+
+    from headrank_pipeline.trec import read_qrels, read_run
+
+    grades = read_qrels(made / "qrels.txt")
+    for name in ("good", "bad"):
+        run = {q: {c.docid: c.score for c in found} for q, found in read_run(made / "runs" / name / "run.trec").items()}
+        judged = pytrec_eval.RelevanceEvaluator(grades, {"ndcg_cut_10", "recall_5"}).evaluate(run)
+        row = comparison.summary.set_index("system").loc[name]
+        assert round(row["nDCG@10"], 4) == round(np.mean([v["ndcg_cut_10"] for v in judged.values()]), 4)
+        assert round(row["R@5"], 4) == round(np.mean([v["recall_5"] for v in judged.values()]), 4)
+
+
+def test_p_values_of_a_comparison_equal_scipy(comparison):
+    values = comparison.values("nDCG@10")
+    row = comparison.tests.set_index(["measure", "system"]).loc[("nDCG@10", "bad")]
+    assert row["t_test"] == pytest.approx(stats.ttest_rel(values["bad"], values[FIRST_STAGE]).pvalue, rel=1e-12)
+    exact = stats.permutation_test(
+        (values["bad"], values[FIRST_STAGE]),
+        lambda a, b, axis: np.mean(a - b, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
+    assert row["randomisation"] == pytest.approx(exact.pvalue, abs=1e-12)
+    assert row["difference"] == pytest.approx((values["bad"] - values[FIRST_STAGE]).mean(), abs=1e-12)
+
+
+def test_many_queries_are_tested_with_seeded_draws_close_to_the_exact_value():
+    differences = np.random.default_rng(3).normal(0.15, 1.0, size=16)
+    bits = (np.arange(2**16)[:, None] >> np.arange(16)) & 1
+    exact = float((np.abs((2.0 * bits - 1) @ differences) >= abs(differences.sum()) - 1e-9).mean())
+    p = randomisation_p(differences, seed=1)
+    assert p == randomisation_p(differences, seed=1) != randomisation_p(differences, seed=2)
+    assert p == pytest.approx(exact, abs=0.01)
+
+
+def test_identical_values_differ_by_0_with_p_1_and_effect_0():
+    values = np.array([0.1, 0.5, 0.5, 1.0])
+    [test] = paired_tests(values[:, None], values)
+    assert (test.difference, test.t_test, test.randomisation, test.effect_size) == (0.0, 1.0, 1.0, 0.0)
+    assert (test.wins, test.ties, test.losses) == (0, 4, 0)
+    assert (test.interval.low, test.interval.high) == (0.0, 0.0)
+
+
+def test_identical_runs_differ_by_0_with_p_1(made, tmp_path):
+    shutil.copytree(made / "runs" / "good", tmp_path / "copy")
+    found = compare([made / "runs" / "good", tmp_path / "copy"], qrels=made / "qrels.txt", baseline="good")
+    copies = found.tests[found.tests["system"] == "copy"]
+    assert len(copies) == 3
+    assert set(copies["difference"]) == {0.0}
+    for column in ("t_test", "t_test_holm", "randomisation", "randomisation_holm"):
+        assert set(copies[column]) == {1.0}
+
+
+def test_one_query_cannot_be_tested_and_a_constant_difference_is_certain():
+    assert math.isnan(t_test_p(np.array([0.2])))
+    assert math.isnan(randomisation_p(np.array([0.2])))
+    assert math.isnan(effect_size(np.array([0.2])))
+    constant = np.array([0.2, 0.2, 0.2])
+    assert (t_test_p(constant), randomisation_p(constant), effect_size(-constant)) == (0.0, 0.25, -math.inf)
+    assert t_test_p(np.array([1e-13, 0.0, -1e-13])) == 1.0  # the same sum in another order
+
+
+def test_holm_multiplies_by_the_number_of_tests_left_and_never_falls():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    corrected = holm([0.01, math.nan, 0.9, 0.8])
+    assert corrected[0] == pytest.approx(0.03)
+    assert math.isnan(corrected[1])
+    assert corrected[2:] == [1.0, 1.0]
+
+
+def test_holm_of_a_comparison_covers_the_systems_of_one_measure(comparison):
+    for _, rows in comparison.tests.groupby("measure"):
+        assert list(rows["system"]) == ["good", "bad", "rankgpt"]
+        assert list(rows["t_test_holm"]) == pytest.approx(holm(list(rows["t_test"])))
+
+
+def test_bootstrap_intervals_hold_the_mean_and_agree_with_scipy():
+    values = np.random.default_rng(0).random(40)
+    [found] = bootstrap_means(values[:, None], seed=5)
+    assert found == bootstrap_means(values[:, None], seed=5)[0]
+    wanted = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+    assert (found.low, found.high) == (pytest.approx(wanted.low, abs=0.01), pytest.approx(wanted.high, abs=0.01))
+    ratio = bootstrap_ratio(values, np.ones(40), seed=5)
+    assert (ratio.low, ratio.high) == (pytest.approx(found.low), pytest.approx(found.high))
+    assert math.isnan(bootstrap_ratio(np.zeros(3), np.zeros(3)).low)
+
+
+def test_effect_size_is_the_mean_in_standard_deviations():
+    assert effect_size(np.array([1.0, 2.0, 3.0])) == pytest.approx(2.0)
+
+
+# ---------------------------------------------------------------------------------------------------------- content
+
+
+def three_passages(folder: Path) -> tuple[Path, Path]:
+    """Two queries with three candidates, the relevant one last; a third judged query that no run has."""
+    passages = [Candidate(docid, 3.0 - place, "text") for place, docid in enumerate(("a", "b", "c"))]
+    write_candidates(folder / "c.jsonl", [Ranking(Query(qid, "flea"), tuple(passages)) for qid in ("q1", "q2")])
+    return folder / "c.jsonl", write_qrels(folder / "q.txt", {"q1": {"c": 1, "z": 1}, "q2": {"c": 2}, "q3": {"a": 1}})
+
+
+def test_means_wins_and_ceiling_by_hand_with_a_missing_query_as_0(tmp_path):
+    candidates, qrels = three_passages(tmp_path)
+    best = make_run(tmp_path / "best", candidates, qrels, Scripted({}, by_docid={"c": 9.0, "b": 2.0, "a": 1.0}))
+    found = compare([best], qrels=qrels, measures=["RR", "R@100"])
+    assert list(found.summary["RR"]) == pytest.approx([2 / 9, 2 / 3])  # 1/3 + 1/3 + 0 and 1 + 1 + 0, by three queries
+    row = found.tests.iloc[0]
+    assert (row["wins"], row["ties"], row["losses"], row["difference"]) == (2, 1, 0, pytest.approx(4 / 9))
+    assert found.ceiling == {"RR": pytest.approx(2 / 3), "R@100": pytest.approx((0.5 + 1 + 0) / 3)}
+    assert found.notes[0].startswith("first stage: 1 judged queries are missing and count 0 (q3)")
+    assert list(found.per_query.query("qid == 'q3'")["RR"]) == [0.0, 0.0]
+
+
+def test_costs_come_from_notes_per_query_and_absent_ones_stay_unknown(made, comparison):
+    rows = comparison.summary.set_index("system")
+    assert rows.loc["rankgpt", "prompt_tokens"] == 5000
+    assert rows.loc["rankgpt", "generated_tokens"] == 90
+    assert rows.loc["rankgpt", "forward_passes"] == 91
+    assert rows.loc["rankgpt", "formatting_success"] == 0.75
+    assert rows.loc["good", "latency_p95"] >= rows.loc["good", "latency_p50"] > 0
+    good = cost_of(read_finished(made / "runs" / "good"))
+    assert (good.generated_tokens, good.formatting_success, good.gpu_peak_memory_bytes) == (None, None, None)
+    cells = {row[0]: row for row in comparison_tables(comparison)[-1].cells()}
+    assert cells["rankgpt"][4:8] == ["5,000", "90", "91.0", "75.0%"]
+    assert cells["good"][5] == cells["good"][7] == "-"
+
+
+def test_failed_queries_count_0_and_are_told(made, tmp_path):
+    candidates, qrels = made / "candidates.jsonl", made / "qrels.txt"
+    run = make_run(tmp_path / "partial", candidates, qrels, Scripted({}, failing=frozenset({"q3"})))
+    found = compare([run, made / "runs" / "good"], qrels=qrels, measures=["nDCG@10"])
+    assert list(found.per_query.query("qid == 'q3' and system == 'partial'")["nDCG@10"]) == [0.0]
+    assert any("partial: 1 judged queries are missing" in note for note in found.notes)
+    assert found.summary.set_index("system").loc["partial", "failed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name"),
+    [("bm25", FIRST_STAGE), ("first-stage", FIRST_STAGE), ("bad", "bad"), ("tag-bad", "bad"), ("DIR", "bad")],
+)
+def test_a_baseline_is_the_first_stage_a_name_a_tag_or_a_directory(made, wanted, name):
+    runs = [made / "runs" / "good", made / "runs" / "bad"]
+    wanted = str(made / "runs" / "bad") + "/" if wanted == "DIR" else wanted
+    found = compare(runs, qrels=made / "qrels.txt", baseline=wanted, measures=["RR"])
+    assert found.baseline == name
+    assert name not in set(found.tests["system"])
+
+
+def test_an_unknown_baseline_lists_the_systems(made):
+    with pytest.raises(ValueError, match=r"baseline 'splade'.*first stage, good"):
+        compare([made / "runs" / "good"], qrels=made / "qrels.txt", baseline="splade")
+
+
+def test_names_are_the_shortest_different_ends_of_the_paths(made, tmp_path):
+    for folder in ("a", "b"):
+        shutil.copytree(made / "runs" / "good", tmp_path / folder / "good")
+    paths = [tmp_path / "a" / "good", tmp_path / "b" / "good", tmp_path / "b" / "good"]
+    assert [run.name for run in read_finished_runs(paths)] == ["a/good", "b/good", "b/good (2)"]
+
+
+# --------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.fixture
+def others(made):
+    """A function that makes a run which differs from `good` in one thing."""
+
+    def make(folder: Path, *, candidates: Path | None = None, qrels: Path | None = None, **plan) -> list[Path]:
+        path = candidates or made / "candidates.jsonl"
+        run = make_run(folder, path, qrels or made / "qrels.txt", Scripted({}), **plan)
+        return [made / "runs" / "good", run]
+
+    return make
+
+
+def test_runs_of_other_depth_are_refused_with_both_values_unless_allowed(made, others, tmp_path):
+    runs = others(tmp_path / "shallow", depth=7)
+    with pytest.raises(ValueError, match=r"(?s)depth: good has 100, shallow has 7.*--allow-different depth") as refusal:
+        compare(runs, qrels=made / "qrels.txt")
+    assert "candidates" not in str(refusal.value).splitlines()[1]
+    found = compare(runs, qrels=made / "qrels.txt", allow_different=["depth"])
+    assert found.notes[0] == "allowed to differ: depth: good has 100, shallow has 7"
+
+
+def test_runs_on_other_candidates_are_refused(made, others, tmp_path):
+    shuffled = shuffled_copy(made / "candidates.jsonl", tmp_path / "s.jsonl", 1)
+    with pytest.raises(ValueError, match=r"candidates\.candidates_sha256: good has '") as refusal:
+        compare(others(tmp_path / "other", candidates=shuffled), qrels=made / "qrels.txt")
+    hashes = {
+        read_finished(path).identity["candidates"]["candidates_sha256"]
+        for path in (made / "runs" / "good", tmp_path / "other")
+    }
+    assert len(hashes) == 2
+    assert all(value in str(refusal.value) for value in hashes)
+
+
+def test_where_manifests_cannot_tell_the_first_stage_files_do(made, others, tmp_path):
+    """One run retrieved what another read from a file: the two identities have no key in common."""
+    shuffled = shuffled_copy(made / "candidates.jsonl", tmp_path / "s.jsonl", 1)
+    runs = others(tmp_path / "other", candidates=shuffled)
+    manifest = json.loads((runs[1] / "manifest.json").read_text())
+    manifest["identity"]["candidates"] = {"source": {"stage": "bm25"}, "queries_sha256": "0"}
+    (runs[1] / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"candidates \(qid q\d+\): good has d\d+-0 at rank 1, other has d\d+-\d+ at"):
+        compare(runs, qrels=made / "qrels.txt")
+    shutil.copy(made / "runs" / "good" / "first_stage.trec", runs[1] / "first_stage.trec")
+    assert compare(runs, qrels=made / "qrels.txt", baseline="bm25").baseline == FIRST_STAGE
+
+
+def test_runs_on_other_topics_are_refused(made, others, tmp_path):
+    lines = (made / "candidates.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "few.jsonl").write_text("".join(lines[:9]))
+    runs = others(tmp_path / "few", candidates=tmp_path / "few.jsonl")
+    with pytest.raises(ValueError, match=r"topics: good has 12 queries \(q10, q11, q9 only here\), few has 9 queries"):
+        compare(runs, qrels=made / "qrels.txt")
+
+
+def test_runs_evaluated_with_other_qrels_are_refused(made, others, tmp_path):
+    other = write_qrels(tmp_path / "other.txt", {"q0": {"d0-1": 1}})
+    with pytest.raises(ValueError, match=r"(?s)qrels.qrels_sha256: good has .*--allow-different qrels"):
+        compare(others(tmp_path / "run", qrels=other), qrels=made / "qrels.txt")
+
+
+def test_runs_of_other_benchmarks_are_refused(made, others, tmp_path):
+    runs = others(tmp_path / "run", benchmark={"name": "dl19", "version": "2"})
+    with pytest.raises(ValueError, match=r"benchmark: good has None, run has \{'name': 'dl19'"):
+        compare(runs, qrels=made / "qrels.txt")
+
+
+def test_unfinished_runs_and_other_folders_are_refused(made, tmp_path):
+    shutil.copytree(made / "runs" / "good", tmp_path / "open")
+    (tmp_path / "open" / "run.trec").unlink()
+    with pytest.raises(ValueError, match="open: the run is not finished"):
+        compare([tmp_path / "open"])
+    with pytest.raises(FileNotFoundError, match=r"runs below it, .*runs/\*/ names them"):
+        compare([made / "runs"])
+
+
+def test_judgments_must_be_named_where_the_run_does_not_say(made):
+    with pytest.raises(FileNotFoundError, match="--qrels"):
+        compare([made / "runs" / "good"])
+
+
+# ---------------------------------------------------------------------------------------------------------- command
+
+
+def test_the_command_prints_tables_for_people_and_json_for_machines(made):
+    arguments = [*(str(made / "runs" / name) for name in ("good", "bad")), "--qrels", str(made / "qrels.txt")]
+    result = CliRunner().invoke(compare_command, [*arguments, "--baseline", "bm25"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "nDCG@10 against first stage" in result.output
+    result = CliRunner().invoke(compare_command, [*arguments, "--json"], catch_exceptions=False)
+    assert [system["system"] for system in json.loads(result.output)["systems"]] == [FIRST_STAGE, "good", "bad"]
+
+
+def test_the_command_takes_the_fields_that_the_check_knows():
+    assert CLI_FIELDS == FIELDS
+
+
+def test_every_form_is_written(comparison, tmp_path):
+    written = save_comparison(comparison, tmp_path / "a", command="headrank compare runs/*/")
+    figures = {f"figures/{name}.png" for name in ("difference", "per-query", "quality-cost")}
+    tables = {"summary.csv", "tests.csv", "per_query.csv", "comparison.md", "comparison.json", "report.html"}
+    assert {path.relative_to(tmp_path / "a").as_posix() for path in written} == figures | tables
+    record = json.loads((tmp_path / "a" / "comparison.json").read_text())
+    assert (record["baseline"], record["conditions"]["depth"]) == (FIRST_STAGE, 100)
+    assert "| good |" in (tmp_path / "a" / "comparison.md").read_text()
+    assert (tmp_path / "a" / "per_query.csv").read_text().splitlines()[0] == "system,qid,nDCG@10,R@5"
+
+
+def test_the_first_stage_is_tested_where_a_run_is_the_baseline(made):
+    found = compare([made / "runs" / "good"], qrels=made / "qrels.txt", baseline="good", measures=["RR"])
+    assert list(found.tests["system"]) == [FIRST_STAGE]
+    assert [table.title for table in comparison_tables(found)] == ["Means", "RR against good", "Time, tokens, memory"]
+
+
+def test_the_same_comparison_gives_the_same_numbers(made, comparison):
+    again = compare(
+        [run.directory.path for run in comparison.runs], qrels=made / "qrels.txt", measures=["nDCG@10", "R@5"]
+    )
+    assert again.tests.equals(comparison.tests)
+    assert again.summary.equals(comparison.summary)
+    assert not again.tests.equals(
+        compare(
+            [run.directory.path for run in again.runs], qrels=made / "qrels.txt", measures=["nDCG@10", "R@5"], seed=1
+        ).tests
+    )
