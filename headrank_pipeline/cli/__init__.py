@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from headrank_pipeline.cli.benchmarks import benchmarks
+from headrank_pipeline.cli.comparison import analyze, compare
 from headrank_pipeline.cli.demo import demo
 from headrank_pipeline.cli.doctor import doctor
 from headrank_pipeline.cli.evaluation import evaluate
@@ -28,5 +29,5 @@ def main(debug: bool) -> None:
     start_logging(debug=debug)
 
 
-for command in (demo, benchmarks, index, retrieve, rerank, run, evaluate, doctor):
+for command in (demo, benchmarks, index, retrieve, rerank, run, evaluate, compare, analyze, doctor):
     main.add_command(command)
