@@ -1,0 +1,47 @@
+"""Keyword arguments of a baseline, shared out over the settings that they belong to, each checked by type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+__all__ = ["read_settings", "refuse_unknown"]
+
+Settings = TypeVar("Settings")
+
+
+def refuse_unknown(system: str, options: Mapping[str, Any], *kinds: type[Any], others: tuple[str, ...] = ()) -> None:
+    """Check that every option is a field of some settings, or one of `others`.
+
+    Raises:
+        ValueError: an option that is neither, with the nearest one there is.
+    """
+    known = sorted({field.name for kind in kinds for field in fields(kind)} | set(others))
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(known)}"
+            raise ValueError(f"{system} has no option {name!r}; {hint}")
+
+
+def read_settings(kind: type[Settings], system: str, options: Mapping[str, Any]) -> Settings:
+    """Return the settings with those of the options that are theirs.
+
+    Raises:
+        ValueError: a value of the wrong type, or one that the settings refuse.
+    """
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass, as every caller's
+    given = {name: value for name, value in options.items() if name in names}
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        wanted = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:  # the settings' own check, which names the field
+            raise ValueError(f"{system} option {wanted}") from error
+        name = str(problem["loc"][0])
+        raise ValueError(f"{system} option {name}: {wanted}, got {given.get(name)!r}") from error

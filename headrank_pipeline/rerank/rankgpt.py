@@ -1,0 +1,233 @@
+"""RankGPT: a chat model writes the order of each window, from the bottom of the list to the top.
+
+Sun et al., "Is ChatGPT Good at Search?" (arXiv 2304.09542), code sunnweiwei/RankGPT. What differs from it, and how
+replies are repaired, is in docs/baselines.md; the names of all counts are in `headrank_pipeline.rerank.replies.NOTES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.records import Ranking
+from headrank_pipeline.rerank.conversation import Conversation, Message, Writer
+from headrank_pipeline.rerank.decoding import Decoding, Reasoning
+from headrank_pipeline.rerank.fitting import fitted_words
+from headrank_pipeline.rerank.options import read_settings, refuse_unknown
+from headrank_pipeline.rerank.passage_text import PassageText, Shown
+from headrank_pipeline.rerank.replies import Reply, parse_reply
+from headrank_pipeline.rerank.windows import Ordered, Window, Windowing, slide
+
+__all__ = ["RankGPT", "RankGPTOptions", "rankgpt"]
+
+# The words of the paper (its appendix, and the repository's first version; the latter now shows "[20] > [19]").
+SYSTEM = "You are RankGPT, an intelligent assistant that can rank passages based on their relevancy to the query."
+OPENING = (
+    "I will provide you with {num} passages, each indicated by number identifier []. \n"
+    "Rank the passages based on their relevance to query: {query}."
+)
+OPENING_REPLY = "Okay, please provide the passages."
+PASSAGE = "[{rank}] {passage}"
+PASSAGE_REPLY = "Received passage [{rank}]."
+CLOSING = (
+    "Search Query: {query}. \nRank the {num} passages above based on their relevance to the search query. The passages "
+    "should be listed in descending order using identifiers. The most relevant passages should be listed first. The "
+    "output format should be [] > [], e.g., [1] > [2]. Only response the ranking results, do not say any word or "
+    "explain."
+)
+_WORDS = (SYSTEM, OPENING, OPENING_REPLY, PASSAGE, PASSAGE_REPLY, CLOSING)
+
+
+class RankGPTOptions(TypedDict, total=False):
+    """Keyword arguments of `rankgpt`; each is explained where it belongs.
+
+    `Windowing`, `PassageText`, `Reasoning`, `Decoding`, and `generation.Loading` (a model in this process) or
+    `endpoint.Connection` (a server).
+    """
+
+    window_size: int
+    stride: int
+    num_passes: int
+    passage_words: int | None
+    rewrite_brackets: bool
+    thinking: bool | None
+    max_new_tokens: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    device: str
+    dtype: str
+    revision: str | None
+    max_prompt_tokens: int | None
+    batch_tokens: int
+    api_key_env: str | None
+    timeout: float
+    retries: int
+    concurrency: int
+    request: dict[str, Any]
+
+
+class RankGPT(Reranker):
+    """Listwise reranking by replies; made by `rankgpt`.
+
+    Args:
+        writer: who writes the replies.
+        windowing: where the windows lie.
+        passages: how passages are shown.
+    """
+
+    def __init__(self, writer: Writer, windowing: Windowing, passages: PassageText) -> None:
+        self.writer, self.windowing, self.passages = writer, windowing, passages
+
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        """Return the rankings in the order of the replies; windows at the same step run together.
+
+        Raises:
+            MissingPrerequisite: an endpoint refuses the key.
+            RuntimeError: an endpoint gave no reply; names the query.
+            ValueError: a candidate without text, a window that does not fit the model, or a query none of whose
+                replies named a passage: its order would be the first stage's, which is nobody's judgement.
+        """
+        batch = _Batch(self.writer, [self.passages.shown(ranking, self.writer.controls) for ranking in rankings])
+        reranked = slide(rankings, self.windowing, batch.order)
+        for place, ranking in enumerate(reranked):
+            batch.check(place, ranking)
+        return [
+            Ranking(ranking.query, ranking.candidates, {**ranking.notes, **batch.notes(place)})
+            for place, ranking in enumerate(reranked)
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that can change an order, with a digest of the prompt."""
+        return {
+            "system": "rankgpt",
+            **self.writer.describe(),
+            "windows": self.windowing.describe(),
+            "passages": self.passages.describe(),
+            "prompt_sha256": sha256(repr(_WORDS).encode()).hexdigest(),
+        }
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The windows of some queries: their prompts and replies."""
+
+    writer: Writer
+    shown: Sequence[Shown]
+    last: dict[int, Reply] = field(default_factory=dict)
+
+    def order(self, windows: Sequence[Window]) -> list[Ordered]:
+        prepared = [self._prepared(window) for window in windows]
+        replies = self.writer.write([conversation for conversation, _ in prepared])
+        ordered = []
+        for window, (_, dropped), reply in zip(windows, prepared, replies, strict=True):
+            parsed = parse_reply(reply.text, len(window.candidates))
+            self.last[window.place] = reply
+            ordered.append(Ordered(parsed.order, {**reply.notes(), **parsed.notes()}, dropped))
+        return ordered
+
+    def check(self, place: int, ranking: Ranking) -> None:
+        """Refuse a query that no reply said anything about."""
+        replies = int(ranking.notes.get("replies", 0))
+        if not replies or ranking.notes["replies_without_identifier"] < replies:
+            return
+        cut = int(ranking.notes["replies_cut"])
+        told = f" ({cut} of them ended at the limit of tokens)" if cut else ""
+        raise ValueError(
+            f"qid {ranking.query.qid}: none of the {replies} replies named a passage{told}; expected [2] > [1] …, the "
+            f"last one was {self.last[place].text[:80]!r}; use a model that follows instructions, raise "
+            f"--max-new-tokens, or switch thinking off (--no-thinking)"
+        )
+
+    def notes(self, place: int) -> dict[str, float]:
+        return {"control_tokens_neutralised": self.shown[place].control_tokens}
+
+    def _prepared(self, window: Window) -> tuple[Conversation, dict[str, int]]:
+        """The prompt of a window with as many words of each passage as fit, and the words left out."""
+        shown, docids = self.shown[window.place], tuple(candidate.docid for candidate in window.candidates)
+        qid = window.query.qid
+
+        def conversation(limit: int) -> Conversation:
+            passages = [shown.text(docid, limit) for docid in docids]
+            return self.writer.conversation(qid, conversation_of(shown.query, passages))
+
+        limit = fitted_words(window, shown.longest(docids), lambda words: self.writer.fits(conversation(words)))
+        return conversation(limit), shown.dropped(docids, limit)
+
+
+def conversation_of(query: str, passages: Sequence[str]) -> list[Message]:
+    """Return RankGPT's conversation: one turn per passage, each acknowledged.
+
+    Examples:
+        >>> [turn["role"] for turn in conversation_of("fleas", ["a flea"])]
+        ['system', 'user', 'assistant', 'user', 'assistant', 'user']
+        >>> conversation_of("fleas", ["a flea"])[3]["content"]
+        '[1] a flea'
+    """
+    asked = {"num": len(passages), "query": query}
+    turns = [("system", SYSTEM), ("user", OPENING.format(**asked)), ("assistant", OPENING_REPLY)]
+    for rank, passage in enumerate(passages, start=1):
+        turns.append(("user", PASSAGE.format(rank=rank, passage=passage)))
+        turns.append(("assistant", PASSAGE_REPLY.format(rank=rank)))
+    turns.append(("user", CLOSING.format(**asked)))
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def rankgpt(model: str | Path, *, endpoint: str | None = None, **options: Unpack[RankGPTOptions]) -> RankGPT:
+    """Return RankGPT with a chat model in this process, or behind an OpenAI-compatible endpoint.
+
+    Args:
+        model: a local folder or a Hugging Face name; with an endpoint, the name by which the server knows it.
+        endpoint: URL of a server up to ``/v1``; None for a model in this process.
+        **options: window_size 20, stride 10, num_passes 1, passage_words 300, …: see `RankGPTOptions`.
+
+    Raises:
+        FileNotFoundError: no such model.
+        MissingPrerequisite: a GPU was named and there is none, or the key's variable is not set.
+        ValueError: an unknown option, or a value that an option refuses.
+    """
+    given: dict[str, Any] = dict(options)
+    where = "rankgpt" if endpoint is None else "rankgpt with an endpoint"
+    writer = (
+        _local_writer(str(model), where, given) if endpoint is None else _server(endpoint, str(model), where, given)
+    )
+    return RankGPT(writer, read_settings(Windowing, where, given), read_settings(PassageText, where, given))
+
+
+_SHARED = (Windowing, PassageText, Reasoning, Decoding)
+
+
+def _local_writer(model: str, where: str, given: Mapping[str, Any]) -> Writer:
+    from headrank_pipeline.rerank.generation import CausalModel, Loading
+    from headrank_pipeline.rerank.local_writer import LocalWriter
+
+    refuse_unknown(where, given, *_SHARED, Loading)
+    reasoning, limit, decoding = _reply_settings(where, given)
+    loaded = CausalModel(model, read_settings(Loading, where, given))
+    return LocalWriter(loaded, thinking=bool(reasoning.thinking), decoding=decoding, max_new_tokens=limit)
+
+
+def _server(url: str, model: str, where: str, given: Mapping[str, Any]) -> Writer:
+    """No torch, no transformers: the model is elsewhere."""
+    from headrank_pipeline.rerank.endpoint import Connection, EndpointWriter
+
+    refuse_unknown(where, given, *_SHARED, Connection)
+    reasoning, limit, decoding = _reply_settings(where, given)
+    fields: dict[str, Any] = {"max_tokens": limit, "temperature": decoding.temperature}
+    if decoding.temperature > 0:
+        fields |= {"top_p": decoding.top_p, "seed": decoding.seed}
+        fields |= {"top_k": decoding.top_k} if decoding.top_k else {}
+    if reasoning.thinking is not None:
+        fields["chat_template_kwargs"] = {"enable_thinking": reasoning.thinking}
+    return EndpointWriter(url, model, read_settings(Connection, where, given), fields)
+
+
+def _reply_settings(where: str, given: Mapping[str, Any]) -> tuple[Reasoning, int, Decoding]:
+    reasoning = read_settings(Reasoning, where, given)
+    limit = reasoning.limit(read_settings(Windowing, where, given).window_size)
+    return reasoning, limit, read_settings(Decoding, where, given)
