@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from headrank_pipeline.cli.baselines import BASELINE_OPTIONS, BASELINES, load_baseline, refuse_flags
 from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, table
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ __all__ = [
 # --system NAME -> (module, function); imported when used, since they bring torch along.
 SYSTEMS = {
     name: ("headrank_pipeline.rerank.recipes", name) for name in ("headrank", "icr", "qrhead", "core", "qrranker")
-}
+} | BASELINES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -51,6 +52,7 @@ RERANKER_OPTIONS = (
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …"),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--revision", help="Revision of a Hugging Face model."),
+    *BASELINE_OPTIONS,
 )
 RUN_OPTIONS = (
     click.option("--batch-size", default=8, show_default=True, help="Queries handed to the reranker at once."),
@@ -143,20 +145,26 @@ def load_reranker(
     dtype: str,
     revision: str | None,
     offline: bool = False,
+    **baseline: Any,
 ) -> Reranker:
-    """Return the reranker that the flags describe, with its model loaded."""
+    """Return the reranker that the flags describe, with its model loaded; `baseline` are the flags of baselines."""
     changes = dict(_option(text) for text in options)
     if passage_words is not None:
         changes["passage_words"] = passage_words
     if offline:
         _forbid_hub()
+    loading: dict[str, Any]
+    if system in BASELINES:
+        loading = {"device": device, "dtype": dtype, "revision": revision, "max_prompt_tokens": max_prompt_tokens}
+        return load_baseline(system, model, {"heads": heads, **loading, **baseline, **changes}, offline=offline)
+    refuse_flags(system, baseline)
     module, name = SYSTEMS[system]
     build = getattr(importlib.import_module(module), name)
     needs_heads = inspect.signature(build).parameters["heads"].default is inspect.Parameter.empty
     if heads is None and needs_heads:
         raise click.UsageError(f"--heads is required with --system {system}: which heads to read")
     chosen = {} if heads is None else {"heads": heads}
-    loading: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+    loading = {"device": device, "dtype": dtype, "revision": revision}
     if max_prompt_tokens is not None:
         loading["max_prompt_tokens"] = max_prompt_tokens
     reranker: Reranker = build(model, **chosen, options=changes, **loading)
