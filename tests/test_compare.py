@@ -163,7 +163,7 @@ def test_means_wins_and_ceiling_by_hand_with_a_missing_query_as_0(tmp_path):
     row = found.tests.iloc[0]
     assert (row["wins"], row["ties"], row["losses"], row["difference"]) == (2, 1, 0, pytest.approx(4 / 9))
     assert found.ceiling == {"RR": pytest.approx(2 / 3), "R@100": pytest.approx((0.5 + 1 + 0) / 3)}
-    assert found.notes[0].startswith("first stage: 1 judged queries are missing and count 0 (q3)")
+    assert found.notes[0] == "first stage lacks 1 of the judged queries, which count 0: q3"
     assert list(found.per_query.query("qid == 'q3'")["RR"]) == [0.0, 0.0]
 
 
@@ -186,7 +186,7 @@ def test_failed_queries_count_0_and_are_told(made, tmp_path):
     run = make_run(tmp_path / "partial", candidates, qrels, Scripted({}, failing=frozenset({"q3"})))
     found = compare([run, made / "runs" / "good"], qrels=qrels, measures=["nDCG@10"])
     assert list(found.per_query.query("qid == 'q3' and system == 'partial'")["nDCG@10"]) == [0.0]
-    assert any("partial: 1 judged queries are missing" in note for note in found.notes)
+    assert any("partial lacks 1 of the judged queries" in note for note in found.notes)
     assert found.summary.set_index("system").loc["partial", "failed"] == 1
 
 

@@ -143,6 +143,10 @@ def test_a_figure_is_the_same_each_time_whatever_matplotlibrc_says(picture, tmp_
     assert done.stdout.strip() == hashlib.sha256(picture.png + picture.captioned_png).hexdigest()
 
 
+def test_a_name_with_dollar_signs_is_drawn_as_it_stands():
+    draw("d", "D", "$x_", (2.0, 1.5), lambda figure: figure.subplots().set_title("cost $\\oops$"))
+
+
 def test_a_captioned_figure_is_higher_than_a_plain_one(picture):
     def height(png: bytes) -> int:
         return int.from_bytes(png[20:24], "big")

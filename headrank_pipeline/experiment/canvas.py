@@ -21,6 +21,7 @@ Draw = Callable[[Any], None]  # takes a matplotlib figure or a part of one
 
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
+    "text.parse_math": False,  # a name may hold a dollar sign
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,

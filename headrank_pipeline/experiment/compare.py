@@ -227,7 +227,7 @@ def _judgment_notes(runs: Sequence[FinishedRun], qrels: Path) -> list[str]:
 def _query_notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
     lost = {name: evaluation.missing for name, evaluation in evaluations.items() if evaluation.missing}
     return [
-        f"{name}: {len(missing)} judged queries are missing and count 0 "
-        f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''})"
+        f"{name} lacks {len(missing)} of the judged queries, which count 0: "
+        f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
         for name, missing in lost.items()
     ]

@@ -159,7 +159,7 @@ def _tests(comparison: Comparison, measure: str) -> Table:
         )
     note = (
         f"Baseline: {comparison.baseline}. Where nothing differs, p is 1 by definition. Holm's correction is over the "
-        f"{len(rows)} systems of this table."
+        f"{len(rows)} system{'s' if len(rows) > 1 else ''} of this table."
     )
     return Table(f"{measure} against {comparison.baseline}", columns, rows, note)
 

@@ -305,10 +305,13 @@ def length_bias_figure(frame: pd.DataFrame, *, measure: str, ratio: float, origi
         origin: what made it.
     """
     rows = frame.iloc[::-1].reset_index(drop=True)
+    kept = int(frame["queries"].max())
 
     def content(figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         places = np.arange(len(rows))
+        if not kept:
+            left.text(0.5, 0.5, "no query is like that", transform=left.transAxes, ha="center", color=GREY)
         left.plot(100 * rows["gold_above_longest"], places, "o", color=BLUE, markersize=6)
         left.plot(100 * rows[measure], places, "D", color=ORANGE, markersize=5)
         left.set_xlim(-3, 103)
@@ -323,7 +326,6 @@ def length_bias_figure(frame: pd.DataFrame, *, measure: str, ratio: float, origi
         right.set_xlabel("correlation of length and rank\n(above 0: long passages first)")
         _system_rows(left, rows["system"])
 
-    kept = int(frame["queries"].max()) if len(frame) else 0
     caption = (
         f"Left: queries whose longest relevant passage has at most {ratio:g} times the words of the longest "
         f"irrelevant one ({kept} queries): how often a relevant passage ends above that longest one, and "
