@@ -125,6 +125,8 @@ def test_notes_count_what_was_changed(systems):
     assert reranked.notes["words_dropped"] == 100
     assert reranked.notes["control_tokens_neutralised"] == 1
     assert reranked.notes["prompt_tokens"] > 300
+    assert reranked.notes["forward_passes"] == 1
+    assert systems["icr"].rerank(ranking(["text"])).notes["forward_passes"] == 2
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -197,10 +197,12 @@ class AttentionReranker(Reranker):
         """
         filled = [index for index, ranking in enumerate(rankings) if ranking.candidates]
         prompts = [self.builder.build(rankings[index]) for index in filled]
+        passes = 1 if self.recipe.rule.content_free is None else 2  # the passages, then both queries
         reranked = list(rankings)
         for index, prompt, scores in zip(filled, prompts, self._scores(prompts), strict=True):
             ranking = rankings[index]
-            reranked[index] = replace(ranking, notes={**ranking.notes, **prompt.counts}).rescored(scores)
+            notes = {**ranking.notes, **prompt.counts, "forward_passes": passes}
+            reranked[index] = replace(ranking, notes=notes).rescored(scores)
         return reranked
 
     def _scores(self, prompts: Sequence[Prompt]) -> list[list[float]]:
