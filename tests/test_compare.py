@@ -341,3 +341,13 @@ def test_the_same_comparison_gives_the_same_numbers(made, comparison):
             [run.directory.path for run in again.runs], qrels=made / "qrels.txt", measures=["nDCG@10", "R@5"], seed=1
         ).tests
     )
+
+
+@pytest.mark.shared_data
+def test_the_first_stage_of_dl19_has_its_published_value(shared_data, tmp_path):
+    """0.5058, Anserini's figure for BM25 with k1 0.9 and b 0.4, to four digits."""
+    qrels = shared_data / "dl19" / "qrels.txt"
+    run = make_run(tmp_path / "run", shared_data / "dl19" / "candidates.jsonl.gz", None, Scripted({}))
+    found = compare([run], qrels=qrels, measures=["nDCG@10"])
+    assert round(found.summary["nDCG@10"][0], 4) == 0.5058
+    assert found.ceiling["nDCG@10"] > 0.85

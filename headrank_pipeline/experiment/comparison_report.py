@@ -190,7 +190,7 @@ def _cost(column: Column, value: Any) -> Cell:
 def _per_query(comparison: Comparison) -> Table:
     measure, *_ = comparison.measures
     values = comparison.values(measure)
-    columns = [Column("query"), *(Column(system, ".4f") for system in values.columns)]
+    columns = [Column("query"), *(Column(shortened(system), ".4f", system) for system in values.columns)]
     rows: list[list[Cell]] = [
         [str(qid), *map(float, row)] for qid, row in zip(values.index, values.to_numpy(), strict=True)
     ]
