@@ -10,7 +10,8 @@ from tiny_models import tiny_model
 
 from headrank_pipeline.cli import main
 from headrank_pipeline.experiment.benchmark import load_benchmark
-from headrank_pipeline.experiment.catalogue import catalogue, needs
+from headrank_pipeline.experiment.catalogue import needs
+from headrank_pipeline.experiment.facts import catalogue
 from headrank_pipeline.experiment.inputs import LocalFiles
 from headrank_pipeline.experiment.suite import Row, Suite, local_files
 from headrank_pipeline.records import Candidate, Query, Ranking

@@ -2,27 +2,25 @@
 
 import importlib.util
 import json
-import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+from click.testing import CliRunner
+from tiny_encoder import tiny_encoder, tiny_impact_index
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
+from headrank_pipeline.cli import main
 from headrank_pipeline.first_stage import bm25, build_dense_index, dense, dense_index, impact, load_encoder
 from headrank_pipeline.first_stage.encoder import Encoder
-from headrank_pipeline.first_stage.jvm import anserini_jar, find_java, start_jvm
+from headrank_pipeline.first_stage.jvm import start_jvm
 from headrank_pipeline.first_stage.texts import passage_lookup
 from headrank_pipeline.passages import Passage, read_corpus
 from headrank_pipeline.records import Query, Ranking
 
 FLEA = Query("q1", "flea")
-TEXT = "a flea can live up to year the dog sleeps spies and one cat without any naïve café done . ,"
-WORDS = re.findall(r"\S+", TEXT)
 
 
 def docids(source, *queries: Query) -> list[tuple[str, ...]]:
@@ -31,27 +29,7 @@ def docids(source, *queries: Query) -> list[tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def encoder_folder(tmp_path_factory) -> Path:
-    """A seeded BERT of one layer with the files that sentence-transformers puts beside a model."""
-    folder = tmp_path_factory.mktemp("encoder")
-    vocabulary = {token: place for place, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        initializer_range=1.0,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Normalize"}]')
-    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')
-    return folder
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")
@@ -268,17 +246,7 @@ def test_a_real_sentence_encoder_finds_meaning_where_bm25_finds_no_word(tmp_path
 
 @pytest.fixture(scope="module")
 def impact_index(tmp_path_factory) -> Path:
-    """Three documents with weights, indexed by Anserini as its SPLADE indexes are."""
-    folder = tmp_path_factory.mktemp("impact")
-    weights = {"d1": {"flea": 3, "year": 2}, "d2": {"dog": 5}, "007": {"flea": 1, "spy": 4}}
-    (folder / "corpus").mkdir()
-    lines = (json.dumps({"id": docid, "contents": "", "vector": vector}) + "\n" for docid, vector in weights.items())
-    (folder / "corpus" / "part.jsonl").write_text("".join(lines))
-    command = [str(find_java().home / "bin" / "java"), "-cp", str(anserini_jar()), "io.anserini.index.IndexCollection"]
-    command += ["-collection", "JsonVectorCollection", "-generator", "DefaultLuceneDocumentGenerator", "-threads", "1"]
-    command += ["-input", str(folder / "corpus"), "-index", str(folder / "index"), "-impact", "-pretokenized"]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "index"
+    return tiny_impact_index(tmp_path_factory.mktemp("impact"))
 
 
 def test_impact_scores_are_sums_of_products_of_weights(impact_index, tmp_path):
@@ -317,3 +285,25 @@ def test_an_impact_index_or_encoder_of_no_known_kind_is_named(impact_index, tmp_
         impact(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"near names: .*beir-v1\.0\.0-scifact\.splade-v3"):
         docids(impact("beir-v1.0.0-scifact.splade-v", None))
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def test_index_and_retrieve_from_the_command_line(tiny_corpus, encoder_folder, index, tmp_path):
+    def invoke(*arguments: object):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    building = ("index", "--corpus", tiny_corpus, "--output", tmp_path / "dense")
+    result = invoke(*building, "--dense", "--encoder", encoder_folder, "--hnsw", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["docs"] == 5
+    (tmp_path / "topics.tsv").write_text("q1\tflea\n")
+    retrieving = ("retrieve", "--index", tmp_path / "dense", "--topics", tmp_path / "topics.tsv", "--hits", 3)
+    assert invoke(*retrieving, "--dense", "--output", tmp_path / "out.trec").exit_code == 0
+    lines = [line.split() for line in (tmp_path / "out.trec").read_text().splitlines()]
+    assert [line[2] for line in lines] == list(docids(dense(index))[0][:3])
+    assert {line[-1] for line in lines} == {"dense"}
+    for wrong, message in (("--hnsw", "add --dense"), ("--dense", "--dense needs --encoder")):
+        result = invoke(*building, wrong)
+        assert (result.exit_code, message in result.stderr) == (2, True)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from headrank_pipeline.cli.reporting import echo_json
 
+if TYPE_CHECKING:
+    from headrank_pipeline.first_stage.index import IndexSummary
+
 __all__ = ["index", "retrieve"]
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -17,13 +27,37 @@ __all__ = ["index", "retrieve"]
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the index.")
 @click.option("--threads", default=1, show_default=True, help="1 keeps the order of the corpus.")
 @click.option("--multifield", is_flag=True, help="Keep the title in a field of its own.")
+@click.option("--dense", is_flag=True, help="A FAISS index of --encoder's vectors; the same command continues one.")
+@click.option("--encoder", help="With --dense: folder of a sentence encoder, or its Hugging Face name.")
+@click.option("--hnsw", is_flag=True, help="With --dense: approximate search, for large corpora.")
+@click.option("--pooling", type=click.Choice(["cls", "mean"]), help="With --dense.  [default: as the folder states]")
+@click.option("--l2-norm/--no-l2-norm", default=None, help="With --dense.  [default: as the folder states]")
+@click.option("--query-prefix", help="With --dense: set before every query that is searched.")
+@click.option("--passage-prefix", help="With --dense: set before every passage.")
+@click.option("--device", default="cpu", show_default=True, help="Of the encoder.")
 @click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def index(corpus: Path, output: Path, threads: int, multifield: bool, overwrite: bool, as_json: bool) -> None:
-    """Build a BM25 index of a corpus."""
-    from headrank_pipeline.first_stage.index import build_index
+def index(
+    corpus: Path,
+    output: Path,
+    threads: int,
+    multifield: bool,
+    dense: bool,
+    encoder: str | None,
+    hnsw: bool,
+    overwrite: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Build a BM25 index of a corpus, or with --dense a FAISS index."""
+    if dense:
+        summary = _dense_index(corpus, output, encoder, hnsw=hnsw, overwrite=overwrite, settings=settings)
+    elif encoder or hnsw:
+        raise click.UsageError("--encoder and --hnsw are for a dense index: add --dense")
+    else:
+        from headrank_pipeline.first_stage.index import build_index
 
-    summary = build_index(corpus, output, threads=threads, multifield=multifield, overwrite=overwrite)
+        summary = build_index(corpus, output, threads=threads, multifield=multifield, overwrite=overwrite)
     if as_json:
         echo_json({**asdict(summary), "path": str(summary.path)})
         return
@@ -45,8 +79,10 @@ def index(corpus: Path, output: Path, threads: int, multifield: bool, overwrite:
 @click.option("--b", default=0.4, show_default=True)
 @click.option("--fields", multiple=True, metavar="NAME=BOOST", help="Field boost of a multifield index; repeatable.")
 @click.option("--remove-query", is_flag=True, help="Leave out the document whose id is the query's id.")
+@click.option("--dense", is_flag=True, help="The index is a FAISS index; k1, b and fields do not apply.")
+@click.option("--encoder", help="With --dense: for the queries.  [default: the index's own]")
 @click.option("--threads", default=1, show_default=True)
-@click.option("--tag", default="bm25", show_default=True, help="Last column of a TREC run.")
+@click.option("--tag", help="Last column of a TREC run.  [default: bm25 or dense]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def retrieve(
     index: str,
@@ -57,26 +93,63 @@ def retrieve(
     b: float,
     fields: tuple[str, ...],
     remove_query: bool,
+    dense: bool,
+    encoder: str | None,
     threads: int,
-    tag: str,
+    tag: str | None,
     as_json: bool,
 ) -> None:
-    """Retrieve candidates with BM25."""
+    """Retrieve candidates with BM25, or with --dense from a FAISS index."""
+    from headrank_pipeline.first_stage import dense as dense_source
     from headrank_pipeline.first_stage.lexical import bm25
     from headrank_pipeline.trec import read_topics, write_candidates, write_run
 
     boosts = dict(_boost(field) for field in fields) or None
     queries = read_topics(topics)
-    source = bm25(index, k1=k1, b=b, hits=hits, threads=threads, fields=boosts, remove_query=remove_query)
+    if dense:
+        source = dense_source(index, encoder, hits=hits, threads=threads, remove_query=remove_query)
+    else:
+        source = bm25(index, k1=k1, b=b, hits=hits, threads=threads, fields=boosts, remove_query=remove_query)
     rankings = source.retrieve(queries)
     if output.name.endswith((".jsonl", ".jsonl.gz")):
         write_candidates(output, rankings)
     else:
-        write_run(output, rankings, tag)
+        write_run(output, rankings, tag or ("dense" if dense else "bm25"))
     if as_json:
         echo_json({"output": str(output), "queries": len(queries), "source": source.describe()})
     else:
         click.echo(f"{output}: {len(queries)} queries")
+
+
+def _dense_index(
+    corpus: Path, output: Path, encoder: str | None, *, hnsw: bool, overwrite: bool, settings: dict[str, Any]
+) -> IndexSummary:
+    from headrank_pipeline.first_stage.dense_index import build_dense_index
+    from headrank_pipeline.first_stage.encoder import load_encoder
+
+    if encoder is None:
+        raise click.UsageError("--dense needs --encoder, the folder of a sentence encoder or its Hugging Face name")
+    loaded = load_encoder(encoder, **settings)
+    kind: Literal["flat", "hnsw"] = "hnsw" if hnsw else "flat"
+    return build_dense_index(corpus, output, loaded, kind=kind, overwrite=overwrite, on_progress=_progress())
+
+
+def _progress() -> Callable[[int, int], None]:
+    """Return what shows how far an encoding is: a bar on a terminal, otherwise a log line per shard."""
+    started = time.monotonic()
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar = tqdm(unit="passage", desc="encode", file=sys.stderr)
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            if done == total:
+                bar.close()
+
+        return show
+    return lambda done, total: logger.info("encoded %d/%d passages, %.0f s", done, total, time.monotonic() - started)
 
 
 def _boost(text: str) -> tuple[str, float]:

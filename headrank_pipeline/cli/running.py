@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from headrank_pipeline.cli.baselines import BASELINE_FLAGS
 from headrank_pipeline.cli.benchmarks import need_lines, size, to_download
 from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, table
 from headrank_pipeline.cli.reranking import (
@@ -26,14 +27,16 @@ if TYPE_CHECKING:
     from headrank_pipeline.experiment.benchmark import Benchmark
     from headrank_pipeline.experiment.inputs import LocalFiles
     from headrank_pipeline.experiment.runner import Outcome
+    from headrank_pipeline.experiment.stages import StageChoice
     from headrank_pipeline.experiment.suite import Row, Suite
     from headrank_pipeline.pipeline import Reranker
 
 __all__ = ["run"]
 
-_FILES = ("corpus", "topics", "qrels", "index", "candidates")
+_FILES = ("corpus", "topics", "qrels", "index", "candidates", "exclusions")
 _RERANKER = (
     "system", "model", "heads", "max_prompt_tokens", "passage_words", "options", "device", "dtype", "revision",
+    *BASELINE_FLAGS,
 )  # fmt: skip
 # Flags that say which benchmarks are run and how it is reported; the others belong to each benchmark's own command.
 _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run", "output", "as_json", "overwrite"}
@@ -54,6 +57,19 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
 @path_option("--qrels", "Judgments.")
 @click.option("--index", help="Folder of an index, or the name of a prebuilt one; with --corpus: where to build.")
 @path_option("--candidates", "Saved candidates; nothing is retrieved.")
+@path_option("--exclusions", "Lines 'qid docid': documents to leave out before the cutoff.")
+@click.option("--dataset", help="Any collection of ir_datasets, without a definition: beir/scifact/test.")
+@click.option(
+    "--first-stage",
+    type=click.Choice(["bm25", "dense", "impact", "fusion"]),
+    default="bm25",
+    show_default=True,
+    help="In place of the benchmark's BM25; fusion joins that and a dense index.",
+)
+@click.option("--encoder", help="Of dense, impact and fusion: folder or name.  [default: the index's own]")
+@click.option("--dense-index", help="With fusion: folder or name of the dense index.")
+@click.option("--texts", help="Where passages come from if the index stores none: corpus file or Lucene index.")
+@click.option("--rrf-k", default=60, show_default=True, help="With fusion: the constant of reciprocal rank fusion.")
 @click.option("--offline", is_flag=True, help="Open no socket; what is not local is an error that names its flag.")
 @click.option("--threads", default=1, show_default=True, help="Of the first stage.")
 @click.option("--model", help="Folder of a model, or its Hugging Face name.")
@@ -68,7 +84,7 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     jobs = list(_jobs(ctx, given))
     several = given["every"] or len(jobs) > 1
     if given["dry_run"]:
-        _show(jobs, as_json=given["as_json"])
+        _show(jobs, _choice(given), as_json=given["as_json"])
         return
     reranker = load_reranker(**{name: given[name] for name in _RERANKER}, offline=given["offline"])
     if not several:
@@ -91,7 +107,9 @@ class _Job:
         from headrank_pipeline.experiment.inputs import resolve_inputs
         from headrank_pipeline.experiment.runner import RunPlan, execute
 
-        inputs = resolve_inputs(self.benchmark, self.local, RunDirectory(self.output), threads=given["threads"])
+        inputs = resolve_inputs(
+            self.benchmark, self.local, RunDirectory(self.output), threads=given["threads"], stage=_choice(given)
+        )
         plan = RunPlan(
             output=self.output,
             supply=inputs.supply,
@@ -106,17 +124,10 @@ class _Job:
 
 
 def _jobs(ctx: click.Context, given: dict[str, Any]) -> list[_Job]:
-    from headrank_pipeline.experiment.benchmark import load_benchmark
-    from headrank_pipeline.experiment.catalogue import find_benchmarks
     from headrank_pipeline.experiment.inputs import LocalFiles
     from headrank_pipeline.experiment.suite import local_files
 
-    if given["every"] == bool(given["definitions"]):
-        raise click.UsageError("name a BENCHMARK.yaml, or pass --all to run every definition of --pipelines")
-    if given["every"]:
-        found = find_benchmarks(given["pipelines"], extra=given["extra"])
-    else:
-        found = [(path, load_benchmark(path)) for path in given["definitions"]]
+    found = _definitions(given)
     files = {name: given[name] for name in _FILES}
     several = given["every"] or len(found) > 1
     if several and any(files.values()):
@@ -132,9 +143,33 @@ def _jobs(ctx: click.Context, given: dict[str, Any]) -> list[_Job]:
         if several:
             local = local_files(given["data"], benchmark.name, offline=given["offline"])
             output = given["output"] / benchmark.name if given["output"] else output
-        command = ["headrank", "run", str(path), "--output", str(output), *_file_flags(local, files), *flags]
+        definition = [] if path is None else [str(path)]
+        command = ["headrank", "run", *definition, "--output", str(output), *_file_flags(local, files), *flags]
         jobs.append(_Job(benchmark, local, output, shlex.join(command)))
     return jobs
+
+
+def _choice(given: dict[str, Any]) -> StageChoice:
+    from headrank_pipeline.experiment.stages import StageChoice
+
+    settings = {name: given[name] for name in ("dense_index", "encoder", "texts", "rrf_k")}
+    return StageChoice(method=given["first_stage"], **settings)
+
+
+def _definitions(given: dict[str, Any]) -> list[tuple[Path | None, Benchmark]]:
+    """Return what is to be run, with the file that defines it, where there is one."""
+    from headrank_pipeline.experiment.benchmark import benchmark_of_dataset, load_benchmark
+    from headrank_pipeline.experiment.catalogue import find_benchmarks
+
+    if sum((given["every"], bool(given["definitions"]), given["dataset"] is not None)) != 1:
+        raise click.UsageError(
+            "name a BENCHMARK.yaml, or pass --all to run every definition of --pipelines, or --dataset ID"
+        )
+    if given["dataset"] is not None:
+        return [(None, benchmark_of_dataset(given["dataset"]))]
+    if given["every"]:
+        return [*find_benchmarks(given["pipelines"], extra=given["extra"])]
+    return [(path, load_benchmark(path)) for path in given["definitions"]]
 
 
 def _flags(ctx: click.Context) -> list[str]:
@@ -145,7 +180,7 @@ def _flags(ctx: click.Context) -> list[str]:
         if option.name in (*_OF_THE_CALL, *_FILES) or value == option.get_default(ctx) or value in (None, ()):
             continue
         if isinstance(option, click.Option) and option.is_flag:
-            flags.append(option.opts[0])
+            flags.append(option.opts[0] if value else option.secondary_opts[0])
             continue
         for single in value if isinstance(value, tuple) else (value,):
             flags += [option.opts[0], str(single)]
@@ -205,13 +240,13 @@ def _suite_row(row: Row) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- dry run
 
 
-def _show(jobs: Sequence[_Job], *, as_json: bool) -> None:
+def _show(jobs: Sequence[_Job], stage: StageChoice, *, as_json: bool) -> None:
     """Print what would be run and read; nothing is loaded and no socket is opened."""
     from dataclasses import asdict
 
     from headrank_pipeline.experiment.catalogue import needs
 
-    wanted = [needs(job.benchmark, job.local) for job in jobs]
+    wanted = [needs(job.benchmark, job.local, stage) for job in jobs]
     total = to_download(wanted)
     if as_json:
         echo_json(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "FirstStage",
     "Reference",
     "ReferenceCheck",
+    "benchmark_of_dataset",
     "check_references",
     "embedded_benchmark",
     "load_benchmark",
@@ -36,6 +38,7 @@ Verdict = Literal["OK", "near", "FAIL"]
 
 # Pyserini's two-click reproductions call a score OKish up to this difference.
 _NEAR = 0.0005
+_EXCLUDING = ("bright/aops", "bright/leetcode", "bright/theoremqa-questions")
 _NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
 
@@ -195,6 +198,38 @@ def embedded_benchmark(name: str) -> Benchmark:
         FileNotFoundError: no such benchmark.
     """
     return load_benchmark(Path(str(resources.files("headrank_pipeline"))) / "resources" / name / "pipeline.yaml")
+
+
+def benchmark_of_dataset(dataset: str) -> Benchmark:
+    """Return a benchmark for any collection of ir_datasets: BM25 as Pyserini has it, nDCG@10 and R@100.
+
+    Its index is built from the collection's documents unless one is given. As in Pyserini's reproductions the query's
+    own document is left out for BEIR; BRIGHT's grade of excluded documents is known.
+
+    Examples:
+        >>> benchmark_of_dataset("beir/scifact/test").name
+        'beir-scifact-test'
+    """
+    stage = FirstStage(
+        method="bm25",
+        k1=0.9,
+        b=0.4,
+        hits=100,
+        remove_query=dataset.startswith(("beir/", "bright/")),
+        exclude_grade=-100 if dataset in _EXCLUDING else None,
+    )
+    return Benchmark(
+        schema=1,
+        name=re.sub(r"[^a-z0-9._-]+", "-", dataset.lower()).strip("-._"),
+        version="1",
+        title=f"ir_datasets {dataset}",
+        collection=Collection(ir_datasets=dataset),
+        queries="judged",
+        first_stage=stage,
+        depth=100,
+        measures=("nDCG@10", "R@100"),
+        relevance_level=1,
+    )
 
 
 def check_references(references: Sequence[Reference], means: Mapping[str, float]) -> list[ReferenceCheck]:

@@ -1,24 +1,22 @@
 """What each benchmark needs, how large it is and whether it is here already; opens no socket and starts no Java.
 
-The facts lie in ``resources/catalogue.json``: sizes, counts and checksums as Pyserini and ir_datasets state them, held
-against the installed releases by a test.
+The facts are those of `facts.catalogue`; a test holds them against the installed releases.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from headrank_pipeline.experiment.benchmark import Benchmark, load_benchmark
+from headrank_pipeline.experiment.facts import catalogue
 from headrank_pipeline.experiment.inputs import LocalFiles, topics_beside
+from headrank_pipeline.experiment.stages import StageChoice
 
-__all__ = ["Need", "catalogue", "corpus_size", "find_benchmarks", "needs", "query_count"]
+__all__ = ["Need", "corpus_size", "find_benchmarks", "needs", "query_count"]
 
 State = Literal["local", "cached", "download", "missing"]
 
@@ -43,14 +41,6 @@ class Need:
     size: int | None
     place: str
     md5: str | None = None
-
-
-@cache
-def catalogue() -> Mapping[str, Any]:
-    """Return the facts: ``indexes`` by Pyserini's name, ``datasets`` by ir_datasets' id."""
-    file = Path(str(resources.files("headrank_pipeline"))) / "resources" / "catalogue.json"
-    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return facts
 
 
 def find_benchmarks(folder: Path, *, extra: bool = False) -> list[tuple[Path, Benchmark]]:
@@ -89,8 +79,14 @@ def corpus_size(benchmark: Benchmark) -> int | None:
     return None if facts is None else int(facts["docs"])
 
 
-def needs(benchmark: Benchmark, local: LocalFiles) -> list[Need]:
-    """Return what a run would read, in the order in which inputs are looked for."""
+def needs(benchmark: Benchmark, local: LocalFiles, stage: StageChoice | None = None) -> list[Need]:
+    """Return what a run would read, in the order in which inputs are looked for.
+
+    Args:
+        benchmark: the definition.
+        local: files that replace what it names.
+        stage: a first stage in place of its BM25.
+    """
     qrels = [_file("qrels", local.qrels)] if local.qrels else _judgments(benchmark, "qrels")
     if local.candidates is not None:
         return [_file("candidates", local.candidates), *qrels]
@@ -99,7 +95,7 @@ def needs(benchmark: Benchmark, local: LocalFiles) -> list[Need]:
     if queries == qrels or {need.place for need in queries} == {need.place for need in qrels}:
         queries = []  # one archive holds both
         qrels = [_both(need) for need in qrels]
-    return [*queries, *qrels, _collection(benchmark, local)]
+    return [*queries, *qrels, *_collections(benchmark, local, stage or StageChoice())]
 
 
 def _both(need: Need) -> Need:
@@ -148,6 +144,22 @@ def _download(what: str, name: str, file: Mapping[str, Any], home: Path) -> Need
     if there is not None:
         return Need(what, name, "cached", None, str(there), file["md5"])
     return Need(what, name, "download", file["bytes"], file["url"], file["md5"])
+
+
+def _collections(benchmark: Benchmark, local: LocalFiles, stage: StageChoice) -> list[Need]:
+    """The index or indexes of the first stage; sizes are known for the benchmarks' own BM25 indexes."""
+    if stage.method in ("dense", "impact") and local.corpus is None:
+        return [_named_index(local.index, "--index")]
+    found = [_collection(benchmark, local)]
+    if stage.method == "fusion" and local.corpus is None:
+        found.append(_named_index(stage.dense_index, "--dense-index"))
+    return found
+
+
+def _named_index(name: str | None, flag: str) -> Need:
+    if name is None:
+        return Need("index", "none", "missing", None, f"pass {flag} FOLDER or NAME, or --corpus FILE")
+    return Need("index", name, "local" if Path(name).is_dir() else "download", None, name)
 
 
 def _collection(benchmark: Benchmark, local: LocalFiles) -> Need:

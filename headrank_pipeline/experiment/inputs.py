@@ -5,22 +5,29 @@ With ``offline`` nothing that could open a socket is touched; the error names th
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from headrank_pipeline.experiment.benchmark import Benchmark, FirstStage
+from headrank_pipeline.experiment.benchmark import Benchmark
 from headrank_pipeline.experiment.directory import RunDirectory
+from headrank_pipeline.experiment.facts import (
+    check_grades,
+    check_queries,
+    compare_with_pin,
+    qrels_sha256,
+    topics_sha256,
+)
 from headrank_pipeline.experiment.judgement import Judgement
-from headrank_pipeline.experiment.manifest import file_sha256
-from headrank_pipeline.experiment.supply import Supply, queries_sha256, supply_from_file, supply_from_source
+from headrank_pipeline.experiment.stages import StageChoice, StageSetting, first_stage_supply
+from headrank_pipeline.experiment.supply import Supply, supply_from_file
+from headrank_pipeline.files import numbered_lines
 from headrank_pipeline.records import Query, Ranking
-from headrank_pipeline.trec import atomic_writer, read_qrels, read_topics
-
-if TYPE_CHECKING:
-    from headrank_pipeline.pipeline import Source
+from headrank_pipeline.trec import Qrels, atomic_writer, read_qrels, read_topics
 
 __all__ = ["Inputs", "LocalFiles", "resolve_inputs", "topics_beside"]
 
@@ -37,6 +44,7 @@ class LocalFiles:
         qrels: judgments.
         index: folder of an index, or the name of a prebuilt one; with `corpus`, where to build.
         candidates: first-stage candidates; nothing is retrieved.
+        exclusions: lines ``qid docid``: documents to leave out before the cutoff.
         offline: touch nothing that could open a socket.
     """
 
@@ -45,6 +53,7 @@ class LocalFiles:
     qrels: Path | None = None
     index: str | None = None
     candidates: Path | None = None
+    exclusions: Path | None = None
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -61,7 +70,14 @@ class Inputs:
     judgement: Judgement
 
 
-def resolve_inputs(benchmark: Benchmark, local: LocalFiles, directory: RunDirectory, *, threads: int = 1) -> Inputs:
+def resolve_inputs(
+    benchmark: Benchmark,
+    local: LocalFiles,
+    directory: RunDirectory,
+    *,
+    threads: int = 1,
+    stage: StageChoice | None = None,
+) -> Inputs:
     """Return a benchmark's candidates and judgments.
 
     Args:
@@ -69,34 +85,43 @@ def resolve_inputs(benchmark: Benchmark, local: LocalFiles, directory: RunDirect
         local: files that replace what it names.
         directory: where an index that has to be built and downloaded qrels go.
         threads: for the first stage; changes no ranking.
+        stage: a first stage in place of the benchmark's; published scores are then not checked.
 
     Raises:
         FileNotFoundError: a missing file, or something that is neither local nor allowed to be fetched.
         ValueError: malformed input, or no query that is judged.
     """
+    choice = stage or StageChoice()
     qrels, qrels_origin = _qrels(benchmark, local, directory)
+    judgments = read_qrels(qrels)
+    compare_with_pin(benchmark.name, "qrels", qrels_sha256(judgments), qrels_origin)
     judgement = Judgement(
         qrels=qrels,
         measures=benchmark.measures,
         relevance_level=benchmark.relevance_level,
-        references=benchmark.references,
+        references=benchmark.references if choice.method == "bm25" else (),
     )
-    judged = set(read_qrels(qrels)) if benchmark.queries == "judged" else None
+    judged = set(judgments) if benchmark.queries == "judged" else None
+    exclude = _exclusions(benchmark, local, judgments, qrels_origin)
     if local.candidates is not None:
-        supply, origins = supply_from_file(local.candidates, only=judged), {"candidates": str(local.candidates)}
+        supply = _without(supply_from_file(local.candidates, only=judged), exclude)
+        origins = {"candidates": str(local.candidates)}
     else:
-        queries, topics_origin = _topics(benchmark, local)
-        kept = [query for query in queries if judged is None or query.qid in judged]
-        if not kept:
-            raise ValueError(f"none of the {len(queries)} topics ({topics_origin}) is judged in {qrels}")
-        logger.info("%d of %d topics are run (queries: %s)", len(kept), len(queries), benchmark.queries)
-        supply, index_origin = _first_stage(benchmark, local, directory, kept, threads)
+        queries, topics_origin = _judged_topics(benchmark, local, judged, qrels)
+        setting = StageSetting(
+            corpus=local.corpus or _corpus(benchmark, local, directory),
+            index=local.index,
+            offline=local.offline,
+            directory=directory,
+            threads=threads,
+            exclude=exclude,
+        )
+        supply, index_origin = first_stage_supply(benchmark, choice, setting, queries)
         origins = {"topics": topics_origin, "index": index_origin}
     origins["qrels"] = qrels_origin
     for name, origin in origins.items():
         logger.info("%s: %s", name, origin)
-    found = Supply(identity=supply.identity, rankings=supply.rankings, retrieves=supply.retrieves, origins=origins)
-    return Inputs(found, judgement)
+    return Inputs(replace(supply, origins=origins), judgement)
 
 
 # ------------------------------------------------------------------------------------------------- topics and qrels
@@ -113,9 +138,12 @@ def _qrels(benchmark: Benchmark, local: LocalFiles, directory: RunDirectory) -> 
     if path is not None:
         return path, str(path)
     dataset = _dataset_id(benchmark, local, "qrels", "--qrels FILE")
+    grades = []
     with atomic_writer(directory.qrels) as file:
         for judgment in _fetched(dataset, "qrels", "--qrels FILE"):
             file.write(f"{judgment.query_id} 0 {judgment.doc_id} {judgment.relevance}\n")
+            grades.append(judgment.relevance)
+        check_grades(dataset, grades)
     return directory.qrels, f"ir_datasets {dataset}"
 
 
@@ -130,7 +158,21 @@ def _topics(benchmark: Benchmark, local: LocalFiles) -> tuple[list[Query], str]:
         return read_topics(embedded), str(embedded)
     dataset = _dataset_id(benchmark, local, "topics", "--topics FILE")
     fetched = _fetched(dataset, "queries", "--topics FILE")
-    return [Query(str(query.query_id), query.default_text()) for query in fetched], f"ir_datasets {dataset}"
+    queries = [Query(str(query.query_id), query.default_text()) for query in fetched]
+    check_queries(dataset, len(queries))
+    return queries, f"ir_datasets {dataset}"
+
+
+def _judged_topics(
+    benchmark: Benchmark, local: LocalFiles, judged: Collection[str] | None, qrels: Path
+) -> tuple[list[Query], str]:
+    queries, origin = _topics(benchmark, local)
+    kept = [query for query in queries if judged is None or query.qid in judged]
+    if not kept:
+        raise ValueError(f"none of the {len(queries)} topics ({origin}) is judged in {qrels}")
+    logger.info("%d of %d topics are run (queries: %s)", len(kept), len(queries), benchmark.queries)
+    compare_with_pin(benchmark.name, "topics", topics_sha256(kept), origin)
+    return kept, origin
 
 
 def _dataset_id(benchmark: Benchmark, local: LocalFiles, what: str, flag: str) -> str:
@@ -151,95 +193,71 @@ def _fetched(dataset: str, what: str, flag: str) -> Iterator[Any]:
 
     try:
         loaded = ir_datasets.load(dataset)
-        yield from loaded.qrels_iter() if what == "qrels" else loaded.queries_iter()
+        yield from getattr(loaded, f"{what}_iter")()
     except (OSError, RuntimeError, KeyError, AttributeError) as error:
         raise FileNotFoundError(f"ir_datasets could not give the {what} of {dataset} ({error}); pass {flag}") from error
 
 
-# ----------------------------------------------------------------------------------------------------- first stage
+# ---------------------------------------------------------------------------------------------- exclusions and passages
 
 
-def _first_stage(
-    benchmark: Benchmark, local: LocalFiles, directory: RunDirectory, queries: Sequence[Query], threads: int
-) -> tuple[Supply, str]:
-    stage = benchmark.first_stage
-    corpus = local.corpus or (None if local.index else benchmark.collection.embedded_file("corpus.jsonl"))
-    if corpus is not None:
-        target = Path(local.index) if local.index else directory.index
-        supply = _supply_from_corpus(stage, corpus, target, queries, ours=local.index is None, threads=threads)
-        return supply, f"{target}, from {corpus}"
-    index = local.index or benchmark.collection.pyserini_index
-    if index is None:
-        raise FileNotFoundError(
-            f"benchmark {benchmark.name} names no prebuilt index; pass --corpus, --index or --candidates"
-        )
-    if Path(index).is_dir():
-        return supply_from_source(_bm25(index, stage, threads), queries), index
-    if local.offline:
-        raise FileNotFoundError(
-            f"--offline: index {index} is no folder here and would be downloaded by Pyserini; "
-            f"pass --corpus FILE, --index FOLDER or --candidates FILE"
-        )
-    # Described by its name: asking the source itself would start Java and fetch the index only to continue a run.
-    identity = _identity({"index": index}, stage, queries)
-    source = _bm25(index, stage, threads)
-    return Supply(identity=identity, rankings=lambda: source.retrieve(queries), retrieves=True), index
-
-
-def _supply_from_corpus(
-    stage: FirstStage, corpus: Path, target: Path, queries: Sequence[Query], *, ours: bool, threads: int
-) -> Supply:
-    """Candidates of a corpus; its index is built when they are first asked for, and used again afterwards."""
-    checksum = file_sha256(corpus, "corpus")
-
-    def retrieve() -> Iterator[Ranking]:
-        _ensure_index(corpus, checksum, target, multifield=bool(stage.fields), ours=ours, threads=threads)
-        return _bm25(str(target), stage, threads).retrieve(queries)
-
-    identity = _identity({"corpus_sha256": checksum}, stage, queries)
-    return Supply(identity=identity, rankings=retrieve, retrieves=True)
-
-
-def _identity(collection: Mapping[str, str], stage: FirstStage, queries: Sequence[Query]) -> dict[str, Any]:
-    from headrank_pipeline.first_stage.jvm import versions
-
-    return {
-        **collection,
-        "first_stage": stage.model_dump(),
-        "queries_sha256": queries_sha256(queries),
-        **versions(),
+def _exclusions(
+    benchmark: Benchmark, local: LocalFiles, judgments: Qrels, qrels_origin: str
+) -> dict[str, frozenset[str]]:
+    """Return qid -> docids that the benchmark leaves out before the cutoff."""
+    grade = benchmark.first_stage.exclude_grade
+    if local.exclusions is not None:
+        return _read_exclusions(local.exclusions)
+    if grade is None:
+        return {}
+    found = {
+        qid: frozenset(docid for docid, known in judged.items() if known == grade) for qid, judged in judgments.items()
     }
-
-
-def _ensure_index(corpus: Path, checksum: str, target: Path, *, multifield: bool, ours: bool, threads: int) -> None:
-    """Build the index unless it is there and was built from the same corpus."""
-    from headrank_pipeline.first_stage.index import build_index, index_identity
-    from headrank_pipeline.first_stage.jvm import versions
-
-    collection = "BeirMultifieldCollection" if multifield else "BeirFlatCollection"
-    wanted = {"corpus_sha256": checksum, "collection": collection, **versions()}
-    known = index_identity(target) or {}
-    if wanted.items() <= known.items():
-        logger.info("index: %s was built from this corpus, used again", target)
-        return
-    if known and not ours:
-        changed = "; ".join(f"{k}: there {known.get(k)}, wanted {v}" for k, v in wanted.items() if known.get(k) != v)
+    found = {qid: docids for qid, docids in found.items() if docids}
+    if not found:
         raise ValueError(
-            f"{target}: holds an index of another corpus or kind ({changed}); choose another --index, or drop --corpus "
-            f"to use it as it is"
+            f"benchmark {benchmark.name} leaves out documents of grade {grade}, and {qrels_origin} has none; pass "
+            f"--exclusions FILE with lines 'qid docid', or qrels that hold them (ir_datasets' do)"
         )
-    build_index(corpus, target, threads=threads, multifield=multifield, overwrite=ours)
+    return found
 
 
-def _bm25(index: str, stage: FirstStage, threads: int) -> Source:
-    from headrank_pipeline.first_stage.lexical import bm25
+def _read_exclusions(path: Path) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for number, line in numbered_lines(path, "exclusions"):
+        columns = line.split()
+        if len(columns) != 2:
+            raise ValueError(f"{path}:{number}: expected 'qid docid', got {len(columns)} columns: {line[:80]!r}")
+        found.setdefault(columns[0], set()).add(columns[1])
+    return {qid: frozenset(docids) for qid, docids in found.items()}
 
-    return bm25(
-        index,
-        k1=stage.k1,
-        b=stage.b,
-        hits=stage.hits,
-        threads=threads,
-        fields=stage.fields,
-        remove_query=stage.remove_query,
-    )
+
+def _without(supply: Supply, exclude: Mapping[str, frozenset[str]]) -> Supply:
+    """Return saved candidates less what is excluded; saved ones may have been retrieved without knowing it."""
+    if not exclude:
+        return supply
+    pairs = sorted(f"{qid}\t{docid}" for qid, docids in exclude.items() for docid in docids)
+    digest = hashlib.sha256("\n".join(pairs).encode()).hexdigest()
+
+    def kept() -> Iterator[Ranking]:
+        for ranking in supply.rankings():
+            yield ranking.without(exclude.get(ranking.query.qid, ()))
+
+    return replace(supply, identity={**supply.identity, "exclude_sha256": digest}, rankings=kept)
+
+
+def _corpus(benchmark: Benchmark, local: LocalFiles, directory: RunDirectory) -> Path | None:
+    """Return the collection's documents as a file where no index is named: written once from ir_datasets."""
+    collection = benchmark.collection
+    if local.index or collection.pyserini_index or collection.embedded or collection.ir_datasets is None:
+        return None
+    target = directory.path / "corpus.jsonl"
+    if target.is_file():
+        return target
+    dataset = _dataset_id(benchmark, local, "documents", "--corpus FILE or --index FOLDER")
+    with atomic_writer(target) as file:
+        for document in _fetched(dataset, "docs", "--corpus FILE"):
+            text = getattr(document, "text", None)
+            record = {"_id": document.doc_id, "title": getattr(document, "title", None) or ""}
+            file.write(json.dumps({**record, "text": document.default_text() if text is None else text}) + "\n")
+    return target

@@ -26,6 +26,16 @@ __all__ = ["dense"]
 
 _CHUNK = 32  # queries encoded and searched at once
 
+# Encoders of Pyserini's prebuilt indexes by the end of their names, with the settings of its own reproductions
+# (2cr/beir.yaml and msmarco-v1-passage.yaml of 1.6.0); queries are cut where the models' positions end.
+_BGE_PREFIX = "Represent this sentence for searching relevant passages:"
+_PREBUILT = {
+    ".bge-base-en-v1.5": Encoder("BAAI/bge-base-en-v1.5", "cls", True, query_prefix=_BGE_PREFIX, max_length=512),
+    ".contriever": Encoder("facebook/contriever", "mean", False, max_length=512),
+    ".contriever-msmarco": Encoder("facebook/contriever-msmarco", "mean", False, max_length=512),
+}
+_WITHOUT_PREFIX = ("beir-v1.0.0-quora.", "beir-v1.0.0-arguana.")  # their queries are passages themselves
+
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +55,8 @@ def dense(
     Args:
         index: a folder with ``index`` and ``docid``, as `build_dense_index` and Pyserini make them, or the name of a
             prebuilt one.
-        encoder: for the queries; default is the one that the folder was built with.
+        encoder: for the queries; default is the one that the folder was built with, or that Pyserini's reproductions
+            use with a prebuilt index (BGE, Contriever).
         texts: where passages come from (see `passage_lookup`); default is what `build_dense_index` stored in the
             folder, or the Lucene index that Pyserini names for a prebuilt one.
         hits: candidates per query.
@@ -175,6 +186,8 @@ def _encoder(place: Path | str, given: Encoder | str | os.PathLike[str] | None) 
     identity = (None if isinstance(place, str) else index_identity(place)) or {}
     built_with: dict[str, Any] = dict(identity.get("encoder") or {})
     weights = built_with.pop("weights_sha256", None)
+    if given is None and isinstance(place, str):
+        return _published_encoder(place)
     if given is None:
         if not built_with:
             raise ValueError(f"{place}: does not say which encoder it was built with; name it (--encoder, encoder=)")
@@ -192,14 +205,24 @@ def _encoder(place: Path | str, given: Encoder | str | os.PathLike[str] | None) 
     return chosen
 
 
+def _published_encoder(name: str) -> Encoder:
+    for ending, encoder in _PREBUILT.items():
+        if name.endswith(ending):
+            return replace(encoder, query_prefix=None) if name.startswith(_WITHOUT_PREFIX) else encoder
+    raise ValueError(
+        f"{name}: which encoder its queries need is not known here (known: *{', *'.join(_PREBUILT)}); name it "
+        f"(--encoder, encoder=)"
+    )
+
+
 def _own_texts(place: Path | str) -> Lookup | None:
     if isinstance(place, str):
-        opened = lru_cache(maxsize=1)(lambda: passage_lookup(_prebuilt(place)["texts"]))
+        opened = lru_cache(maxsize=1)(lambda: passage_lookup(_catalogued(place)["texts"]))
         return lambda docids: opened()(docids)
     return stored_passages(place) if (place / PASSAGES_FILE).is_file() else None
 
 
-def _prebuilt(name: str) -> dict[str, Any]:
+def _catalogued(name: str) -> dict[str, Any]:
     start_jvm()
     from pyserini.prebuilt_index_info import FAISS_INDEX_INFO
 
@@ -214,7 +237,7 @@ def _prebuilt(name: str) -> dict[str, Any]:
 
 
 def _downloaded(name: str) -> str:
-    _prebuilt(name)
+    _catalogued(name)
     from pyserini.util import download_prebuilt_index
 
     try:

@@ -1,0 +1,275 @@
+"""The first stage of a run: the benchmark's BM25, or a dense, impact or fused one in its place.
+
+What determines the candidates is known without opening anything: an index is opened, built or downloaded when
+candidates are first asked for, so that a run whose candidates are there continues without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from headrank_pipeline.experiment.benchmark import Benchmark, FirstStage
+from headrank_pipeline.experiment.directory import RunDirectory
+from headrank_pipeline.experiment.manifest import file_sha256
+from headrank_pipeline.experiment.supply import Supply, queries_sha256
+from headrank_pipeline.pipeline import RRF_K, fuse
+from headrank_pipeline.records import Query
+
+if TYPE_CHECKING:
+    from headrank_pipeline.pipeline import Source
+
+__all__ = ["StageChoice", "StageSetting", "first_stage_supply"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageChoice:
+    """A first stage in place of the benchmark's own; hits, remove_query and exclusions stay the benchmark's.
+
+    Args:
+        method: ``fusion`` joins the benchmark's BM25 and a dense index by reciprocal ranks.
+        dense_index: with fusion: folder or name of the dense index.
+        encoder: of queries, for dense, impact and fusion; with a corpus also of passages.
+        texts: where passages come from when the index stores none.
+        rrf_k: the constant of the fusion.
+    """
+
+    method: Literal["bm25", "dense", "impact", "fusion"] = "bm25"
+    dense_index: str | None = None
+    encoder: str | None = None
+    texts: str | None = None
+    rrf_k: int = RRF_K
+
+    def __post_init__(self) -> None:
+        if self.method == "bm25" and (self.dense_index or self.encoder or self.texts):
+            raise ValueError("--dense-index, --encoder and --texts are for --first-stage dense, impact or fusion")
+        if self.method != "fusion" and self.dense_index:
+            raise ValueError(f"--dense-index is for --first-stage fusion; with {self.method} name the index by --index")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSetting:
+    """Where a first stage works, beside what the benchmark says.
+
+    Args:
+        corpus: an index is built from it.
+        index: folder or name of an index; with `corpus` where to build.
+        offline: nothing is downloaded.
+        directory: where an index that has to be built goes.
+        threads: changes no ranking.
+        exclude: docids to leave out, per qid.
+    """
+
+    corpus: Path | None
+    index: str | None
+    offline: bool
+    directory: RunDirectory
+    threads: int = 1
+    exclude: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """A first stage that is not open yet: what determines its candidates, how to open it, where it comes from."""
+
+    identity: Mapping[str, Any]
+    open: Callable[[], Source]
+    origin: str
+
+
+def first_stage_supply(
+    benchmark: Benchmark, choice: StageChoice, setting: StageSetting, queries: Sequence[Query]
+) -> tuple[Supply, str]:
+    """Return the candidates of a first stage and where they come from.
+
+    Raises:
+        FileNotFoundError: an index that is neither local nor allowed to be fetched.
+        ValueError: an index of another corpus, or a choice that lacks something.
+    """
+    stage = _stage(benchmark, choice, setting)
+    identity = {**stage.identity, "queries_sha256": queries_sha256(queries)}
+    supply = Supply(identity=identity, rankings=lambda: stage.open().retrieve(queries), retrieves=True)
+    return supply, stage.origin
+
+
+def _stage(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) -> _Stage:
+    if choice.method == "bm25":
+        return _lexical(benchmark, setting)
+    if choice.method == "dense":
+        return _dense(benchmark, choice, setting, setting.index)
+    if choice.method == "impact":
+        return _impact(benchmark, choice, setting)
+    parts = [_lexical(benchmark, setting), _dense(benchmark, choice, setting, choice.dense_index)]
+    return _Stage(
+        {"fusion": [dict(part.identity) for part in parts], "k": choice.rrf_k, "hits": benchmark.first_stage.hits},
+        lambda: fuse(*(part.open() for part in parts), k=choice.rrf_k) % benchmark.first_stage.hits,
+        " | ".join(part.origin for part in parts),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- lexical
+
+
+def _lexical(benchmark: Benchmark, setting: StageSetting) -> _Stage:
+    stage = benchmark.first_stage
+    corpus = setting.corpus or (None if setting.index else benchmark.collection.embedded_file("corpus.jsonl"))
+    if corpus is not None:
+        return _lexical_of_corpus(stage, corpus, setting)
+    index = setting.index or benchmark.collection.pyserini_index
+    if index is None:
+        raise FileNotFoundError(
+            f"benchmark {benchmark.name} names no prebuilt index; pass --corpus, --index or --candidates"
+        )
+    source = _bm25(index, stage, setting)
+    if Path(index).is_dir():
+        return _Stage({"source": source.describe()}, lambda: source, index)
+    _refuse_download(index, setting)
+    # Described by its name: asking the source itself would start Java and fetch the index only to continue a run.
+    return _Stage(_identity({"index": index}, stage, setting), lambda: source, index)
+
+
+def _lexical_of_corpus(stage: FirstStage, corpus: Path, setting: StageSetting) -> _Stage:
+    """BM25 over a corpus; its index is built when candidates are first asked for, and used again afterwards."""
+    checksum = file_sha256(corpus, "corpus")
+    target = Path(setting.index) if setting.index else setting.directory.index
+
+    def opened() -> Source:
+        _ensure_index(corpus, checksum, target, multifield=bool(stage.fields), setting=setting)
+        return _bm25(str(target), stage, setting)
+
+    return _Stage(_identity({"corpus_sha256": checksum}, stage, setting), opened, f"{target}, from {corpus}")
+
+
+def _identity(collection: Mapping[str, str], stage: FirstStage, setting: StageSetting) -> dict[str, Any]:
+    from headrank_pipeline.first_stage.jvm import versions
+    from headrank_pipeline.first_stage.removal import Removal
+
+    excluded = Removal(stage.remove_query, setting.exclude).describe()["exclude_sha256"]
+    stated = stage.model_dump() | ({"exclude_sha256": excluded} if excluded else {})
+    return {**collection, "first_stage": stated, **versions()}
+
+
+def _ensure_index(corpus: Path, checksum: str, target: Path, *, multifield: bool, setting: StageSetting) -> None:
+    """Build the index unless it is there and was built from the same corpus."""
+    from headrank_pipeline.first_stage.index import build_index, index_identity
+    from headrank_pipeline.first_stage.jvm import versions
+
+    collection = "BeirMultifieldCollection" if multifield else "BeirFlatCollection"
+    wanted = {"corpus_sha256": checksum, "collection": collection, **versions()}
+    ours = setting.index is None
+    if not _is_there(target, wanted, index_identity(target) or {}, ours=ours, flag="--index"):
+        build_index(corpus, target, threads=setting.threads, multifield=multifield, overwrite=ours)
+
+
+def _is_there(target: Path, wanted: Mapping[str, Any], known: Mapping[str, Any], *, ours: bool, flag: str) -> bool:
+    if wanted.items() <= known.items():
+        logger.info("index: %s was built from this corpus, used again", target)
+        return True
+    if known and not ours:
+        changed = "; ".join(f"{k}: there {known.get(k)}, wanted {v}" for k, v in wanted.items() if known.get(k) != v)
+        raise ValueError(
+            f"{target}: holds an index of another corpus or kind ({changed}); choose another {flag}, or drop --corpus "
+            f"to use it as it is"
+        )
+    return False
+
+
+def _refuse_download(index: str, setting: StageSetting) -> None:
+    if setting.offline:
+        raise FileNotFoundError(
+            f"--offline: index {index} is no folder here and would be downloaded by Pyserini; "
+            f"pass --corpus FILE, --index FOLDER or --candidates FILE"
+        )
+
+
+def _bm25(index: str, stage: FirstStage, setting: StageSetting) -> Source:
+    from headrank_pipeline.first_stage.lexical import bm25
+
+    return bm25(
+        index,
+        k1=stage.k1,
+        b=stage.b,
+        hits=stage.hits,
+        threads=setting.threads,
+        fields=stage.fields,
+        remove_query=stage.remove_query,
+        exclude=setting.exclude,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- dense and impact
+
+
+def _dense(benchmark: Benchmark, choice: StageChoice, setting: StageSetting, index: str | None) -> _Stage:
+    from headrank_pipeline.first_stage.dense import dense
+
+    flag = "--dense-index" if choice.method == "fusion" else "--index"
+    corpus = setting.corpus or (None if index else benchmark.collection.embedded_file("corpus.jsonl"))
+    if corpus is not None:
+        return _dense_of_corpus(benchmark, choice, setting, corpus, index)
+    if index is None:
+        raise FileNotFoundError(f"--first-stage {choice.method}: pass {flag} FOLDER or NAME, or --corpus FILE")
+    source = dense(index, choice.encoder, texts=choice.texts, threads=setting.threads, **_common(benchmark, setting))
+    if not Path(index).is_dir():
+        _refuse_download(index, setting)
+    return _Stage({"source": source.describe()}, lambda: source, index)
+
+
+def _dense_of_corpus(
+    benchmark: Benchmark, choice: StageChoice, setting: StageSetting, corpus: Path, index: str | None
+) -> _Stage:
+    from headrank_pipeline.first_stage.dense import dense
+    from headrank_pipeline.first_stage.dense_index import build_dense_index
+    from headrank_pipeline.first_stage.encoder import load_encoder
+    from headrank_pipeline.first_stage.index import index_identity
+
+    if choice.encoder is None:
+        raise ValueError(
+            f"--first-stage {choice.method} with --corpus: pass --encoder, the folder of a sentence encoder"
+        )
+    encoder = load_encoder(choice.encoder)
+    target = Path(index) if index else setting.directory.path / "dense-index"
+    wanted = {"corpus_sha256": file_sha256(corpus, "corpus"), "encoder": encoder.describe()}
+
+    def opened() -> Source:
+        known = index_identity(target) or {}
+        if not _is_there(target, wanted, known, ours=index is None, flag="index"):
+            build_dense_index(corpus, target, encoder, overwrite=index is None)
+        return dense(target, encoder, threads=setting.threads, **_common(benchmark, setting))
+
+    stated = {"method": "dense", **_stated(benchmark, setting)}
+    return _Stage({**wanted, "first_stage": stated}, opened, f"{target}, from {corpus}")
+
+
+def _impact(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) -> _Stage:
+    from headrank_pipeline.first_stage.impact import impact
+
+    if setting.index is None or setting.corpus is not None:
+        raise FileNotFoundError("--first-stage impact: pass --index, an impact index (folder or name), and no --corpus")
+    if not Path(setting.index).is_dir():
+        _refuse_download(setting.index, setting)
+    texts = choice.texts or benchmark.collection.pyserini_index
+    if texts is None or (setting.offline and not Path(texts).exists()):
+        raise FileNotFoundError(
+            "--first-stage impact: impact indexes store no passages; pass --texts, a corpus file or the folder of a "
+            "Lucene index with documents"
+        )
+    source = impact(setting.index, choice.encoder, texts=texts, threads=setting.threads, **_common(benchmark, setting))
+    return _Stage({"source": source.describe()}, lambda: source, setting.index)
+
+
+def _common(benchmark: Benchmark, setting: StageSetting) -> dict[str, Any]:
+    stage = benchmark.first_stage
+    return {"hits": stage.hits, "remove_query": stage.remove_query, "exclude": setting.exclude}
+
+
+def _stated(benchmark: Benchmark, setting: StageSetting) -> dict[str, Any]:
+    from headrank_pipeline.first_stage.removal import Removal
+
+    stage = benchmark.first_stage
+    return {"hits": stage.hits, **Removal(stage.remove_query, setting.exclude).describe()}

@@ -1,0 +1,236 @@
+"""First stages in place of a benchmark's own, exclusions, collections without a definition, facts that must agree."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tiny_encoder import tiny_encoder, tiny_impact_index
+from tiny_models import tiny_model
+
+from headrank_pipeline.cli import main
+from headrank_pipeline.experiment import facts
+from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_dataset, load_benchmark
+from headrank_pipeline.experiment.directory import RunDirectory
+from headrank_pipeline.experiment.inputs import LocalFiles, resolve_inputs
+from headrank_pipeline.experiment.stages import StageChoice
+from headrank_pipeline.first_stage import dense
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.trec import read_qrels, read_topics, write_candidates
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def benchmark(**changes) -> Benchmark:
+    record = {
+        "schema": 1,
+        "name": "mini",
+        "version": "1",
+        "title": "Five passages",
+        "collection": {},
+        "queries": "judged",
+        "first_stage": {"method": "bm25", "k1": 0.9, "b": 0.4, "hits": 3, "remove_query": False},
+        "depth": 3,
+        "measures": ["RR"],
+        "relevance_level": 1,
+        "references": [{"measure": "RR", "value": 1.0, "source": "by hand"}],
+    }
+    stage = record["first_stage"] | changes.pop("first_stage", {})
+    return Benchmark.model_validate_json(json.dumps(record | {"first_stage": stage} | changes))
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture
+def files(tmp_path, tiny_corpus) -> dict[str, Path]:
+    topics, qrels = tmp_path / "topics.tsv", tmp_path / "qrels.txt"
+    topics.write_text("q1\tflea\nq2\tdog\n")
+    qrels.write_text("q1 0 007 1\nq2 0 d2 1\n")
+    return {"corpus": tiny_corpus, "topics": topics, "qrels": qrels}
+
+
+def found(inputs) -> dict[str, tuple[str, ...]]:
+    return {ranking.query.qid: ranking.docids for ranking in inputs.supply.rankings()}
+
+
+# ------------------------------------------------------------------------------------------ first stages of a benchmark
+
+
+def test_dense_and_fused_stages_of_a_corpus_are_built_once_and_hold_the_benchmarks_hits(
+    files,
+    encoder_folder,
+    tmp_path,
+    caplog,
+):
+    caplog.set_level("INFO")
+    directory, local = RunDirectory(tmp_path / "run"), LocalFiles(**files, offline=True)
+    vectors = StageChoice(method="dense", encoder=str(encoder_folder))
+    by_vector = resolve_inputs(benchmark(), local, directory, stage=vectors)
+    assert by_vector.judgement.references == ()  # published for BM25
+    assert not (directory.path / "dense-index").exists()
+    rankings = found(by_vector)
+    assert [len(docids) for docids in rankings.values()] == [3, 3]
+
+    both = StageChoice(method="fusion", encoder=str(encoder_folder), rrf_k=10)
+    fused = resolve_inputs(benchmark(), local, directory, stage=both)
+    assert "was built from this corpus, used again" not in caplog.text
+    [first, _] = fused.supply.rankings()
+    assert "dense-index was built from this corpus, used again" in caplog.text
+    lexical = found(resolve_inputs(benchmark(), local, directory))
+    ranks = [docids.index(first.docids[0]) for docids in (lexical["q1"], rankings["q1"]) if first.docids[0] in docids]
+    assert len(first) == 3
+    assert first.scores[0] == pytest.approx(sum(1 / (11 + rank) for rank in ranks))
+    assert fused.supply.identity["k"] == 10
+    assert len({json.dumps(i.supply.identity, sort_keys=True) for i in (by_vector, fused)}) == 2
+
+
+def test_an_impact_stage_takes_its_passages_from_a_corpus(files, tmp_path):
+    index = tiny_impact_index(tmp_path / "impact")
+    local = LocalFiles(topics=files["topics"], qrels=files["qrels"], index=str(index), offline=True)
+    stage = StageChoice(method="impact", texts=str(files["corpus"]))
+    [flea, dog] = resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=stage).supply.rankings()
+    assert (flea.docids, dog.candidates[0].text) == (("d1", "007"), "The dog sleeps.")
+    with pytest.raises(FileNotFoundError, match="impact indexes store no passages; pass --texts"):
+        resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=StageChoice(method="impact"))
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"method": "dense"}, "pass --index FOLDER or NAME, or --corpus FILE"),
+        ({"method": "impact"}, "pass --index, an impact index"),
+    ],
+)
+def test_a_first_stage_without_its_index_names_the_flag(files, tmp_path, choice, message):
+    local = LocalFiles(topics=files["topics"], qrels=files["qrels"], offline=True)
+    with pytest.raises(FileNotFoundError, match=message):
+        resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=StageChoice(**choice))
+
+
+def test_flags_of_another_first_stage_are_refused():
+    with pytest.raises(ValueError, match="are for --first-stage dense, impact or fusion"):
+        StageChoice(encoder="minilm")
+    with pytest.raises(ValueError, match="with dense name the index by --index"):
+        StageChoice(method="dense", dense_index="x")
+
+
+def test_a_prebuilt_dense_index_brings_the_encoder_of_pyserinis_reproductions(files, tmp_path):
+    local = LocalFiles(topics=files["topics"], qrels=files["qrels"], index="msmarco-v1-passage.bge-base-en-v1.5")
+    inputs = resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=StageChoice(method="dense"))
+    encoder = inputs.supply.identity["source"]["encoder"]
+    assert (encoder["name"], encoder["pooling"], encoder["l2_norm"]) == ("BAAI/bge-base-en-v1.5", "cls", True)
+    assert encoder["query_prefix"].startswith("Represent this sentence")
+    assert dense("beir-v1.0.0-quora.bge-base-en-v1.5").describe()["encoder"]["query_prefix"] is None
+    with pytest.raises(ValueError, match="which encoder its queries need is not known here"):
+        dense("msmarco-v1-passage.tct_colbert")
+    offline = LocalFiles(topics=files["topics"], qrels=files["qrels"], index=local.index, offline=True)
+    with pytest.raises(FileNotFoundError, match="--offline: index msmarco-v1-passage"):
+        resolve_inputs(benchmark(), offline, RunDirectory(tmp_path), stage=StageChoice(method="dense"))
+
+
+# ----------------------------------------------------------------------------------------------------------- exclusions
+
+
+def test_documents_of_the_excluded_grade_are_gone_before_the_cutoff(files, tmp_path):
+    local = LocalFiles(**files, offline=True)
+    before = found(resolve_inputs(benchmark(), local, RunDirectory(tmp_path / "run")))["q1"]
+    files["qrels"].write_text(f"q1 0 007 1\nq1 0 {before[0]} -100\nq2 0 d2 1\n")
+    excluding = benchmark(first_stage={"exclude_grade": -100})
+    inputs = resolve_inputs(excluding, local, RunDirectory(tmp_path / "run"))
+    after = found(inputs)
+    assert after["q1"][:2] == before[1:] and len(after["q1"]) == 3  # a fourth passage moved up
+    assert before[0] not in after["q1"]
+    assert inputs.supply.identity["first_stage"]["exclude_sha256"]
+
+
+def test_excluded_documents_are_taken_out_of_saved_candidates_too(files, tmp_path):
+    hits = (Candidate("d1", 2.0, "a"), Candidate("007", 1.0, "b"))
+    write_candidates(tmp_path / "c.jsonl", [Ranking(Query(qid, "flea"), hits) for qid in ("q1", "q2")])
+    (tmp_path / "out.txt").write_text("q1 d1\n")
+    local = LocalFiles(candidates=tmp_path / "c.jsonl", qrels=files["qrels"], exclusions=tmp_path / "out.txt")
+    inputs = resolve_inputs(benchmark(), local, RunDirectory(tmp_path / "run"))
+    assert found(inputs) == {"q1": ("007",), "q2": ("d1", "007")}
+    assert inputs.supply.identity["exclude_sha256"]
+
+
+def test_qrels_without_the_excluded_documents_are_refused(files, tmp_path):
+    with pytest.raises(ValueError, match=r"leaves out documents of grade -100, and .*qrels\.txt has none; pass --excl"):
+        resolve_inputs(
+            benchmark(first_stage={"exclude_grade": -100}), LocalFiles(**files), RunDirectory(tmp_path / "run")
+        )
+    (tmp_path / "out.txt").write_text("q1 0 d1 1\n")
+    with pytest.raises(ValueError, match=r"out\.txt:1: expected 'qid docid', got 4 columns"):
+        resolve_inputs(
+            benchmark(), LocalFiles(**files, exclusions=tmp_path / "out.txt"), RunDirectory(tmp_path / "run")
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- facts that agree
+
+
+@pytest.fixture
+def collection(tmp_path, monkeypatch):
+    """A collection that ir_datasets knows, and what the catalogue says about it."""
+    monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path / "home"))
+    import ir_datasets
+
+    (tmp_path / "docs.tsv").write_text("007\tone flea\n7\ta cat\n8\ta dog\n")
+    (tmp_path / "queries.tsv").write_text("1\tflea\n02\tcat\n")
+    (tmp_path / "qrels.txt").write_text("1 0 007 2\n02 0 7 1\n")
+    dataset = ir_datasets.create_dataset(
+        docs_tsv=str(tmp_path / "docs.tsv"), queries_tsv=str(tmp_path / "queries.tsv"),
+        qrels_trec=str(tmp_path / "qrels.txt"),
+    )  # fmt: skip
+    ir_datasets.registry.register("local/five", dataset)
+    known = {"queries": 2, "grades": {"1": 1, "2": 1}}
+    monkeypatch.setattr(facts, "catalogue", lambda: {"datasets": {"local/five": known}, "indexes": {}})
+    yield known
+    del ir_datasets.registry._registered["local/five"]
+
+
+def test_any_collection_of_ir_datasets_runs_without_a_definition(collection, tmp_path):
+    model = tiny_model(tmp_path / "model")
+    arguments = ["run", "--dataset", "local/five", "--model", str(model), "--heads", "all", "--output"]
+    result = CliRunner().invoke(main, [*arguments, str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["identity"]["benchmark"]["name"] == "local-five"
+    assert manifest["origins"]["qrels"] == "ir_datasets local/five"
+    lines = (tmp_path / "run" / "first_stage.trec").read_text().splitlines()
+    assert [line.split()[:3:2] for line in lines] == [["1", "007"], ["02", "7"]]
+
+
+def test_a_damaged_copy_of_a_collection_is_noticed(collection, tmp_path):
+    collection["queries"] = 3
+    definition = benchmark_of_dataset("local/five")
+    with pytest.raises(ValueError, match=r"ir_datasets local/five: gave 2 queries, expected 3; the copy is damaged"):
+        resolve_inputs(definition, LocalFiles(), RunDirectory(tmp_path / "run"))
+    collection["grades"] = {"1": 2}
+    with pytest.raises(ValueError, match=r"gave judgments \{'1': 1, '2': 1\} \(grade: count\), expected \{'1': 2\}"):
+        resolve_inputs(definition, LocalFiles(), RunDirectory(tmp_path / "other"))
+    assert not (tmp_path / "other" / "qrels.txt").exists()
+
+
+def test_the_definition_made_for_a_dataset_equals_the_shipped_one():
+    shipped = load_benchmark(ROOT / "pipelines" / "beir-scifact.yaml")
+    assert benchmark_of_dataset("beir/scifact/test").first_stage == shipped.first_stage
+    aops = load_benchmark(ROOT / "pipelines" / "extra" / "bright-aops.yaml")
+    assert benchmark_of_dataset("bright/aops").first_stage == aops.first_stage
+
+
+@pytest.mark.shared_data
+def test_the_pins_hold_for_the_collections_at_hand(shared_data, caplog):
+    qrels = read_qrels(shared_data / "scifact" / "qrels" / "test.tsv")
+    queries = [query for query in read_topics(shared_data / "scifact" / "queries.jsonl") if query.qid in qrels]
+    pinned = facts.pins()["beir-scifact"]
+    assert (len(queries), facts.topics_sha256(queries)) == (pinned["topics"]["queries"], pinned["topics"]["sha256"])
+    assert (339, facts.qrels_sha256(qrels)) == (pinned["qrels"]["judgments"], pinned["qrels"]["sha256"])
+    caplog.set_level("INFO")
+    facts.compare_with_pin("beir-scifact", "qrels", facts.qrels_sha256(qrels), "here")
+    assert "here: qrels equal the pinned ones of beir-scifact" in caplog.text
+    next(iter(qrels.values()))["one more"] = 1
+    facts.compare_with_pin("beir-scifact", "qrels", facts.qrels_sha256(qrels), "here")
+    assert "here: qrels differ from the pinned ones of beir-scifact" in caplog.text
