@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from headrank_pipeline.align.scorer import Reading
 from headrank_pipeline.attention.model import LoadedModel
@@ -76,12 +78,10 @@ def _write_weights(loaded: LoadedModel, folder: Path, dtype: torch.dtype) -> Non
     for key, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"{key} is not finite in {dtype}; export in float32 or bfloat16")
-    before = model.config.dtype
-    model.config.dtype = dtype
-    try:
-        model.save_pretrained(folder, state_dict=weights)
-    finally:
-        model.config.dtype = before
+    config = copy.deepcopy(model.config)
+    config.dtype, config.architectures = dtype, [type(model).__name__]
+    config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _write_recipe(reading: Reading, path: Path) -> None:

@@ -9,6 +9,7 @@ from headrank_pipeline.cli.comparison import analyze, compare
 from headrank_pipeline.cli.demo import demo
 from headrank_pipeline.cli.doctor import doctor
 from headrank_pipeline.cli.evaluation import evaluate
+from headrank_pipeline.cli.learning import lists, select_heads, train
 from headrank_pipeline.cli.reporting import ReportingGroup, start_logging
 from headrank_pipeline.cli.reranking import rerank
 from headrank_pipeline.cli.retrieval import index, retrieve
@@ -29,5 +30,19 @@ def main(debug: bool) -> None:
     start_logging(debug=debug)
 
 
-for command in (demo, benchmarks, index, retrieve, rerank, run, evaluate, compare, analyze, doctor):
+for command in (
+    demo,
+    benchmarks,
+    index,
+    retrieve,
+    rerank,
+    run,
+    evaluate,
+    compare,
+    analyze,
+    lists,
+    select_heads,
+    train,
+    doctor,
+):
     main.add_command(command)

@@ -1,0 +1,259 @@
+"""headrank lists, select-heads, train: from judgments to heads, and to a model that reads them well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headrank_pipeline.cli.reporting import command_line, echo_json, table
+from headrank_pipeline.cli.reranking import path_option
+
+if TYPE_CHECKING:
+    from headrank_pipeline.align.selection import Selection
+    from headrank_pipeline.align.trainer import TrainingReport
+    from headrank_pipeline.rerank.recipes import Recipe
+
+__all__ = ["lists", "select_heads", "train"]
+
+# The values of align.head_table.CRITERIA and align.schedule.TrainingConfig, without importing torch to print --help.
+_CRITERIA = ("entropy-regularised", "discrimination", "qrscore", "ndcg", "core", "layer-window")
+_MOVES = ("lora", "qk", "all")
+_READINGS = ("headrank", "icr", "qrhead", "core", "qrranker")  # those that read attention with selected heads
+
+
+@click.command()
+@path_option("--candidates", "Candidates JSONL, as retrieve writes them.", required=True)
+@path_option("--qrels", "TREC or BEIR judgments.", required=True)
+@path_option("--output", "Graded lists to write; .gz is gzipped.", required=True)
+@path_option("--corpus", "Supplies missing texts, and judged passages that the first stage missed.")
+@click.option(
+    "--unjudged", type=click.Choice(["zero", "drop"]), default="zero", show_default=True, help="Grade 0, or left out."
+)
+@click.option("--depth", type=int, help="Candidates taken per query.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def lists(
+    candidates: Path, qrels: Path, output: Path, corpus: Path | None, unjudged: Any, depth: int | None, as_json: bool
+) -> None:
+    """Join candidates and judgments to graded lists, which select-heads and train learn from."""
+    from dataclasses import asdict
+
+    from headrank_pipeline.align.lists import write_lists
+
+    counts = asdict(write_lists(candidates, qrels, output, unjudged=unjudged, corpus=corpus, cutoff=depth))
+    if as_json:
+        echo_json({"output": str(output), **counts})
+        return
+    click.echo(
+        f"{counts['written']} lists of {counts['passages']} passages, {counts['judged']} of them judged: {output}"
+    )
+    click.echo(f"{counts['added']} judged passages added from the corpus, {counts['dropped']} unjudged ones left out")
+    click.echo(
+        f"left out: {counts['without_judgements']} queries without judgments, {counts['without_candidates']} without "
+        f"candidates, {counts['one_grade']} whose passages have one grade only"
+    )
+
+
+@click.command(name="select-heads")
+@click.option("--model", required=True, help="Folder of a model, or its Hugging Face name.")
+@path_option(
+    "--lists", "Graded lists to choose by, as headrank lists writes them; never those of a test set.", required=True
+)
+@path_option("--output", "Head set (JSON) to write; the per-head table goes beside it (.tsv).", required=True)
+@click.option("--criterion", type=click.Choice(_CRITERIA), default="entropy-regularised", show_default=True)
+@click.option("--num-heads", default=16, show_default=True)
+@click.option("--lambda", "entropy_weight", default=0.25, show_default=True, help="Weight of the entropy term.")
+@click.option("--depth-cap", type=float, help="Largest share of the layers that may be kept, for example 0.7.")
+@click.option("--window", default=4, show_default=True, help="Layers of the layer window.")
+@click.option("--temperature", default=0.1, show_default=True, help="Of CoRe's contrastive score.")
+@click.option("--relevance-level", "-l", default=1, show_default=True, help="Lowest relevant grade: qrscore, core.")
+@click.option("--order", type=click.Choice(["random", "given", "reversed"]), default="random", show_default=True)
+@click.option("--list-size", type=int, help="Passages drawn from each list.  [default: all]")
+@click.option("--max-lists", type=int, help="Use only the first so many lists.")
+@click.option("--max-prompt-tokens", type=int, help="Budget of a prompt.  [default: all the model's positions]")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--system", type=click.Choice(_READINGS), default="headrank", show_default=True,
+              help="Whose prompt and rule the heads are measured with.")  # fmt: skip
+@click.option("--figure/--no-figure", default=True, show_default=True, help="Draw a layer x head map (.png).")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--dtype", default="auto", show_default=True)
+@click.option("--revision", help="Revision of a Hugging Face model.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def select_heads(
+    model: str,
+    lists: Path,
+    output: Path,
+    system: str,
+    figure: bool,
+    device: str,
+    dtype: str,
+    revision: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Score every head of a model on graded lists and choose the best; prints what other criteria would choose."""
+    from headrank_pipeline.align.head_table import SelectionConfig
+    from headrank_pipeline.align.lists import describe_file, read_lists
+    from headrank_pipeline.align.selection import select_heads as select
+    from headrank_pipeline.attention.model import load
+    from headrank_pipeline.experiment.learning_figures import head_map
+    from headrank_pipeline.experiment.progress import Progress
+
+    config = SelectionConfig(**settings)
+    graded = read_lists(lists)
+    loaded = load(model, "all", device=device, dtype=dtype, revision=revision)
+    origin = describe_file(lists)
+    with Progress(
+        min(len(graded), config.max_lists or len(graded)), 0, unit=("list", "lists"), what="select heads"
+    ) as bar:
+        found = select(loaded, _recipe(system), graded, config, origin=origin, on_list=lambda _done: bar.advance(1))
+    found.heads.save(output)
+    found.table.save(output.with_suffix(".tsv"), scores=found.scores, chosen=found.heads)
+    if figure:
+        picture = head_map(output.with_suffix(".tsv"), origin=f"Made by: {command_line()}")
+        output.with_suffix(".png").write_bytes(picture.captioned_png)
+    if as_json:
+        echo_json({"output": str(output), "heads": found.heads.describe(), "candidates": _costs(found)})
+        return
+    click.echo(table(["criterion", "heads", "layers", "FLOPs", "chosen"], _selection_rows(found, config.criterion)))
+    counts = ", ".join(f"{value} {name}" for name, value in found.table.counts.items())
+    click.echo(f"lists: {counts}; {found.heads.selection['constant_heads']} constant heads")
+    click.echo(f"{found.heads.name}: {output}")
+
+
+def _selection_rows(found: Selection, criterion: str) -> list[list[str]]:
+    rows = []
+    for name, (chosen, cost) in found.candidates.items():
+        shown = " ".join(f"{layer}-{head}" for layer, head in chosen.heads[:8])
+        more = f" +{len(chosen.heads) - 8}" if len(chosen.heads) > 8 else ""
+        kept = f"{cost.depth} of {cost.layers}"
+        mark = " *" if name == criterion else ""
+        rows.append([name + mark, str(len(chosen.heads)), kept, f"{cost.share:.0%}", shown + more])
+    return rows
+
+
+def _costs(found: Selection) -> dict[str, Any]:
+    return {
+        name: {
+            "heads": [list(head) for head in chosen.heads],
+            "layers_kept": cost.depth,
+            "layers": cost.layers,
+            "flops_share": round(cost.share, 4),
+            "prompt_tokens": cost.tokens,
+        }
+        for name, (chosen, cost) in found.candidates.items()
+    }
+
+
+@click.command()
+@click.option("--model", required=True, help="Folder of a model, or its Hugging Face name.")
+@click.option("--heads", required=True, help="Head set to train: JSON file, published name, 'all' or 'layers:10-13'.")
+@path_option("--lists", "Graded training lists.", required=True)
+@path_option("--dev", "Graded lists for early stopping, of other queries.")
+@path_option("--output", "Folder of the trained model; log and checkpoints go to its 'training'.", required=True)
+@click.option("--moves", type=click.Choice(_MOVES), help="LoRA on q and k, q and k whole, or all weights.")
+@click.option("--epochs", type=int)
+@click.option("--learning-rate", type=float)
+@click.option("--list-size", type=int, help="Passages drawn from each list.")
+@click.option("--lists-per-step", type=int, help="Lists whose gradients make one step.")
+@click.option("--seed", type=int)
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+              help="Any other training setting, such as objective.beta=4 or patience=3; repeatable.")  # fmt: skip
+@click.option("--max-lists", type=int, help="Use only the first so many training lists.")
+@click.option("--export-dtype", default="auto", show_default=True, help="Of the weights that are written.")
+@click.option("--figure/--no-figure", default=True, show_default=True, help="Draw the curves (training/curves.png).")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--dtype", default="auto", show_default=True, help="Of the weights that do not move.")
+@click.option("--revision", help="Revision of a Hugging Face model.")
+@click.option("--overwrite", is_flag=True, help="Start anew where the output holds another run.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def train(
+    model: str,
+    heads: str,
+    lists: Path,
+    dev: Path | None,
+    output: Path,
+    settings: tuple[str, ...],
+    max_lists: int | None,
+    export_dtype: str,
+    figure: bool,
+    device: str,
+    dtype: str,
+    revision: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **common: Any,
+) -> None:
+    """Align heads with the grades of lists; the same command continues an interrupted run.
+
+    Writes a folder that reranks: weights cut off after the deepest head, tokenizer, heads.json, recipe.json, a card.
+    """
+    from headrank_pipeline.align.lists import describe_file, read_lists
+    from headrank_pipeline.align.schedule import TrainingConfig, configured
+    from headrank_pipeline.align.trainer import Trainer, TrainingData
+    from headrank_pipeline.attention.model import load
+    from headrank_pipeline.experiment.learning_figures import training_curves
+    from headrank_pipeline.experiment.progress import Progress
+
+    named = {name: value for name, value in common.items() if value is not None}
+    config = configured(TrainingConfig(), named | dict(_setting(text) for text in settings))
+    origin = {"lists": describe_file(lists), "max_lists": max_lists} | ({"dev": describe_file(dev)} if dev else {})
+    data = TrainingData(read_lists(lists)[:max_lists], read_lists(dev) if dev else (), origin)
+    loaded = load(model, heads, device=device, dtype=dtype, revision=revision)
+    directory = output / "training"
+    trainer = Trainer(loaded, _recipe("headrank"), data, config, directory=directory, overwrite=overwrite)
+    with Progress(trainer.steps, trainer.done, unit=("step", "steps"), what="train") as bar:
+        report = trainer.run(on_event=lambda event: bar.advance(1) if event["event"] == "step" else None)
+    _export(trainer, report, output, export_dtype)
+    if figure:
+        picture = training_curves(directory / "log.jsonl", origin=f"Made by: {command_line()}")
+        (directory / "curves.png").write_bytes(picture.captioned_png)
+    _report(report, output, as_json=as_json)
+
+
+def _export(trainer: Any, report: TrainingReport, output: Path, dtype: str) -> None:
+    from headrank_pipeline.align.export import export
+    from headrank_pipeline.experiment.manifest import environment
+
+    versions = environment()
+    made_by = {
+        "dev nDCG@10": {"before": report.dev_before, "after": report.dev_best},
+        "steps": report.steps,
+        "best step": report.best_step,
+        "data": dict(trainer.data.origin),
+        "heads": trainer.loaded.heads.selection,
+        "config": trainer.config.describe(),
+        "packages": versions["packages"],
+        "commit": versions["git"],
+    }
+    export(trainer.loaded, trainer.scorer.reading, output, dtype=dtype, made_by=made_by)
+
+
+def _report(report: TrainingReport, output: Path, *, as_json: bool) -> None:
+    if as_json:
+        echo_json({"output": str(output), "end": report.end, "steps": report.steps, "best_step": report.best_step,
+                   "dev_before": report.dev_before, "dev_best": report.dev_best})  # fmt: skip
+        return
+    if report.dev_best is not None:
+        rows = [["before training", f"{report.dev_before:.4f}"], [f"step {report.best_step}", f"{report.dev_best:.4f}"]]
+        click.echo(table(["dev lists", "nDCG@10"], rows))
+    click.echo(f"{report.end} after {report.steps} steps: {output}")
+
+
+def _recipe(system: str) -> Recipe:
+    from headrank_pipeline.rerank import recipes
+
+    recipe: Recipe = getattr(recipes, system.upper())
+    return recipe
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"{text!r}: expected NAME=VALUE, for example patience=3", param_hint="--set")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
