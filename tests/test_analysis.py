@@ -49,8 +49,8 @@ def run_of(folder: Path, candidates: Path, order: str, *, name: str = "run", rev
 
 
 def test_promotion_rates_of_a_list_of_eight_by_hand(tmp_path):
-    """The zone holds c d e f (quartiles 2 and 3), the top two ranks are a success: d and c of them get there."""
-    [run] = read_finished_runs([run_of(tmp_path, lettered(tmp_path), "dcabefgh")])
+    """The zone holds c d e f (quartiles 2 and 3), the top two ranks are a success: d and c get there, e just not."""
+    [run] = read_finished_runs([run_of(tmp_path, lettered(tmp_path), "dceabfgh")])
     grades = {"q1": {"d": 2, "e": 1, "c": 0, "a": 3}}
     row = middle_zone([run], grades).iloc[0]
     assert (row["relevant"], row["relevant_rate"]) == (2, 0.5)  # d of d, e
@@ -100,6 +100,15 @@ def test_spread_and_ranks_by_place_by_hand(tmp_path):
     assert math.isnan(frame["rank_relevant"][0])
     assert frame["rank_relevant"][1] == pytest.approx(0.5 / 8)
     assert frame["rank_irrelevant"][1] == pytest.approx((1.5 + 6.5 + 7.5) / 24)
+
+
+def test_the_first_stage_is_turned_round_with_the_prompt(tmp_path):
+    candidates = lettered(tmp_path, scores={"a": 50.0})
+    paths = [run_of(tmp_path, candidates, LETTERS, name=str(r), reverse=r) for r in (False, True)]
+    plain, turned = (score_positions([run], {"q1": {}}, bins=2) for run in read_finished_runs(paths))
+    assert plain["spread_before"][0] > plain["spread_before"][1]
+    assert list(turned["spread_before"]) == pytest.approx(list(plain["spread_before"])[::-1])
+    assert list(turned["rank_irrelevant"]) == pytest.approx([6 / 8, 2 / 8])
 
 
 def test_positive_scores_are_compared_by_their_logarithms(tmp_path):

@@ -167,6 +167,14 @@ def test_means_wins_and_ceiling_by_hand_with_a_missing_query_as_0(tmp_path):
     assert list(found.per_query.query("qid == 'q3'")["RR"]) == [0.0, 0.0]
 
 
+def test_the_ceiling_reorders_down_to_the_depth_and_keeps_the_rest(tmp_path):
+    candidates, qrels = three_passages(tmp_path)
+    run = make_run(tmp_path / "run", candidates, qrels, Scripted({}), depth=2)
+    ceiling = compare([run], qrels=qrels, measures=["RR", "R@3"]).ceiling
+    # c is third: out of the reranker's reach, but there.
+    assert ceiling == {"RR": pytest.approx(2 / 9), "R@3": pytest.approx(1.5 / 3), "R@2": 0.0}
+
+
 def test_costs_come_from_notes_per_query_and_absent_ones_stay_unknown(made, comparison):
     rows = comparison.summary.set_index("system")
     assert rows.loc["rankgpt", "prompt_tokens"] == 5000
