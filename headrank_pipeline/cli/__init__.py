@@ -11,6 +11,7 @@ from headrank_pipeline.cli.doctor import doctor
 from headrank_pipeline.cli.evaluation import evaluate
 from headrank_pipeline.cli.learning import lists, select_heads, train
 from headrank_pipeline.cli.reporting import ReportingGroup, start_logging
+from headrank_pipeline.cli.reproducing import reproduce
 from headrank_pipeline.cli.reranking import rerank
 from headrank_pipeline.cli.retrieval import index, retrieve
 from headrank_pipeline.cli.running import run
@@ -37,6 +38,7 @@ for command in (
     retrieve,
     rerank,
     run,
+    reproduce,
     evaluate,
     compare,
     analyze,
