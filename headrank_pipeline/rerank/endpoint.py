@@ -95,7 +95,8 @@ class EndpointWriter:
             raise ValueError(f"endpoint {url!r}: expected an http or https URL such as http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
             raise ValueError(
-                "endpoint: the URL must not carry a key; put it in an environment variable (--api-key-env)"
+                "endpoint: the URL must carry no user, key or query, which the manifest would show; put the key in an "
+                "environment variable and name it with --api-key-env"
             )
         self.url, self.model, self._connection = url, model, connection
         self._fields = {name: value for name, value in {**fields, **connection.request}.items() if value is not None}
