@@ -7,7 +7,7 @@ import json
 import pytest
 
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import AttentionReranker, embedded_heads, embedded_model, headrank
+from headrank_pipeline.rerank.recipes import AttentionReranker, embedded_model, headrank
 
 PASSAGES = {
     "bees": "A honey bee colony keeps its brood at about 35 degrees. Workers shiver their flight muscles to warm the "
@@ -41,7 +41,7 @@ SENTENCES = {
 
 @pytest.fixture(scope="module")
 def reranker() -> AttentionReranker:
-    return headrank(embedded_model(), embedded_heads(), device="cpu")
+    return headrank(embedded_model(), device="cpu")
 
 
 def ranking(docid: str) -> Ranking:

@@ -1,20 +1,21 @@
-"""headrank demo: the main job on the collection and the model that ship with the package."""
+"""headrank demo: the main job on the collection and the model that ship with the package, four systems side by side."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from headrank_pipeline.cli.reporting import command_line, echo_json, table
-from headrank_pipeline.cli.reranking import measures_table
+from headrank_pipeline.trec import read_candidates, read_qrels, read_run
 
 if TYPE_CHECKING:
     from headrank_pipeline.experiment.directory import RunDirectory
     from headrank_pipeline.experiment.judgement import Judged
+    from headrank_pipeline.experiment.runner import Outcome, RunPlan
 
 __all__ = ["demo"]
 
@@ -24,70 +25,99 @@ _TITLE_WIDTH = 40
 
 @click.command()
 @click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run directory."
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder of the runs.",
 )
-@click.option("--examples", default=3, show_default=True, help="Queries to show.")
+@click.option("--examples", type=click.IntRange(min=0), default=3, show_default=True, help="Queries to show.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def demo(output: Path, examples: int, device: str, as_json: bool) -> None:
-    """Index the embedded collection, retrieve with BM25, rerank with HeadRank, evaluate both."""
+    """Index the embedded collection, retrieve with BM25, rerank in three ways, and compare.
+
+    BM25 alone, ICR (every head, calibrated) and HeadRank (selected heads) on the same small model that ships with the
+    package, and HeadRank mixed with BM25.
+    """
+    from headrank_pipeline.experiment.compare import compare
+    from headrank_pipeline.experiment.comparison_report import comparison_record, comparison_tables, save_comparison
+    from headrank_pipeline.rerank.recipes import is_trained
+
+    *plans, mixed = _plans(output, device)
+    outcomes = [_executed(plan) for plan in (*plans, mixed)]
+    comparison = compare([outcome.directory.path for outcome in outcomes], baseline="first stage")
+    save_comparison(comparison, output / "report", command=command_line())
+    trained = is_trained()
+    if as_json:
+        echo_json({"output": str(output), "trained": trained, **comparison_record(comparison, command_line())})
+        return
+    shown = outcomes[1]
+    assert shown.judged is not None and mixed.judgement is not None  # the demo has qrels
+    for line in example_lines(shown.directory, shown.judged, read_qrels(mixed.judgement.qrels), examples):
+        click.echo(line)
+    for part in comparison_tables(comparison)[:2]:
+        click.echo(f"\n{part.to_text()}")
+    if not trained:
+        click.echo(
+            "\nThe embedded model's weights are untrained: its figures show that the way from query to run works,\n"
+            "not how well HeadRank ranks. For that, give a real model to headrank run or headrank rerank."
+        )
+    click.echo(f"\nruns, each with the manifest that made it   {output}/icr, headrank, headrank+bm25")
+    click.echo(f"the comparison as a page                    {output / 'report' / 'report.html'}")
+
+
+def _plans(output: Path, device: str) -> list[RunPlan]:
+    """ICR, HeadRank and HeadRank + BM25; the first one retrieves, the others read what it found."""
     from headrank_pipeline.experiment.benchmark import embedded_benchmark
     from headrank_pipeline.experiment.directory import RunDirectory
     from headrank_pipeline.experiment.inputs import LocalFiles, resolve_inputs
-    from headrank_pipeline.experiment.runner import RunPlan, execute
-    from headrank_pipeline.rerank.recipes import embedded_heads, embedded_model, headrank
-    from headrank_pipeline.trec import read_qrels
+    from headrank_pipeline.experiment.runner import RunPlan
+    from headrank_pipeline.rerank.interpolation import interpolated
+    from headrank_pipeline.rerank.recipes import embedded_first_stage_weight, embedded_model, headrank, icr
 
     benchmark = embedded_benchmark("demo")
-    inputs = resolve_inputs(benchmark, LocalFiles(offline=True), RunDirectory(output))
+    inputs = resolve_inputs(benchmark, LocalFiles(offline=True), RunDirectory(output / "icr"))
+    ours = headrank(embedded_model(), device=device)
     plan = RunPlan(
-        output=output,
+        output=output / "icr",
         supply=inputs.supply,
-        reranker=headrank(embedded_model(), embedded_heads(), device=device),
+        reranker=icr(embedded_model(), device=device),
         depth=benchmark.depth,
-        tag="headrank",
+        tag="icr",
         benchmark={"name": benchmark.name, "version": benchmark.version},
         judgement=inputs.judgement,
     )
-    outcome = execute(plan, overwrite=True, command=command_line())
-    assert outcome.judged is not None  # the demo has qrels
-    untrained = is_untrained(embedded_model())
-    if as_json:
-        echo_json({"output": str(output), "untrained": untrained, **_means(outcome.judged)})
-        return
-    click.echo(f"Queries that reranking moved most, losses among them ({_SHOWN} best passages before and after):")
-    for line in example_lines(outcome.directory, outcome.judged, read_qrels(inputs.judgement.qrels), examples):
-        click.echo(line)
-    click.echo(f"\n{benchmark.title}: {outcome.judged.reranked.queries} queries, depth {benchmark.depth}\n")
-    click.echo(measures_table(outcome.judged, "headrank"))
-    if untrained:
-        click.echo(
-            "\nThe embedded model's weights are untrained: the headrank column shows that the way from query to run\n"
-            "works, not how well HeadRank ranks. For that, give a real model to headrank run or headrank rerank."
-        )
-    click.echo(f"\nrun        {outcome.directory.run}\nmade by    {outcome.directory.manifest}")
-    click.echo(f"raw scores {outcome.directory.scores}")
+    mixed = interpolated(ours, embedded_first_stage_weight())
+    return [
+        plan,
+        replace(plan, output=output / "headrank", reranker=ours, tag="headrank"),
+        replace(plan, output=output / "headrank+bm25", reranker=mixed, tag="headrank+bm25"),
+    ]
 
 
-def is_untrained(model: Path) -> bool:
-    """Return whether the embedded model's own configuration says that its weights are random."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return config.get("headrank", {}).get("trained") is False
+def _executed(plan: RunPlan) -> Outcome:
+    from headrank_pipeline.experiment.directory import RunDirectory
+    from headrank_pipeline.experiment.runner import execute
+    from headrank_pipeline.experiment.supply import supply_from_file
+
+    retrieved = RunDirectory(plan.output.parent / "icr").candidates
+    if plan.tag != "icr":
+        plan = replace(plan, supply=supply_from_file(retrieved))
+    return execute(plan, overwrite=True, command=command_line())
 
 
 def example_lines(
     directory: RunDirectory, judged: Judged, qrels: Mapping[str, Mapping[str, int]], count: int
 ) -> Iterator[str]:
     """Yield the best passages before and after of the queries that moved most, losses among them."""
-    from headrank_pipeline.trec import read_candidates, read_run
-
     measure, *_ = judged.reranked.means
     before, after = judged.first_stage.per_query, judged.reranked.per_query
     moved = sorted(after, key=lambda qid: after[qid][measure] - before[qid][measure])
     losses = count // 3
     shown = {*moved[:losses], *moved[len(moved) - (count - losses) :]}
-    reranked = read_run(directory.run)
-    for ranking in read_candidates(directory.candidates):
+    first_stage, reranked = read_run(directory.first_stage_run), read_run(directory.run)
+    for ranking in read_candidates(directory.path.parent / "icr" / "candidates.jsonl"):
         qid = ranking.query.qid
         if qid not in shown:
             continue
@@ -96,7 +126,7 @@ def example_lines(
         grades = qrels.get(qid, {})
         rows = [
             [_passage(old.docid, titles, grades), _passage(new.docid, titles, grades)]
-            for old, new in zip(ranking.candidates[:_SHOWN], reranked[qid][:_SHOWN], strict=True)
+            for old, new in zip(first_stage[qid][:_SHOWN], reranked[qid][:_SHOWN], strict=True)
         ]
         yield table(["BM25 (grade, passage)", "HeadRank (grade, passage)"], rows)
 
@@ -104,7 +134,3 @@ def example_lines(
 def _passage(docid: str, titles: Mapping[str, str], grades: Mapping[str, int]) -> str:
     title = titles[docid] if len(titles[docid]) <= _TITLE_WIDTH else titles[docid][: _TITLE_WIDTH - 1] + "…"
     return f"{grades.get(docid, '-')} {docid} {title}"
-
-
-def _means(judged: Judged) -> dict[str, Any]:
-    return {"first_stage": dict(judged.first_stage.means), "reranked": dict(judged.reranked.means)}

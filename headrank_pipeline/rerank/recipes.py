@@ -39,10 +39,11 @@ __all__ = [
     "AttentionReranker",
     "Recipe",
     "core",
-    "embedded_heads",
+    "embedded_first_stage_weight",
     "embedded_model",
     "headrank",
     "icr",
+    "is_trained",
     "qrhead",
     "qrranker",
 ]
@@ -342,9 +343,20 @@ def embedded_model() -> Path:
     return Path(str(files("headrank_pipeline") / "resources" / "model"))
 
 
-def embedded_heads() -> HeadSet:
-    """Return the head set of the embedded model."""
-    return HeadSet.load(embedded_model() / HEADS_FILE)
+def is_trained() -> bool:
+    """Return whether the embedded model's own configuration says that its weights were trained."""
+    return bool(_embedded_facts().get("trained", False))
+
+
+def embedded_first_stage_weight() -> float:
+    """Return BM25's weight beside the embedded model, chosen on its training lists (see its model card)."""
+    return float(_embedded_facts().get("first_stage_weight", 0.5))
+
+
+def _embedded_facts() -> dict[str, Any]:
+    config = json.loads((embedded_model() / "config.json").read_text(encoding="utf-8"))
+    facts: dict[str, Any] = config.get("headrank", {})
+    return facts
 
 
 def _trained(path: Path) -> Recipe:
