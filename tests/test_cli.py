@@ -224,6 +224,8 @@ def test_failed_queries_are_listed_and_end_with_status_7(files, model):
         (["--option", "revers=true"], 5, "has no option"),
         (["--heads", "no-such-set"], 5, "no-such-set"),
         (["--depth", "0"], 5, "depth 0: expected at least 1"),
+        (["--first-stage-weight", "2"], 5, "interpolation weight 2.0: expected 0"),
+        (["--chat", "klingon"], 5, "chat 'klingon': expected auto or one of chatml, llama3, mistral, plain"),
         (["--tag", "two words"], 5, "tag 'two words'"),
         (["--device", "cuda:77"], 3, "cuda:77"),
         (["--model", "./nowhere"], 4, "nowhere"),

@@ -52,6 +52,12 @@ RERANKER_OPTIONS = (
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …"),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--revision", help="Revision of a Hugging Face model."),
+    click.option("--chat", help="Turn markup: auto, chatml, llama3, mistral or plain.  [default: auto]"),
+    click.option(
+        "--first-stage-weight",
+        type=float,
+        help="Mix in the first stage's scores, 0 to 1; choose it on training queries.",
+    ),
     *BASELINE_OPTIONS,
 )
 RUN_OPTIONS = (
@@ -144,6 +150,8 @@ def load_reranker(
     device: str,
     dtype: str,
     revision: str | None,
+    chat: str | None = None,
+    first_stage_weight: float | None = None,
     offline: bool = False,
     **baseline: Any,
 ) -> Reranker:
@@ -155,8 +163,13 @@ def load_reranker(
         _forbid_hub()
     loading: dict[str, Any]
     if system in BASELINES:
+        if chat is not None:
+            raise click.UsageError(
+                f"--chat does not go with --system {system}, which uses the model's own chat template"
+            )
         loading = {"device": device, "dtype": dtype, "revision": revision, "max_prompt_tokens": max_prompt_tokens}
-        return load_baseline(system, model, {"heads": heads, **loading, **baseline, **changes}, offline=offline)
+        built = load_baseline(system, model, {"heads": heads, **loading, **baseline, **changes}, offline=offline)
+        return _mixed(built, first_stage_weight)
     refuse_flags(system, baseline)
     module, name = SYSTEMS[system]
     build = getattr(importlib.import_module(module), name)
@@ -167,8 +180,17 @@ def load_reranker(
     loading = {"device": device, "dtype": dtype, "revision": revision}
     if max_prompt_tokens is not None:
         loading["max_prompt_tokens"] = max_prompt_tokens
-    reranker: Reranker = build(model, **chosen, options=changes, **loading)
-    return reranker
+    if chat is not None:
+        loading["chat"] = chat
+    return _mixed(build(model, **chosen, options=changes, **loading), first_stage_weight)
+
+
+def _mixed(reranker: Reranker, first_stage_weight: float | None) -> Reranker:
+    if first_stage_weight is None:
+        return reranker
+    from headrank_pipeline.rerank.interpolation import interpolated
+
+    return interpolated(reranker, first_stage_weight)
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -24,7 +24,7 @@ __all__ = [
     "differences",
     "environment",
     "file_sha256",
-    "gpu_name",
+    "gpu",
     "now",
     "percentile",
     "plain",
@@ -135,12 +135,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def gpu_name() -> str | None:
-    """Return the name of the GPU in use, or None; torch is looked at only where the reranker has loaded it already."""
+def gpu() -> dict[str, Any]:
+    """Return name and peak memory [bytes] of the GPU in use; torch is looked at only where it is loaded already."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
-        return None
-    return str(torch.cuda.get_device_name())
+        return {"gpu": None}
+    return {"gpu": str(torch.cuda.get_device_name()), "gpu_peak_memory_bytes": int(torch.cuda.max_memory_allocated())}
 
 
 def _version(package: str) -> str | None:

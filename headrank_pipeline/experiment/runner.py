@@ -25,7 +25,7 @@ from headrank_pipeline.experiment.manifest import (
     SCHEMA_VERSION,
     differences,
     environment,
-    gpu_name,
+    gpu,
     now,
     percentile,
     plain,
@@ -354,7 +354,7 @@ def _finish(plan: RunPlan, directory: RunDirectory, manifest: dict[str, Any], re
     judged = judge(directory, plan.judgement) if plan.judgement is not None else None
     totals = results.totals()
     *earlier, session = manifest["sessions"]
-    session = {**session, "finished": now(), "gpu": gpu_name(), "peak_memory_bytes": _peak_memory()}
+    session = {**session, "finished": now(), **gpu(), "peak_memory_bytes": _peak_memory()}
     status = "partial" if totals["failed"] else "complete"
     closed = {**manifest, "status": status, "sessions": [*earlier, session], "totals": totals}
     write_json(directory.manifest, closed)
