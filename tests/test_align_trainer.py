@@ -211,6 +211,36 @@ def test_gradients_in_one_padded_pass_equal_those_one_by_one(folder):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
+def test_a_steps_gradient_is_that_of_the_mean_loss_however_it_is_split(folder, tmp_path):
+    config = replace(QUICK, moves="qk", lists_per_step=4, lists_per_pass=3, max_steps=1, clip=None, list_size=4)
+    trained(folder, tmp_path, config, TrainingData(LISTS))
+    loaded = fresh(folder)
+    set_movable(loaded.model, "qk")
+    scorer = ListScorer(AttentionReader(loaded), SHORT)
+    drawn = [sublist(LISTS[d.index], 4, seed=0, epoch=d.epoch, draw=d.draw) for d in next(plan(config, len(LISTS)))]
+    scores = scorer.forward(scorer.prompts(drawn))
+    losses = [config.objective.of(s, torch.tensor(g.grades)).loss for s, g in zip(scores, drawn, strict=True)]
+    torch.stack(losses).mean().backward()
+    norm = torch.stack([weight.grad.norm() for weight in movable_weights(loaded.model).values()]).norm()
+    (step, _) = _log(tmp_path)
+    assert step["loss"] == pytest.approx(float(torch.stack(losses).mean().detach()), rel=1e-5)
+    assert step["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_every_epoch_draws_other_passages_in_another_order(folder, tmp_path, monkeypatch):
+    seen, prompts = [], ListScorer.prompts
+
+    def noted(self, lists):
+        seen.extend(graded.ranking.docids for graded in lists)
+        return prompts(self, lists)
+
+    monkeypatch.setattr(ListScorer, "prompts", noted)
+    trained(folder, tmp_path, replace(QUICK, epochs=3, draws=2, list_size=4), TrainingData(LISTS[:1]))
+    assert len(seen) == 6
+    assert len(set(seen)) == 6
+    assert len({frozenset(docids) for docids in seen}) > 1
+
+
 # ---------------------------------------------------------------------------------------------------------- resume
 
 
