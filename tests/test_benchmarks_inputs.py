@@ -203,6 +203,15 @@ def test_any_collection_of_ir_datasets_runs_without_a_definition(collection, tmp
     assert [line.split()[:3:2] for line in lines] == [["1", "007"], ["02", "7"]]
 
 
+def test_files_of_ones_own_run_without_a_definition(files, tmp_path):
+    given = [part for name, path in files.items() for part in (f"--{name}", str(path))]
+    arguments = ["run", *given, "--offline", "--model", str(tiny_model(tmp_path / "model")), "--heads", "all"]
+    result = CliRunner().invoke(main, [*arguments, "--output", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    lines = (tmp_path / "run" / "first_stage.trec").read_text().splitlines()
+    assert {line.split()[0] for line in lines} == {"q1", "q2"}
+
+
 def test_a_damaged_copy_of_a_collection_is_noticed(collection, tmp_path):
     collection["queries"] = 3
     definition = benchmark_of_dataset("local/five")

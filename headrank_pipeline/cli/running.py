@@ -158,12 +158,17 @@ def _choice(given: dict[str, Any]) -> StageChoice:
 
 def _definitions(given: dict[str, Any]) -> list[tuple[Path | None, Benchmark]]:
     """Return what is to be run, with the file that defines it, where there is one."""
-    from headrank_pipeline.experiment.benchmark import benchmark_of_dataset, load_benchmark
+    from headrank_pipeline.experiment.benchmark import benchmark_of_dataset, benchmark_of_files, load_benchmark
     from headrank_pipeline.experiment.catalogue import find_benchmarks
 
-    if sum((given["every"], bool(given["definitions"]), given["dataset"] is not None)) != 1:
+    named = (given["every"], bool(given["definitions"]), given["dataset"] is not None)
+    own = given["corpus"] or given["candidates"]
+    if not any(named) and own and given["qrels"]:
+        return [(None, benchmark_of_files(own.absolute().parent.name))]
+    if sum(named) != 1:
         raise click.UsageError(
-            "name a BENCHMARK.yaml, or pass --all to run every definition of --pipelines, or --dataset ID"
+            "name a BENCHMARK.yaml, or pass --all to run every definition of --pipelines, or --dataset ID, or a "
+            "collection of your own: --corpus, --topics and --qrels, or --candidates and --qrels"
         )
     if given["dataset"] is not None:
         return [(None, benchmark_of_dataset(given["dataset"]))]

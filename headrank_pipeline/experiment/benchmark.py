@@ -29,6 +29,7 @@ __all__ = [
     "Reference",
     "ReferenceCheck",
     "benchmark_of_dataset",
+    "benchmark_of_files",
     "check_references",
     "embedded_benchmark",
     "load_benchmark",
@@ -210,20 +211,36 @@ def benchmark_of_dataset(dataset: str) -> Benchmark:
         >>> benchmark_of_dataset("beir/scifact/test").name
         'beir-scifact-test'
     """
-    stage = FirstStage(
-        method="bm25",
-        k1=0.9,
-        b=0.4,
-        hits=100,
+    return _default_benchmark(
+        re.sub(r"[^a-z0-9._-]+", "-", dataset.lower()).strip("-._"),
+        f"ir_datasets {dataset}",
+        Collection(ir_datasets=dataset),
         remove_query=dataset.startswith(("beir/", "bright/")),
         exclude_grade=-100 if dataset in _EXCLUDING else None,
     )
+
+
+def benchmark_of_files(name: str) -> Benchmark:
+    """Return a benchmark that names no collection: everything comes from the files that are given with it.
+
+    Examples:
+        >>> benchmark_of_files("My Corpus").name
+        'my-corpus'
+    """
+    known = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "local"
+    return _default_benchmark(known, f"files of {name}", Collection(), remove_query=False, exclude_grade=None)
+
+
+def _default_benchmark(
+    name: str, title: str, collection: Collection, *, remove_query: bool, exclude_grade: int | None
+) -> Benchmark:
+    stage = FirstStage(method="bm25", k1=0.9, b=0.4, hits=100, remove_query=remove_query, exclude_grade=exclude_grade)
     return Benchmark(
         schema=1,
-        name=re.sub(r"[^a-z0-9._-]+", "-", dataset.lower()).strip("-._"),
+        name=name,
         version="1",
-        title=f"ir_datasets {dataset}",
-        collection=Collection(ir_datasets=dataset),
+        title=title,
+        collection=collection,
         queries="judged",
         first_stage=stage,
         depth=100,
