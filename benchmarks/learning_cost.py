@@ -3,6 +3,7 @@
     python benchmarks/learning_cost.py selection                      # 0.6B shape: select-heads against a plain forward
     python benchmarks/learning_cost.py training --shape 4b            # LoRA, 20-passage lists; needs a GPU
     python benchmarks/learning_cost.py training --shape 0.6b --layers 6   # what a CPU can do
+    python benchmarks/learning_cost.py activations --shape 4b --layers 3  # bytes kept for the backward pass, counted
 
 Lists of 20 passages of the demo collection, its first queries, the product's prompt. Each measurement runs in a process
 of its own: peak resident memory on a CPU, peak allocated memory on a GPU, weights included.
@@ -25,13 +26,14 @@ SHAPES = {
     "1.7b": dict(hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16),
     "4b": dict(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32),
 }
+VOCABULARY = 151936
 PASSAGES = 20
 COLUMNS = (("tokens", 7, 0), ("seconds", 11, 2), ("peak", 11, 0), ("weights", 14, 0))  # name, width, digits
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["selection", "training"])
+    parser.add_argument("what", choices=["selection", "training", "activations"])
     parser.add_argument("--shape", choices=SHAPES, default="0.6b")
     parser.add_argument("--layers", type=int, help="layers kept; default: all to select, 70 %% to train")
     parser.add_argument("--lists", type=int, default=3)
@@ -41,6 +43,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(arguments.one, arguments)))
+        return
+    if arguments.what == "activations":
+        print(json.dumps(activations(arguments)))
         return
     ways = {"selection": ("plain", "select"), "training": ("lora", "lora+recompute")}[arguments.what]
     print(f"{'way':<16} {'tokens':>7} {'s per list':>11} {'peak [MiB]':>11} {'of it weights':>14}")
@@ -103,7 +108,49 @@ def train(way: str, loaded, lists, scorer) -> None:
         Trainer(loaded, scorer.reading, TrainingData(lists), config, directory=directory).run()
 
 
-def random_model(arguments: argparse.Namespace, *, selects: bool):
+def activations(arguments: argparse.Namespace) -> dict[str, float]:
+    """Count what autograd keeps of one list for the backward pass, with LoRA in bfloat16: in all, and per layer more.
+
+    Storages are counted once, weights not at all. A GPU keeps the same tensors; its allocator adds a share of its own.
+    """
+    import torch
+
+    from headrank_pipeline.align.movable import set_movable
+    from headrank_pipeline.align.scorer import ListScorer
+    from headrank_pipeline.attention.reader import AttentionReader
+    from headrank_pipeline.rerank.recipes import HEADRANK
+
+    kept: dict[int, float] = {}
+    for layers in (arguments.layers - 1, arguments.layers):
+        arguments.layers = layers
+        loaded = random_model(arguments, selects=False, dtype=torch.bfloat16)
+        set_movable(loaded.model, "lora")
+        own = {weight.untyped_storage().data_ptr() for weight in loaded.model.parameters()}
+        scorer = ListScorer(AttentionReader(loaded), HEADRANK)
+        prompts = scorer.prompts(demo_lists(1, arguments.repeat))
+        storages: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor, own: set = own, storages: dict = storages) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16):
+            scores = scorer.forward(prompts)  # alive until counted, so that no storage is used twice
+        kept[layers] = sum(storages.values()) / 2**20
+        del scores
+    deep, shallow = kept[arguments.layers], kept[arguments.layers - 1]
+    return {
+        "tokens": len(prompts[0]),
+        "per_layer_mib": deep - shallow,
+        "with_all_mib": deep,
+        "layers": arguments.layers,
+    }
+
+
+def random_model(arguments: argparse.Namespace, *, selects: bool, dtype=None):
     """Return a model of the shape with random weights: all heads to select, 16 of the upper half to train."""
     import torch
     from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
@@ -120,8 +167,8 @@ def random_model(arguments: argparse.Namespace, *, selects: bool):
     torch.manual_seed(0)
     device = choose_device(arguments.device)
     config = Qwen3Config(
-        vocab_size=151936, num_key_value_heads=8, head_dim=128, max_position_embeddings=40960, **shape,
-        attn_implementation=IMPLEMENTATION, dtype=choose_dtype("auto", device),
+        vocab_size=VOCABULARY, num_key_value_heads=8, head_dim=128, max_position_embeddings=40960, **shape,
+        attn_implementation=IMPLEMENTATION, dtype=dtype or choose_dtype("auto", device),
     )  # fmt: skip
     with device:
         model = Qwen3Model._from_config(config, dtype=config.dtype).eval().requires_grad_(False)
