@@ -364,7 +364,7 @@ def test_half_precision_on_a_cpu_is_refused(folder, tmp_path):
         Trainer(loaded, SHORT, TrainingData(LISTS), QUICK, directory=tmp_path)
 
 
-def test_autocast_trains_and_keeps_the_reading_in_float32(folder, tmp_path):
+def test_autocast_trains(folder, tmp_path):
     config = replace(QUICK, precision="bfloat16", max_steps=2)
     _, report = trained(folder, tmp_path, config)
     trained(folder, tmp_path / "full", replace(config, precision="float32"))
@@ -372,6 +372,23 @@ def test_autocast_trains_and_keeps_the_reading_in_float32(folder, tmp_path):
     first, second = (_log(path)[1]["loss"] for path in (tmp_path, tmp_path / "full"))
     assert first == pytest.approx(second, rel=0.05)
     assert first != second
+
+
+@pytest.mark.parametrize("moves", ["lora", "qk", "all"])
+def test_half_precision_under_autocast_keeps_scores_and_movable_weights_in_float32(folder, moves):
+    """What training does on a GPU: weights in bfloat16, autocast, those that move in float32."""
+    loaded = load(folder, HEADS, device="cpu", dtype="bfloat16")
+    set_movable(loaded.model, moves)
+    scorer = ListScorer(AttentionReader(loaded), SHORT)
+    with torch.autocast("cpu", torch.bfloat16):
+        (scores,) = scorer.forward(scorer.prompts(LISTS[:1]))
+        (read,) = scorer.scores(LISTS[:1])
+    assert (scores.dtype, read.dtype) == (torch.float32, torch.float32)
+    assert float(scores.detach().sum()) == pytest.approx(1.0, abs=1e-5)  # bfloat16 would be off by 1e-3
+    scores.log()[0].backward()
+    for weight in movable_weights(loaded.model).values():
+        assert weight.dtype == torch.float32
+        assert torch.isfinite(weight.grad).all()
 
 
 # ---------------------------------------------------------------------------------------------------------- schedule

@@ -70,8 +70,10 @@ class ListScorer:
                 f"(content_free None), and calibrate afterwards if you must"
             )
         read = self.reader.forward(prompts, support=self.rule.support)
-        masses = (passage_mass(one, prompt.passages, self.rule) for one, prompt in zip(read, prompts, strict=True))
-        return [self._weights @ mass for mass in masses]
+        return [
+            self._combined(passage_mass(one, prompt.passages, self.rule))
+            for one, prompt in zip(read, prompts, strict=True)
+        ]
 
     def masses(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         """Return the mass [H, P] of every head on every passage, without gradients; calibrated where the rule says."""
@@ -86,7 +88,12 @@ class ListScorer:
     def scores(self, lists: Sequence[GradedList]) -> list[Tensor]:
         """Return the scores [P] of each list, batched by length, without gradients."""
         parts = (lists[start : start + _READ_AT_ONCE] for start in range(0, len(lists), _READ_AT_ONCE))
-        return [self._weights @ mass for part in parts for mass in self.masses(self.prompts(part))]
+        return [self._combined(mass) for part in parts for mass in self.masses(self.prompts(part))]
+
+    def _combined(self, mass: Tensor) -> Tensor:
+        """Return the heads' sum or mean [P], in float32 whatever autocast makes of products."""
+        with torch.autocast(mass.device.type, enabled=False):
+            return self._weights @ mass
 
 
 def _difference(read: Tensor, content_free: Tensor) -> Tensor:
