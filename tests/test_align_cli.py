@@ -90,7 +90,7 @@ def test_heads_are_selected_and_trained_into_a_folder_that_reranks(folder, tmp_p
     assert '"beta": 4' in card
     assert str(tmp_path) not in card
     ranking = overlap_lists(1)[0].ranking
-    reranked = headrank(tmp_path / "new", tmp_path / "new" / "heads.json", device="cpu").rerank(ranking)
+    reranked = headrank(tmp_path / "new", device="cpu").rerank(ranking)
     assert sorted(reranked.docids) == sorted(ranking.docids)
     again = json.loads(invoke(*command, "--json").stdout)  # finished already: nothing is trained
     assert (again["end"], again["steps"]) == ("finished", 4)

@@ -435,10 +435,8 @@ def test_exported_folder_reranks_as_the_trained_model_did(folder, tmp_path, dtyp
     loaded, report = trained(folder, tmp_path / "new" / "training", replace(QUICK, moves="lora", max_steps=3))
     made_by = {"dev": report.dev_best}
     path = export(loaded, SHORT, tmp_path / "new", dtype=dtype, made_by=made_by)
-    options = json.loads((path / "recipe.json").read_text())["template"]
-    assert options["rows"] == "query"
-    changes = {name: options[name] for name in ("opening", "instruction", "query_label", "label", "separator", "rows")}
-    reranker = headrank(path, path / "heads.json", options=changes, device="cpu", dtype="float32", chat="plain")
+    reranker = headrank(path, device="cpu", dtype="float32", chat="plain")  # heads, template and rule come along
+    assert reranker.recipe.template.rows == "query"
     assert reranker.reader.source.layers == 2
     expected = ListScorer(AttentionReader(loaded), SHORT).scores(DEV[:3])
     for graded, scores in zip(DEV[:3], expected, strict=True):

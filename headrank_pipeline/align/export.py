@@ -32,7 +32,7 @@ def export(
     name: str | None = None,
     made_by: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a model folder that `headrank(folder, folder / "heads.json")` can use; return the folder.
+    """Write a model folder that `headrank(folder)` can use; return the folder.
 
     It holds ``model.safetensors`` (layers up to the deepest head), ``config.json``, the tokenizer's files,
     ``heads.json``, ``recipe.json`` (template and rule as they were trained) and ``README.md``. Files of these names
@@ -108,7 +108,7 @@ A passage reranker for headrank_pipeline: it reads attention and generates nothi
 ```python
 from headrank_pipeline import headrank
 
-reranker = headrank("{name}", "{name}/heads.json")
+reranker = headrank("{name}")  # this folder
 ```
 
 ## What made it
