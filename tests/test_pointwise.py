@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.generation import CausalModel, Loading
 from headrank_pipeline.rerank.pointwise import qwen3_reranker
+from headrank_pipeline.rerank.replies import NOTES
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,6 +95,7 @@ def test_documents_are_cut_to_the_budget_and_counted(folder):
     given = Ranking(Query("q1", "birds"), (Candidate("d1", 2.0, "bird " * 500), Candidate("d2", 1.0, "a bird")))
     whole = qwen3_reranker(folder, device="cpu").rerank(given).notes
     assert (whole["passages_cut"], whole["tokens_dropped"]) == (0, 0)
+    assert set(whole) <= set(NOTES)
     cut = qwen3_reranker(folder, device="cpu", max_prompt_tokens=400).rerank(given).notes
     assert cut["passages_cut"] == 1
     assert cut["prompt_tokens"] == whole["prompt_tokens"] - cut["tokens_dropped"]

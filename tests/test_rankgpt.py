@@ -3,12 +3,14 @@
 import json
 
 import pytest
-from chat_models import CHAT, chat_model, numbered, one_thread
+from chat_models import CHAT, chat_model, numbered, one_thread, tokenizer_with
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.rerank.chat import ChatFormat
 from headrank_pipeline.rerank.decoding import Reasoning
 from headrank_pipeline.rerank.first_token import first_token
 from headrank_pipeline.rerank.rankgpt import conversation_of, rankgpt
@@ -304,3 +306,16 @@ def test_first_token_of_a_model_that_always_thinks_is_refused(tmp_path):
     opened = chat_model(tmp_path, template=ALWAYS_THINKING)
     with pytest.raises(ValueError, match="begins every reply with thinking"):
         first_token(opened, **FIRST)
+
+
+def test_an_opening_token_is_written_once(tmp_path):
+    tokenizer = tokenizer_with("opening")
+    opening = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = opening
+    for template, text in (("<|endoftext|>" + CHAT, "chat"), (None, "plain")):
+        opened = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|endoftext|>")
+        opened.chat_template = template
+        chat = ChatFormat(opened, text, thinking=False)
+        ids = chat.ids(chat.text([{"role": "user", "content": "fleas"}]))
+        assert (ids[0], ids.count(0)) == (0, 1)
