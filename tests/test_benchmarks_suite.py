@@ -180,6 +180,21 @@ def test_all_are_run_what_is_missing_is_named_and_a_second_call_continues(mini, 
     assert {path: path.read_bytes() for path in (mini / "out").rglob("scores.jsonl")} == before != {}
 
 
+@pytest.mark.shared_data
+def test_dl19_has_its_published_first_stage_score(shared_data, model, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "trec-dl-2019").symlink_to(shared_data / "dl19")
+    result = invoke(
+        "run", PIPELINES / "trec-dl-2019.yaml", PIPELINES / "trec-dl-2020.yaml", "--offline",
+        "--data", tmp_path / "data", "--model", model, "--heads", "all", "--depth", 1, "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 7, result.output
+    done, missing = json.loads((tmp_path / "out" / "summary.json").read_text())["benchmarks"]
+    assert (done["queries"], round(done["first_stage"]["nDCG@10"], 4)) == (43, 0.5058)
+    assert done["checks"] == {"nDCG@10": "OK"}
+    assert missing["status"] == "missing"
+
+
 def test_each_run_records_the_command_that_runs_it_alone(mini, model):
     invoke(*arguments(mini, model))
     manifest = json.loads((mini / "out" / "beir-one" / "manifest.json").read_text())
