@@ -28,10 +28,10 @@ from transformers import logging as transformers_logging
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.conversation import Conversation
-from headrank_pipeline.rerank.rankgpt import RankGPT, rankgpt
+from headrank_pipeline.rerank.baselines.conversation import Conversation
+from headrank_pipeline.rerank.baselines.rankgpt import RankGPT, rankgpt
+from headrank_pipeline.rerank.baselines.replies import Reply
 from headrank_pipeline.rerank.recipes import headrank
-from headrank_pipeline.rerank.replies import Reply
 
 COLUMNS = ("system", "candidates", "forward passes", "prompt tokens", "generated", "seconds", "ratio")
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from headrank_pipeline.first_stage.lexical import bm25
     from headrank_pipeline.first_stage.saved import saved_candidates, saved_run
     from headrank_pipeline.records import Candidate, Query, Ranking
+    from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
+    from headrank_pipeline.rerank.interpolation import interpolated
     from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead, qrranker
     from headrank_pipeline.rerank.searcher import RerankingSearcher
 
@@ -34,8 +36,10 @@ __all__ = [
     "evaluate",
     "headrank",
     "icr",
+    "interpolated",
     "qrhead",
     "qrranker",
+    "rankgpt",
     "saved_candidates",
     "saved_run",
 ]
@@ -51,8 +55,10 @@ _HOMES = {
     "evaluate": "experiment.evaluate",
     "headrank": "rerank.recipes",
     "icr": "rerank.recipes",
+    "interpolated": "rerank.interpolation",
     "qrhead": "rerank.recipes",
     "qrranker": "rerank.recipes",
+    "rankgpt": "rerank.baselines.rankgpt",
     "saved_candidates": "first_stage.saved",
     "saved_run": "first_stage.saved",
 }

@@ -1,6 +1,7 @@
 """Shared fixtures: the real collections beside the project, and indexes that are built once per session."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from textwrap import dedent
 
 import pytest
 from hypothesis import settings
+
+# Threads fight over tiny matrices: one thread is several times faster here, in this process and those it starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A written file is flushed to the disk, which takes as long as the machine pleases.
 settings.register_profile("no-deadline", deadline=None)

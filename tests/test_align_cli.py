@@ -16,7 +16,7 @@ from headrank_pipeline.align.lists import read_lists, save_lists
 from headrank_pipeline.align.movable import Moves
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.cli import learning, main
-from headrank_pipeline.experiment.learning_figures import head_map, training_curves
+from headrank_pipeline.comparison.learning_figures import head_map, training_curves
 from headrank_pipeline.rerank.recipes import headrank
 from headrank_pipeline.trec import write_candidates
 

@@ -12,12 +12,12 @@ from scipy import stats
 
 from headrank_pipeline.cli.comparison import ANALYSES as CLI_ANALYSES
 from headrank_pipeline.cli.comparison import analyze as analyze_command
-from headrank_pipeline.experiment.analysis import Zone, middle_zone, score_positions
-from headrank_pipeline.experiment.analysis_report import ANALYSES, analyze, save_analysis
-from headrank_pipeline.experiment.biases import length_bias, order_sensitivity
-from headrank_pipeline.experiment.compare import FIRST_STAGE
-from headrank_pipeline.experiment.finished import read_finished_runs
-from headrank_pipeline.experiment.rank_agreement import kendall_tau, rank_biased_overlap, spearman
+from headrank_pipeline.comparison.analysis import Zone, middle_zone, score_positions
+from headrank_pipeline.comparison.analysis_report import ANALYSES, analyze, save_analysis
+from headrank_pipeline.comparison.biases import length_bias, order_sensitivity
+from headrank_pipeline.comparison.compare import FIRST_STAGE
+from headrank_pipeline.comparison.finished import read_finished_runs
+from headrank_pipeline.comparison.rank_agreement import kendall_tau, rank_biased_overlap, spearman
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
 

@@ -13,12 +13,12 @@ from scipy import stats
 
 from headrank_pipeline.cli.comparison import FIELDS as CLI_FIELDS
 from headrank_pipeline.cli.comparison import compare as compare_command
-from headrank_pipeline.experiment.comparable import FIELDS
-from headrank_pipeline.experiment.compare import FIRST_STAGE, compare
-from headrank_pipeline.experiment.comparison_report import comparison_tables, save_comparison
-from headrank_pipeline.experiment.costs import cost_of
-from headrank_pipeline.experiment.finished import read_finished, read_finished_runs
-from headrank_pipeline.experiment.significance import (
+from headrank_pipeline.comparison.comparable import FIELDS
+from headrank_pipeline.comparison.compare import FIRST_STAGE, compare
+from headrank_pipeline.comparison.comparison_report import comparison_tables, save_comparison
+from headrank_pipeline.comparison.costs import cost_of
+from headrank_pipeline.comparison.finished import read_finished, read_finished_runs
+from headrank_pipeline.comparison.significance import (
     bootstrap_means,
     bootstrap_ratio,
     effect_size,

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from headrank_pipeline.cli import main
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.rankgpt import rankgpt
+from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
 from headrank_pipeline.trec import read_run, write_candidates
 
 # ------------------------------------------------------------------------------------------------- transformers serve
@@ -279,7 +279,7 @@ def test_what_looks_like_markup_is_broken_up():
 def test_asking_a_server_needs_no_torch(fresh_python):
     done = fresh_python("""
         import sys
-        import headrank_pipeline.rerank.rankgpt
+        import headrank_pipeline.rerank.baselines.rankgpt
         assert "torch" not in sys.modules and "transformers" not in sys.modules
     """)
     assert done.returncode == 0, done.stderr

@@ -20,8 +20,10 @@ PUBLIC = [
     "evaluate",
     "headrank",
     "icr",
+    "interpolated",
     "qrhead",
     "qrranker",
+    "rankgpt",
     "saved_candidates",
     "saved_run",
 ]

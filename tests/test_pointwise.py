@@ -10,9 +10,9 @@ from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.generation import CausalModel, Loading
-from headrank_pipeline.rerank.pointwise import qwen3_reranker
-from headrank_pipeline.rerank.replies import NOTES
+from headrank_pipeline.rerank.baselines.generation import CausalModel, Loading
+from headrank_pipeline.rerank.baselines.pointwise import qwen3_reranker
+from headrank_pipeline.rerank.baselines.replies import NOTES
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,11 +10,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.chat import ChatFormat
-from headrank_pipeline.rerank.decoding import Reasoning
-from headrank_pipeline.rerank.first_token import first_token
-from headrank_pipeline.rerank.rankgpt import conversation_of, rankgpt
-from headrank_pipeline.rerank.replies import NOTES, parse_reply
+from headrank_pipeline.rerank.baselines.chat import ChatFormat
+from headrank_pipeline.rerank.baselines.decoding import Reasoning
+from headrank_pipeline.rerank.baselines.first_token import first_token
+from headrank_pipeline.rerank.baselines.rankgpt import conversation_of, rankgpt
+from headrank_pipeline.rerank.baselines.replies import NOTES, parse_reply
 
 # Texts short enough that the tiny model is quick; windows small enough that lists need several.
 QUICK = {"device": "cpu", "max_new_tokens": 8, "window_size": 8, "stride": 4}

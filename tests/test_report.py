@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from headrank_pipeline.experiment.canvas import Picture, draw
-from headrank_pipeline.experiment.report import Section, html_page
-from headrank_pipeline.experiment.tables import Column, Shown, Table
+from headrank_pipeline.comparison.canvas import Picture, draw
+from headrank_pipeline.comparison.report import Section, html_page
+from headrank_pipeline.comparison.tables import Column, Shown, Table
 
 NASTY = '<script>alert("x")</script>&|'
 
@@ -132,7 +132,7 @@ def test_a_figure_is_the_same_each_time_whatever_matplotlibrc_says(picture, tmp_
     (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\nfont.size: 20\nsavefig.dpi: 30\n")
     code = (
         "import sys, hashlib\n"
-        "from headrank_pipeline.experiment.canvas import draw\n"
+        "from headrank_pipeline.comparison.canvas import draw\n"
         "made = draw('dots', 'Dots', sys.argv[1], (2.0, 1.5), lambda figure: figure.subplots().plot([1, 2], 'o'))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "print(hashlib.sha256(made.png + made.captioned_png).hexdigest())\n"

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.replies import NOTES, Reply, parse_reply, without_thinking
-from headrank_pipeline.rerank.windows import Ordered, Windowing, slide
+from headrank_pipeline.rerank.baselines.replies import NOTES, Reply, parse_reply, without_thinking
+from headrank_pipeline.rerank.baselines.windows import Ordered, Windowing, slide
 
 
 def listed(length: int, qid: str = "q") -> Ranking:

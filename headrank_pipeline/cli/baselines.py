@@ -15,9 +15,9 @@ __all__ = ["BASELINES", "BASELINE_FLAGS", "BASELINE_OPTIONS", "load_baseline", "
 
 # --system NAME -> (module, function), as SYSTEMS of headrank_pipeline.cli.reranking.
 BASELINES = {
-    "rankgpt": ("headrank_pipeline.rerank.rankgpt", "rankgpt"),
-    "first-token": ("headrank_pipeline.rerank.first_token", "first_token"),
-    "qwen3-reranker": ("headrank_pipeline.rerank.pointwise", "qwen3_reranker"),
+    "rankgpt": ("headrank_pipeline.rerank.baselines.rankgpt", "rankgpt"),
+    "first-token": ("headrank_pipeline.rerank.baselines.first_token", "first_token"),
+    "qwen3-reranker": ("headrank_pipeline.rerank.baselines.pointwise", "qwen3_reranker"),
 }
 
 # None means that the flag was not given: defaults belong to the systems.

@@ -10,7 +10,7 @@ import click
 from headrank_pipeline.cli.reporting import command_line, echo_json
 
 if TYPE_CHECKING:
-    from headrank_pipeline.experiment.tables import Table
+    from headrank_pipeline.comparison.tables import Table
 
 __all__ = ["analyze", "compare"]
 
@@ -60,8 +60,8 @@ def compare(
     as_json: bool,
 ) -> None:
     """Compare runs on the same candidates: quality with paired tests, and cost."""
-    from headrank_pipeline.experiment.compare import compare as compare_runs
-    from headrank_pipeline.experiment.comparison_report import comparison_record, comparison_tables, save_comparison
+    from headrank_pipeline.comparison.compare import compare as compare_runs
+    from headrank_pipeline.comparison.comparison_report import comparison_record, comparison_tables, save_comparison
 
     comparison = compare_runs(
         runs,
@@ -116,10 +116,10 @@ def analyze(
     **rest: Any,
 ) -> None:
     """Look into runs; without a flag, everything that applies to them."""
-    from headrank_pipeline.experiment.analysis import Zone
-    from headrank_pipeline.experiment.analysis_report import Options, save_analysis
-    from headrank_pipeline.experiment.analysis_report import analyze as analyze_runs
-    from headrank_pipeline.experiment.comparison_report import frame_records
+    from headrank_pipeline.comparison.analysis import Zone
+    from headrank_pipeline.comparison.analysis_report import Options, save_analysis
+    from headrank_pipeline.comparison.analysis_report import analyze as analyze_runs
+    from headrank_pipeline.comparison.comparison_report import frame_records
 
     wanted = [name for name in ANALYSES if rest.pop(name.replace("-", "_"))]
     options = Options(zone=Zone(*zone, top), **rest)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from headrank_pipeline.cli.reporting import command_line, echo_json, table
-from headrank_pipeline.trec import read_candidates, read_qrels, read_run
 
 if TYPE_CHECKING:
     from headrank_pipeline.experiment.directory import RunDirectory
@@ -40,9 +39,10 @@ def demo(output: Path, examples: int, device: str, as_json: bool) -> None:
     BM25 alone, ICR (every head, calibrated) and HeadRank (selected heads) on the same small model that ships with the
     package, and HeadRank mixed with BM25.
     """
-    from headrank_pipeline.experiment.compare import compare
-    from headrank_pipeline.experiment.comparison_report import comparison_record, comparison_tables, save_comparison
+    from headrank_pipeline.comparison.compare import compare
+    from headrank_pipeline.comparison.comparison_report import comparison_record, comparison_tables, save_comparison
     from headrank_pipeline.rerank.recipes import is_trained
+    from headrank_pipeline.trec import read_qrels
 
     *plans, mixed = _plans(output, device)
     outcomes = [_executed(plan) for plan in (*plans, mixed)]
@@ -111,6 +111,8 @@ def example_lines(
     directory: RunDirectory, judged: Judged, qrels: Mapping[str, Mapping[str, int]], count: int
 ) -> Iterator[str]:
     """Yield the best passages before and after of the queries that moved most, losses among them."""
+    from headrank_pipeline.trec import read_candidates, read_run
+
     measure, *_ = judged.reranked.means
     before, after = judged.first_stage.per_query, judged.reranked.per_query
     moved = sorted(after, key=lambda qid: after[qid][measure] - before[qid][measure])

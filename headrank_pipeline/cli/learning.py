@@ -98,7 +98,7 @@ def select_heads(
     from headrank_pipeline.align.lists import describe_file, read_lists
     from headrank_pipeline.align.selection import select_heads as select
     from headrank_pipeline.attention.model import load
-    from headrank_pipeline.experiment.learning_figures import head_map
+    from headrank_pipeline.comparison.learning_figures import head_map
     from headrank_pipeline.experiment.progress import Progress
 
     config = SelectionConfig(**settings)
@@ -194,7 +194,7 @@ def train(
     from headrank_pipeline.align.schedule import TrainingConfig, configured
     from headrank_pipeline.align.trainer import Trainer, TrainingData
     from headrank_pipeline.attention.model import load
-    from headrank_pipeline.experiment.learning_figures import training_curves
+    from headrank_pipeline.comparison.learning_figures import training_curves
     from headrank_pipeline.experiment.progress import Progress
 
     named = {name: value for name, value in common.items() if value is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from headrank_pipeline.rerank.windows import Window
+from headrank_pipeline.rerank.baselines.windows import Window
 
 __all__ = ["fitted_words"]
 

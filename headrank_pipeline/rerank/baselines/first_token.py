@@ -16,13 +16,13 @@ from typing import Any, Literal, TypedDict, Unpack
 from headrank_pipeline.attention.prompt import control_pattern
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
-from headrank_pipeline.rerank.chat import ChatFormat
-from headrank_pipeline.rerank.conversation import Message
-from headrank_pipeline.rerank.fitting import fitted_words
-from headrank_pipeline.rerank.generation import CausalModel, Loading
-from headrank_pipeline.rerank.options import read_settings, refuse_unknown
-from headrank_pipeline.rerank.passage_text import PassageText, Shown
-from headrank_pipeline.rerank.windows import Ordered, Window, Windowing, slide
+from headrank_pipeline.rerank.baselines.chat import ChatFormat
+from headrank_pipeline.rerank.baselines.conversation import Message
+from headrank_pipeline.rerank.baselines.fitting import fitted_words
+from headrank_pipeline.rerank.baselines.generation import CausalModel, Loading
+from headrank_pipeline.rerank.baselines.options import read_settings, refuse_unknown
+from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown
+from headrank_pipeline.rerank.baselines.windows import Ordered, Window, Windowing, slide
 
 __all__ = ["FirstToken", "FirstTokenOptions", "first_token"]
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from headrank_pipeline.experiment.analysis import Grades
-from headrank_pipeline.experiment.compare import FIRST_STAGE
+from headrank_pipeline.comparison.analysis import Grades
+from headrank_pipeline.comparison.compare import FIRST_STAGE
+from headrank_pipeline.comparison.finished import FinishedRun
+from headrank_pipeline.comparison.rank_agreement import kendall_tau, overlap, rank_biased_overlap, spearman
+from headrank_pipeline.comparison.significance import bootstrap_means
 from headrank_pipeline.experiment.evaluate import evaluate
-from headrank_pipeline.experiment.finished import FinishedRun
-from headrank_pipeline.experiment.rank_agreement import kendall_tau, overlap, rank_biased_overlap, spearman
-from headrank_pipeline.experiment.significance import bootstrap_means
 
 __all__ = ["length_bias", "order_sensitivity"]
 

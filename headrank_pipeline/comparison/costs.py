@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from headrank_pipeline.experiment.finished import FinishedRun
+from headrank_pipeline.comparison.finished import FinishedRun
 
 __all__ = ["Cost", "cost_of"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from headrank_pipeline.rerank.conversation import Message
+from headrank_pipeline.rerank.baselines.conversation import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from headrank_pipeline.experiment.canvas import Picture, shortened
-from headrank_pipeline.experiment.compare import Comparison
-from headrank_pipeline.experiment.finished import FinishedRun
+from headrank_pipeline.comparison.canvas import Picture, shortened
+from headrank_pipeline.comparison.compare import Comparison
+from headrank_pipeline.comparison.finished import FinishedRun
+from headrank_pipeline.comparison.report import Section, html_page
+from headrank_pipeline.comparison.run_figures import cost_figure, difference_figure, scatter_figure
+from headrank_pipeline.comparison.tables import Cell, Column, Shown, Table
 from headrank_pipeline.experiment.manifest import plain, write_json
-from headrank_pipeline.experiment.report import Section, html_page
-from headrank_pipeline.experiment.run_figures import cost_figure, difference_figure, scatter_figure
-from headrank_pipeline.experiment.tables import Cell, Column, Shown, Table
 from headrank_pipeline.trec import atomic_writer
 
 __all__ = ["comparison_tables", "origin_of", "save_comparison", "write_pictures", "write_text"]

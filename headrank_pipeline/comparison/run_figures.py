@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from headrank_pipeline.experiment.canvas import BLUE, GREEN, GREY, ORANGE, Picture, columns_of, draw, shortened, wrapped
-from headrank_pipeline.experiment.significance import SAME
+from headrank_pipeline.comparison.canvas import BLUE, GREEN, GREY, ORANGE, Picture, columns_of, draw, shortened, wrapped
+from headrank_pipeline.comparison.significance import SAME
 
 __all__ = [
     "cost_figure",

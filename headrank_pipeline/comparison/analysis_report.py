@@ -9,16 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from headrank_pipeline.experiment.analysis import Grades, Scale, Zone, middle_zone, score_positions
-from headrank_pipeline.experiment.biases import length_bias, order_sensitivity
-from headrank_pipeline.experiment.canvas import Picture
-from headrank_pipeline.experiment.comparable import find_qrels
-from headrank_pipeline.experiment.compare import FIRST_STAGE, compare
-from headrank_pipeline.experiment.comparison_report import origin_of, write_pictures, write_text
-from headrank_pipeline.experiment.evaluate import parse_measure
-from headrank_pipeline.experiment.finished import FinishedRun, read_finished_runs
-from headrank_pipeline.experiment.report import Section, html_page
-from headrank_pipeline.experiment.run_figures import (
+from headrank_pipeline.comparison.analysis import Grades, Scale, Zone, middle_zone, score_positions
+from headrank_pipeline.comparison.biases import length_bias, order_sensitivity
+from headrank_pipeline.comparison.canvas import Picture
+from headrank_pipeline.comparison.comparable import find_qrels
+from headrank_pipeline.comparison.compare import FIRST_STAGE, compare
+from headrank_pipeline.comparison.comparison_report import origin_of, write_pictures, write_text
+from headrank_pipeline.comparison.finished import FinishedRun, read_finished_runs
+from headrank_pipeline.comparison.report import Section, html_page
+from headrank_pipeline.comparison.run_figures import (
     length_bias_figure,
     middle_zone_figure,
     order_figure,
@@ -26,7 +25,8 @@ from headrank_pipeline.experiment.run_figures import (
     scatter_figure,
     spread_figure,
 )
-from headrank_pipeline.experiment.tables import Cell, Column, Shown, Table
+from headrank_pipeline.comparison.tables import Cell, Column, Shown, Table
+from headrank_pipeline.experiment.evaluate import parse_measure
 from headrank_pipeline.trec import read_qrels
 
 __all__ = ["ANALYSES", "Analysis", "Options", "analyze", "save_analysis"]

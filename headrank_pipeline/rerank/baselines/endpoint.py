@@ -15,8 +15,8 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from headrank_pipeline.pipeline import MissingPrerequisite
-from headrank_pipeline.rerank.conversation import Conversation, Message
-from headrank_pipeline.rerank.replies import Reply
+from headrank_pipeline.rerank.baselines.conversation import Conversation, Message
+from headrank_pipeline.rerank.baselines.replies import Reply
 
 __all__ = ["Connection", "EndpointWriter"]
 

@@ -1,7 +1,7 @@
 """RankGPT: a chat model writes the order of each window, from the bottom of the list to the top.
 
 Sun et al., "Is ChatGPT Good at Search?" (arXiv 2304.09542), code sunnweiwei/RankGPT. What differs from it, and how
-replies are repaired, is in docs/baselines.md; the names of all counts are in `headrank_pipeline.rerank.replies.NOTES`.
+replies are repaired, is in docs/baselines.md; the names of all counts are in `baselines.replies.NOTES`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, TypedDict, Unpack
 
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
-from headrank_pipeline.rerank.conversation import Conversation, Message, Writer
-from headrank_pipeline.rerank.decoding import Decoding, Reasoning
-from headrank_pipeline.rerank.fitting import fitted_words
-from headrank_pipeline.rerank.options import read_settings, refuse_unknown
-from headrank_pipeline.rerank.passage_text import PassageText, Shown
-from headrank_pipeline.rerank.replies import Reply, parse_reply
-from headrank_pipeline.rerank.windows import Ordered, Window, Windowing, slide
+from headrank_pipeline.rerank.baselines.conversation import Conversation, Message, Writer
+from headrank_pipeline.rerank.baselines.decoding import Decoding, Reasoning
+from headrank_pipeline.rerank.baselines.fitting import fitted_words
+from headrank_pipeline.rerank.baselines.options import read_settings, refuse_unknown
+from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown
+from headrank_pipeline.rerank.baselines.replies import Reply, parse_reply
+from headrank_pipeline.rerank.baselines.windows import Ordered, Window, Windowing, slide
 
 __all__ = ["RankGPT", "RankGPTOptions", "rankgpt"]
 
@@ -203,8 +203,8 @@ _SHARED = (Windowing, PassageText, Reasoning, Decoding)
 
 
 def _local_writer(model: str, where: str, given: Mapping[str, Any]) -> Writer:
-    from headrank_pipeline.rerank.generation import CausalModel, Loading
-    from headrank_pipeline.rerank.local_writer import LocalWriter
+    from headrank_pipeline.rerank.baselines.generation import CausalModel, Loading
+    from headrank_pipeline.rerank.baselines.local_writer import LocalWriter
 
     refuse_unknown(where, given, *_SHARED, Loading)
     reasoning, limit, decoding = _reply_settings(where, given)
@@ -214,7 +214,7 @@ def _local_writer(model: str, where: str, given: Mapping[str, Any]) -> Writer:
 
 def _server(url: str, model: str, where: str, given: Mapping[str, Any]) -> Writer:
     """No torch, no transformers: the model is elsewhere."""
-    from headrank_pipeline.rerank.endpoint import Connection, EndpointWriter
+    from headrank_pipeline.rerank.baselines.endpoint import Connection, EndpointWriter
 
     refuse_unknown(where, given, *_SHARED, Connection)
     reasoning, limit, decoding = _reply_settings(where, given)

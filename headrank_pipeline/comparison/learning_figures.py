@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.experiment.canvas import BLUE, GREEN, GREY, ORANGE, Picture, draw
+from headrank_pipeline.comparison.canvas import BLUE, GREEN, GREY, ORANGE, Picture, draw
 from headrank_pipeline.files import json_object_lines, open_text
 
 __all__ = ["head_map", "training_curves"]

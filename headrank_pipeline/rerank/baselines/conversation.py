@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from headrank_pipeline.rerank.replies import Reply
+from headrank_pipeline.rerank.baselines.replies import Reply
 
 __all__ = ["Conversation", "Message", "Writer"]
 

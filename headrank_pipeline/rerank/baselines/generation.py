@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from headrank_pipeline.attention.model import choose_device, choose_dtype, load_config, quiet_transformers, source_of
-from headrank_pipeline.rerank.decoding import Decoding
+from headrank_pipeline.rerank.baselines.decoding import Decoding
 
 __all__ = ["CausalModel", "Generated", "Loading"]
 

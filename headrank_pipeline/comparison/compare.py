@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from headrank_pipeline.experiment.comparable import check_comparable, find_qrels
-from headrank_pipeline.experiment.costs import Cost, cost_of
+from headrank_pipeline.comparison.comparable import check_comparable, find_qrels
+from headrank_pipeline.comparison.costs import Cost, cost_of
+from headrank_pipeline.comparison.finished import FinishedRun, read_finished_runs
+from headrank_pipeline.comparison.significance import bootstrap_means, holm, paired_tests
 from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluate
-from headrank_pipeline.experiment.finished import FinishedRun, read_finished_runs
 from headrank_pipeline.experiment.manifest import file_sha256
-from headrank_pipeline.experiment.significance import bootstrap_means, holm, paired_tests
 from headrank_pipeline.trec import read_qrels
 
 __all__ = ["FIRST_STAGE", "Comparison", "compare"]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 
-from headrank_pipeline.experiment.canvas import Picture
-from headrank_pipeline.experiment.tables import Cell, Column, Shown, Table
+from headrank_pipeline.comparison.canvas import Picture
+from headrank_pipeline.comparison.tables import Cell, Column, Shown, Table
 
 __all__ = ["Section", "html_page"]
 

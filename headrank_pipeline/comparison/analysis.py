@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from headrank_pipeline.experiment.finished import FinishedRun
+from headrank_pipeline.comparison.finished import FinishedRun
+from headrank_pipeline.comparison.significance import bootstrap_ratio
 from headrank_pipeline.experiment.journal import Entry
-from headrank_pipeline.experiment.significance import bootstrap_ratio
 
 __all__ = ["Grades", "Scale", "Zone", "middle_zone", "score_positions"]
 

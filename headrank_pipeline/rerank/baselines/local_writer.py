@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrank_pipeline.attention.prompt import control_pattern
-from headrank_pipeline.rerank.chat import ChatFormat
-from headrank_pipeline.rerank.conversation import Conversation, Message
-from headrank_pipeline.rerank.decoding import Decoding
-from headrank_pipeline.rerank.generation import CausalModel, Generated
-from headrank_pipeline.rerank.replies import Reply
+from headrank_pipeline.rerank.baselines.chat import ChatFormat
+from headrank_pipeline.rerank.baselines.conversation import Conversation, Message
+from headrank_pipeline.rerank.baselines.decoding import Decoding
+from headrank_pipeline.rerank.baselines.generation import CausalModel, Generated
+from headrank_pipeline.rerank.baselines.replies import Reply
 
 __all__ = ["LocalWriter"]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headrank_pipeline.experiment.canvas import shortened
+from headrank_pipeline.comparison.canvas import shortened
 
 __all__ = ["Cell", "Column", "Table"]
 
