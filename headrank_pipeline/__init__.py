@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headrank_pipeline.attention.heads import HeadSet
     from headrank_pipeline.experiment.evaluate import evaluate
+    from headrank_pipeline.first_stage.dense import dense
+    from headrank_pipeline.first_stage.impact import impact
     from headrank_pipeline.first_stage.lexical import bm25
     from headrank_pipeline.first_stage.saved import saved_candidates, saved_run
     from headrank_pipeline.records import Candidate, Query, Ranking
@@ -33,9 +35,11 @@ __all__ = [
     "__version__",
     "bm25",
     "core",
+    "dense",
     "evaluate",
     "headrank",
     "icr",
+    "impact",
     "interpolated",
     "qrhead",
     "qrranker",
@@ -52,9 +56,11 @@ _HOMES = {
     "RerankingSearcher": "rerank.searcher",
     "bm25": "first_stage.lexical",
     "core": "rerank.recipes",
+    "dense": "first_stage.dense",
     "evaluate": "experiment.evaluate",
     "headrank": "rerank.recipes",
     "icr": "rerank.recipes",
+    "impact": "first_stage.impact",
     "interpolated": "rerank.interpolation",
     "qrhead": "rerank.recipes",
     "qrranker": "rerank.recipes",
