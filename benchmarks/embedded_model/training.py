@@ -18,10 +18,10 @@ from headrank_pipeline.rerank.recipes import HEADRANK
 __all__ = ["train"]
 
 PASSAGES = (7, 9)  # of a list
-WORDS = (30, 45, 60)  # of a passage
-BATCH = 6  # lists of a step
+WORDS = (30, 45)
+BATCH = 12  # lists of a step
 WARM_UP = 10  # steps
-RATES = {"table": 2e-3, "matrices": 3e-4, "vectors": 2e-3}
+RATES = {"table": 2e-3, "matrices": 2e-5, "vectors": 3e-4}
 
 Groups = Sequence[tuple[float, Sequence[Lesson]]]
 
