@@ -350,7 +350,8 @@ def is_trained() -> bool:
 
 def embedded_first_stage_weight() -> float:
     """Return BM25's weight beside the embedded model, chosen on its training lists (see its model card)."""
-    return float(_embedded_facts().get("first_stage_weight", 0.5))
+    weight: float = _embedded_facts()["bm25_interpolation"]["weight"]
+    return weight
 
 
 def _embedded_facts() -> dict[str, Any]:
