@@ -16,7 +16,7 @@ __all__ = ["WEIGHTS", "choose_weight", "closing_table", "dev_lists", "interpolat
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 DEPTHS = {"scifact": 20, "dl19": 100, "noveleval": 20}
 DEV_QUERIES = 25
-DEV_DEPTH = 30
+DEV_DEPTH = 12
 
 Lists = list[tuple[Collection, list[Ranking]]]
 

@@ -60,8 +60,8 @@ def demo(output: Path, examples: int, device: str, as_json: bool) -> None:
         click.echo(f"\n{part.to_text()}")
     if not trained:
         click.echo(
-            "\nThe embedded model's weights are untrained (set by hand, see its model card): the figures show that the\n"
-            "way from query to run works, not how well HeadRank ranks. For that, give a real model to headrank run."
+            "\nThe embedded model's weights are untrained (set by hand, see its model card): the figures show that\n"
+            "the way from query to run works, not how well HeadRank ranks. For that, give headrank run a real model."
         )
     click.echo(f"\nruns, each with the manifest that made it   {output}/icr, headrank, headrank+bm25")
     click.echo(f"the comparison as a page                    {output / 'report' / 'report.html'}")

@@ -350,8 +350,8 @@ def is_trained() -> bool:
 
 def embedded_first_stage_weight() -> float:
     """Return BM25's weight beside the embedded model, chosen on its training lists (see its model card)."""
-    weight: float = _embedded_facts()["bm25_interpolation"]["weight"]
-    return weight
+    weight: float = _embedded_facts()["bm25_interpolation"]["weight"]  # of the model
+    return 1.0 - weight
 
 
 def _embedded_facts() -> dict[str, Any]:
