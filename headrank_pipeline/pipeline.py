@@ -291,4 +291,4 @@ class _CutReranker(Reranker):
 
 
 def _name(stage: object) -> str:
-    return type(stage).__name__ if isinstance(stage, Source | Reranker) else repr(stage)
+    return type(stage).__name__.lstrip("_") if isinstance(stage, Source | Reranker) else repr(stage)
