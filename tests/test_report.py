@@ -144,7 +144,9 @@ def test_a_figure_is_the_same_each_time_whatever_matplotlibrc_says(picture, tmp_
 
 
 def test_a_name_with_dollar_signs_is_drawn_as_it_stands():
-    draw("d", "D", "$x_", (2.0, 1.5), lambda figure: figure.subplots().set_title("cost $\\oops$"))
+    made = draw("d", "D", "$x_", (2.0, 1.5), lambda figure: figure.subplots().set_title("cost $\\oops$"))
+    blank = draw("d", "D", "$x_", (2.0, 1.5), lambda figure: figure.subplots())
+    assert made.png != blank.png  # as mathematics it would not parse
 
 
 def test_a_captioned_figure_is_higher_than_a_plain_one(picture):
