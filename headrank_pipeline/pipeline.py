@@ -15,17 +15,23 @@ makes no sense (``headrank >> bm25``) raises TypeError where it is written.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, tee
 from typing import Any
 
 from headrank_pipeline.records import Candidate, Query, Ranking
 
-__all__ = ["RRF_K", "MissingPrerequisite", "Queries", "Reranker", "Source", "as_queries", "fuse"]
+__all__ = ["RRF_K", "Failure", "MissingPrerequisite", "Queries", "Reranker", "Source", "as_queries", "fuse"]
 
 Queries = Iterable[Query] | Mapping[str, str]
+
+_log = logging.getLogger(__name__)
+
+# What may go wrong with one query (its text, its length, memory) and leave the others intact.
+_RECOVERABLE = (ValueError, RuntimeError, MemoryError)
 
 # Rankings handed to a reranker at once by Pipeline.retrieve; the runner of `experiment` chooses its own.
 _RETRIEVE_BATCH = 8
@@ -36,6 +42,21 @@ RRF_K = 60
 
 class MissingPrerequisite(RuntimeError):
     """Something the machine lacks (Java, a GPU that was asked for) rather than something wrong with the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A query that a reranker could not rerank.
+
+    Args:
+        query: which one.
+        error: why.
+        notes: what was counted before it failed, as in `Ranking.notes`: a failed query has its cost too.
+    """
+
+    query: Query
+    error: Exception
+    notes: Mapping[str, float] = field(default_factory=dict)
 
 
 def as_queries(queries: Queries) -> Iterator[Query]:
@@ -136,6 +157,25 @@ class Reranker(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return every parameter that can change a ranking, as JSON-ready values for the manifest."""
+
+    def attempt_batch(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
+        """Return what became of each query, in the same order: its ranking rescored, or why it failed.
+
+        Where a batch fails its queries are tried one by one. A reranker that knows which of them failed overrides this,
+        so that the others are not paid for twice.
+
+        Raises:
+            MissingPrerequisite: no query would fare better.
+        """
+        try:
+            return [*self.rerank_batch(rankings)]
+        except MissingPrerequisite:
+            raise
+        except _RECOVERABLE as error:
+            if len(rankings) == 1:
+                return [Failure(rankings[0].query, error)]
+            _log.warning("a batch of %d queries failed (%s); trying them one by one", len(rankings), error)
+        return [attempt for ranking in rankings for attempt in self.attempt_batch([ranking])]
 
     def rerank(self, ranking: Ranking) -> Ranking:
         """Return one ranking rescored."""

@@ -300,9 +300,13 @@ def test_unfinished_runs_and_other_folders_are_refused(made, tmp_path):
         compare([made / "runs"])
 
 
-def test_judgments_must_be_named_where_the_run_does_not_say(made):
-    with pytest.raises(FileNotFoundError, match="--qrels"):
-        compare([made / "runs" / "good"])
+def test_judgments_are_those_of_the_runs_while_they_are_unchanged(made, tmp_path):
+    assert compare([made / "runs" / "good"]).conditions["qrels"] == str(made / "qrels.txt")
+    shutil.copytree(made / "runs" / "good", tmp_path / "good")
+    evaluation = json.loads((tmp_path / "good" / "evaluation.json").read_text())
+    (tmp_path / "good" / "evaluation.json").write_text(json.dumps({**evaluation, "qrels_sha256": "0"}))
+    with pytest.raises(FileNotFoundError, match=r"no judgments known for .*good; name them with --qrels"):
+        compare([tmp_path / "good"])
 
 
 # ---------------------------------------------------------------------------------------------------------- command

@@ -19,7 +19,7 @@ from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.progress import Progress
 from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.experiment.supply import Supply, supply_from_file, supply_from_source
-from headrank_pipeline.pipeline import MissingPrerequisite, Reranker, Source
+from headrank_pipeline.pipeline import Failure, MissingPrerequisite, Reranker, Source
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_run, write_candidates
 
@@ -312,6 +312,53 @@ def test_a_reranker_that_loses_a_candidate_is_caught(candidates, tmp_path):
     assert "lost ['d2']" in outcome.failed["q6"]
 
 
+class Attempting(Overlap):
+    """Knows which query failed and what that one has cost."""
+
+    def attempt_batch(self, rankings):
+        live = [ranking for ranking in rankings if ranking.query.qid not in self.failing]
+        reranked = {ranking.query.qid: ranking for ranking in self.rerank_batch(live)}
+        error, notes = ValueError("garbage"), {"prompt_tokens": 7.0, "replies": 2.0}
+        return [reranked.get(ranking.query.qid) or Failure(ranking.query, error, notes) for ranking in rankings]
+
+
+def test_a_failed_query_keeps_its_counts_and_the_others_of_its_batch_are_not_done_twice(candidates, tmp_path):
+    reranker = Attempting(failing=frozenset({"q3"}))
+    outcome = execute(plan(candidates, tmp_path / "run", reranker, batch_size=4))
+    assert outcome.failed == {"q3": "ValueError: garbage"}
+    assert reranker.seen == ["q0", "q1", "q2", "q4", "q5", "q6"]
+    totals = outcome.manifest["totals"]
+    assert totals["notes"] == {"prompt_tokens": 67.0, "passages_cut": 0.0, "replies": 2.0}
+    assert totals["queries_counted"] == 7
+
+    execute(plan(candidates, tmp_path / "run", Attempting(), batch_size=4))  # the next attempt's counts replace them
+    assert manifest_of(tmp_path / "run")["totals"]["notes"] == {"prompt_tokens": 70.0, "passages_cut": 0.0}
+
+
+def test_three_failures_beside_a_success_do_not_stop_a_run(candidates, tmp_path):
+    failing = frozenset({"q0", "q1", "q2"})
+    assert set(execute(plan(candidates, tmp_path / "run", Attempting(failing=failing), batch_size=4)).failed) == failing
+
+
+class Shuffling(Overlap):
+    def rerank_batch(self, rankings):
+        return super().rerank_batch(rankings)[::-1]
+
+
+def test_a_reranker_that_mixes_queries_up_ends_the_run(candidates, tmp_path):
+    with pytest.raises(ValueError, match="returned 2 rankings in another order than the 2 given"):
+        execute(plan(candidates, tmp_path / "run", Shuffling()))
+
+
+def test_where_the_judgments_came_from_is_recorded_also_when_they_come_later(candidates, tmp_path):
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("q0 0 d3 1\n")
+    execute(plan(candidates, tmp_path / "run"))
+    assert manifest_of(tmp_path / "run")["origins"] == {"candidates": str(candidates)}
+    execute(plan(candidates, tmp_path / "run", judgement=Judgement(qrels=qrels)))
+    assert manifest_of(tmp_path / "run")["origins"] == {"candidates": str(candidates), "qrels": str(qrels)}
+
+
 def test_queries_without_candidates_are_noted_and_never_reach_the_reranker(tmp_path):
     path = tmp_path / "some.jsonl"
     write_candidates(path, [ranking_of("q0"), Ranking(Query("q1", "nothing found")), ranking_of("q2")])
@@ -383,10 +430,11 @@ def test_a_plan_that_makes_no_sense_is_refused_when_it_is_written(candidates, tm
 def test_the_last_line_of_a_query_wins_and_a_damaged_one_is_named(tmp_path):
     path = tmp_path / "scores.jsonl"
     journal = Journal(path)
-    journal.append([Entry("q1", error="ValueError: x"), Entry("q2", ("a",), (0.1,), {}, 0.5)])
+    journal.append([Entry("q1", notes={"n": 2.0}, error="ValueError: x"), Entry("q2", ("a",), (0.1,), {}, 0.5)])
+    assert Journal(path).failures == {"q1": Entry("q1", notes={"n": 2.0}, error="ValueError: x")}
     journal.append([Entry("q1", ("b", "c"), (1e-300, -0.0), {"n": 1.0}, 0.25)])
     again = Journal(path)
-    assert (again.errors, sorted(again.scored_qids())) == ({}, ["q1", "q2"])
+    assert (again.failures, sorted(again.scored_qids())) == ({}, ["q1", "q2"])
     assert again.read("q1") == Entry("q1", ("b", "c"), (1e-300, -0.0), {"n": 1.0}, 0.25)
     path.write_bytes(path.read_bytes().replace(b'"qid": "q2"', b'"pid": "q2"'))
     with pytest.raises(ValueError, match=r"scores\.jsonl:2: not a line of a run's journal"):

@@ -36,7 +36,7 @@ class Cost:
         latency_p50: seconds, median over queries (a batch's time divided by its queries).
         latency_p95: seconds, 95th percentile.
         queries_per_second: queries by the seconds spent reranking.
-        prompt_tokens: mean per query that was scored.
+        prompt_tokens: mean per query that was counted: every scored one, and failed ones as far as they came.
         generated_tokens: likewise.
         forward_passes: likewise.
         formatting_success: share of replies that needed no repair.
@@ -66,9 +66,10 @@ def cost_of(run: FinishedRun) -> Cost:
     totals, sessions = run.totals, run.manifest["sessions"]
     notes: Mapping[str, float] = totals["notes"]
     scored = totals["queries"] - len(totals["failed"]) - len(totals["queries_without_candidates"])
+    counted = totals.get("queries_counted", scored)  # runs of earlier builds kept no counts of failed queries
 
     def per_query(note: str) -> float | None:
-        return notes[note] / scored if note in notes and scored else None
+        return notes[note] / counted if note in notes and counted else None
 
     return Cost(
         latency_p50=totals["latency_p50_seconds"],

@@ -1,8 +1,8 @@
 """scores.jsonl: the append-only journal of a run, from which everything else is made.
 
-One JSON line per query tried, ``{"qid", "docids", "scores", "notes", "seconds"}`` or ``{"qid", "error"}``, flushed to
-the disk batch by batch. Scores are the reranker's own float64 values. The last line of a qid wins, so that a query can
-be tried again; a last line that a crash tore is dropped when the journal is opened.
+One JSON line per query tried, ``{"qid", "docids", "scores", "notes", "seconds"}`` or ``{"qid", "error", "notes"}``,
+flushed to the disk batch by batch. Scores are the reranker's own float64 values. The last line of a qid wins, so that a
+query can be tried again; a last line that a crash tore is dropped when the journal is opened.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Entry:
         qid: the query.
         docids: the reranked candidates, best first; empty where it failed or had no candidates.
         scores: their raw scores.
-        notes: what the reranker counted.
+        notes: what the reranker counted; of a failed query, until it failed.
         seconds: the batch's time divided by its queries.
         error: why it failed, or None.
     """
@@ -50,7 +50,8 @@ class Entry:
     def line(self) -> str:
         """Return the JSON line, with its end; floats are written so that they read back exactly."""
         if self.error is not None:
-            return json.dumps({"qid": self.qid, "error": self.error}, ensure_ascii=False) + "\n"
+            failed = {"qid": self.qid, "error": self.error, "notes": dict(self.notes)}
+            return json.dumps(failed, ensure_ascii=False, allow_nan=False) + "\n"
         record = {
             "qid": self.qid,
             "docids": self.docids,
@@ -70,7 +71,7 @@ class Entry:
         try:
             record: dict[str, Any] = json.loads(line)
             if "error" in record:
-                return cls(record["qid"], error=record["error"])
+                return cls(record["qid"], notes=record.get("notes", {}), error=record["error"])
             docids, scores = tuple(record["docids"]), tuple(float(score) for score in record["scores"])
             entry = cls(record["qid"], docids, scores, record["notes"], float(record["seconds"]))
         except (ValueError, TypeError, KeyError) as error:
@@ -83,7 +84,7 @@ class Entry:
 
 
 class Journal:
-    """The journal of one run directory; knows where each query's last line starts and keeps nothing else in memory.
+    """The journal of one run directory; keeps in memory where each query's last line starts, and the failures.
 
     Args:
         path: scores.jsonl; made when it is missing.
@@ -95,7 +96,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._starts: dict[str, int] = {}
-        self.errors: dict[str, str] = {}
+        self.failures: dict[str, Entry] = {}
         path.touch()
         self._load()
 
@@ -134,10 +135,10 @@ class Journal:
     def _register(self, entry: Entry, start: int) -> None:
         if entry.error is None:
             self._starts[entry.qid] = start
-            self.errors.pop(entry.qid, None)
+            self.failures.pop(entry.qid, None)
         else:
             self._starts.pop(entry.qid, None)
-            self.errors[entry.qid] = entry.error
+            self.failures[entry.qid] = entry
 
     def _load(self) -> None:
         whole = 0  # bytes up to the end of the last intact line

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from headrank_pipeline.experiment.manifest import (
 )
 from headrank_pipeline.experiment.progress import Progress
 from headrank_pipeline.experiment.supply import Supply
-from headrank_pipeline.pipeline import MissingPrerequisite, Reranker
+from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates, write_candidates, write_run
 
@@ -42,8 +42,6 @@ __all__ = ["Outcome", "RunPlan", "execute"]
 
 logger = logging.getLogger(__name__)
 
-# What may go wrong with one query (its text, its length, memory) and leave the others intact.
-_RECOVERABLE = (ValueError, RuntimeError, MemoryError)
 _HOPELESS = 3  # so many failures without a success are a fault of the set-up, not of the queries
 _LOSSES = ("passages_cut", "tokens_dropped", "control_tokens_neutralised")  # notes that a user must hear about
 
@@ -160,7 +158,7 @@ def _opened_manifest(plan: RunPlan, directory: RunDirectory, command: str | None
             "schema": SCHEMA_VERSION,
             "status": "running",
             "identity": plain(plan.identity()),
-            "origins": dict(plan.supply.origins),
+            "origins": _origins(plan),
             "environment": here,
             "sessions": [session],
             "totals": None,
@@ -174,7 +172,14 @@ def _opened_manifest(plan: RunPlan, directory: RunDirectory, command: str | None
             directory.path,
             "; ".join(f"{key} {old} -> {new}" for key, old, new in changed),
         )
-    return {**manifest, "status": "running", "sessions": [*manifest["sessions"], session]}
+    origins = {**manifest["origins"], **_origins(plan)}
+    return {**manifest, "status": "running", "origins": origins, "sessions": [*manifest["sessions"], session]}
+
+
+def _origins(plan: RunPlan) -> dict[str, str]:
+    """Where each input came from; judgments that were given as a file name themselves."""
+    qrels = {} if plan.judgement is None else {"qrels": str(plan.judgement.qrels)}
+    return {**qrels, **plan.supply.origins}
 
 
 def _check_identity(directory: RunDirectory, recorded: Any, wanted: Any) -> None:
@@ -258,40 +263,41 @@ class _Session:
         empty = [Entry(ranking.query.qid) for ranking in batch if not ranking.candidates]
         if not live:
             return empty
-        try:
-            reranked = self.plan.reranker.rerank_batch(live)
-            _check_reranked(live, reranked)
-        except MissingPrerequisite:
-            raise
-        except _RECOVERABLE as error:
-            if len(live) > 1:
-                logger.warning("a batch of %d queries failed (%s); trying them one by one", len(live), error)
-                return empty + [entry for ranking in live for entry in self._rerank([ranking])]
-            return [*empty, self._failure(live[0].query.qid, error)]
+        attempts = _checked(live, self.plan.reranker.attempt_batch(live))
         share = (time.perf_counter() - started) / len(live)
-        return empty + [Entry.of(ranking, share) for ranking in reranked]
+        entries = [Entry.of(attempt, share) for attempt in attempts if isinstance(attempt, Ranking)]
+        failures = [attempt for attempt in attempts if isinstance(attempt, Failure)]
+        return [*empty, *entries, *(self._failed(failure, alone=not entries) for failure in failures)]
 
-    def _failure(self, qid: str, error: Exception) -> Entry:
+    def _failed(self, failure: Failure, *, alone: bool) -> Entry:
+        qid, error = failure.query.qid, failure.error
         logger.warning("failed: %s", error if qid in str(error) else f"qid {qid}: {error}")
         self.failures += 1
         self.last_error = error
-        if self.failures >= _HOPELESS and not self.journal.scored_count:
+        if self.failures >= _HOPELESS and alone and not self.journal.scored_count:
             logger.error("the first %d queries all failed; stopping", self.failures)
             raise error
-        return Entry(qid, error=f"{type(error).__name__}: {error}")
+        return Entry(qid, notes=dict(failure.notes), error=f"{type(error).__name__}: {error}")
 
 
-def _check_reranked(given: Sequence[Ranking], reranked: Sequence[Ranking]) -> None:
+def _checked(given: Sequence[Ranking], attempts: Sequence[Ranking | Failure]) -> list[Ranking | Failure]:
     """A reranker that loses a query or a candidate must not do so quietly."""
-    if [ranking.query.qid for ranking in reranked] != [ranking.query.qid for ranking in given]:
-        raise ValueError(f"the reranker returned {len(reranked)} rankings in another order than the {len(given)} given")
-    for before, after in zip(given, reranked, strict=True):
-        lost, added = set(before.docids) - set(after.docids), set(after.docids) - set(before.docids)
-        if lost or added:
-            raise ValueError(
-                f"qid {before.query.qid}: the reranker lost {sorted(lost)} and added {sorted(added)}; "
-                f"it must return every candidate once"
-            )
+    if [attempt.query.qid for attempt in attempts] != [ranking.query.qid for ranking in given]:
+        raise ValueError(f"the reranker returned {len(attempts)} rankings in another order than the {len(given)} given")
+    return [_complete(before, after) for before, after in zip(given, attempts, strict=True)]
+
+
+def _complete(before: Ranking, after: Ranking | Failure) -> Ranking | Failure:
+    if isinstance(after, Failure):
+        return after
+    lost, added = set(before.docids) - set(after.docids), set(after.docids) - set(before.docids)
+    if not lost and not added:
+        return after
+    error = ValueError(
+        f"qid {before.query.qid}: the reranker lost {sorted(lost)} and added {sorted(added)}; it must return every "
+        f"candidate once"
+    )
+    return Failure(before.query, error, after.notes)
 
 
 # ---------------------------------------------------------------------------------------------------------- ending
@@ -326,20 +332,22 @@ class _Results:
 
     def totals(self) -> dict[str, Any]:
         notes: dict[str, float] = {}
+        counted = 0
         seconds: list[float] = []
         without = set(self.without_candidates)
-        for qid in self.journal.scored_qids():
-            entry = self.journal.read(qid)
+        for entry in chain(map(self.journal.read, self.journal.scored_qids()), self.journal.failures.values()):
+            counted += bool(entry.notes)
             for name, value in entry.notes.items():
                 notes[name] = notes.get(name, 0) + value
-            if qid not in without:
+            if entry.error is None and entry.qid not in without:
                 seconds.append(entry.seconds)
         spent = sum(seconds)
         return {
             "queries": self.queries,
-            "failed": dict(self.journal.errors),
+            "failed": {qid: entry.error for qid, entry in self.journal.failures.items()},
             "queries_without_candidates": list(self.without_candidates),
             "notes": notes,
+            "queries_counted": counted,
             "seconds": round(spent, 3),
             "queries_per_second": round(len(seconds) / spent, 4) if spent else None,
             "latency_p50_seconds": percentile(seconds, 50),
