@@ -10,7 +10,7 @@ The mask function is registered under the same name: without it transformers pas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,11 +20,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["IMPLEMENTATION", "DeepestLayerRead", "Support", "Tap", "mean_attention", "register"]
+__all__ = ["IMPLEMENTATION", "DeepestLayerRead", "Past", "Support", "Tap", "mean_attention", "register"]
 
 IMPLEMENTATION = "headrank_tap"
 
 Support = Literal["all", "passages"]
+
+# (layer, key, value) of a pass's own tokens, [B, K, T, D] each -> the same with earlier tokens put before them. At the
+# deepest layer only the key counts. Not a transformers cache: layers that recompute activations drop theirs.
+Past = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 # Row logits held at once: 2**24 float32 values are 64 MiB. Long queries (ArguAna) are read in chunks of rows.
 _MAX_LOGITS = 2**24
@@ -45,6 +49,7 @@ class Tap:
         weights: [B, G, R] float32, how much each row counts in each of G groups; a mean has 1/|Q| on its rows. G is 1,
             or the number of queries that share the passages. None: this pass reads nothing (it only fills a cache).
         columns: [B, S] bool, the keys over which the softmax is normalised (passage tokens), or None for all keys.
+        past: sees every layer's keys and values, and extends them; None: this pass's tokens see each other only.
 
     Attributes:
         read: layer -> [B, G, h, S] float32, weighted mean attention of the rows to each key.
@@ -55,6 +60,7 @@ class Tap:
     rows: Tensor | None = None
     weights: Tensor | None = None
     columns: Tensor | None = None
+    past: Past | None = None
     read: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -76,6 +82,8 @@ def _attend(
     """SDPA attention that reads on the way: query [B, A, T, D], key and value [B, K, S, D]."""
     if tap is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
+        if tap.past is not None:
+            key, value = tap.past(layer, key, value)
         if layer in tap.heads and tap.rows is not None and tap.weights is not None:
             with torch.autocast(query.device.type, enabled=False):  # training's autocast would undo the float32
                 tap.read[layer] = mean_attention(
