@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +25,12 @@ __all__ = [
     "differences",
     "environment",
     "file_sha256",
-    "gpu",
     "now",
     "percentile",
     "plain",
     "read_json",
     "read_manifest",
+    "usage",
     "write_json",
 ]
 
@@ -135,8 +136,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def gpu() -> dict[str, Any]:
-    """Return name and peak memory [bytes] of the GPU in use; torch is looked at only where it is loaded already."""
+def usage() -> dict[str, Any]:
+    """Return the GPU this process uses, and what it held at most of its memory and its own [bytes]."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return {**_gpu(), "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024}
+
+
+def _gpu() -> dict[str, Any]:
+    # Looked at only where it is loaded already.
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return {"gpu": None}

@@ -9,15 +9,15 @@ a result depends on what else was in its batch. `run.trec` appears only when eve
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from headrank_pipeline.experiment.batches import Batches, ThisProcess, Workers
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.journal import Entry, Journal
 from headrank_pipeline.experiment.judgement import Judged, Judgement, judge
@@ -25,7 +25,6 @@ from headrank_pipeline.experiment.manifest import (
     SCHEMA_VERSION,
     differences,
     environment,
-    gpu,
     now,
     percentile,
     plain,
@@ -52,7 +51,7 @@ class RunPlan:
 
     Args:
         output: run directory; made when missing, continued when it holds a run of an equal plan.
-        reranker: gives the candidates their scores.
+        reranker: gives the candidates their scores, here or in workers; where does not belong to the plan.
         supply: where candidates come from.
         depth: how many candidates are reranked; those below follow in their order, with continuing scores.
         batch_size: queries handed to the reranker at once.
@@ -62,7 +61,7 @@ class RunPlan:
     """
 
     output: Path
-    reranker: Reranker
+    reranker: Reranker | Workers
     supply: Supply
     depth: int = 100
     batch_size: int = 8
@@ -133,9 +132,11 @@ def execute(plan: RunPlan, *, overwrite: bool = False, command: str | None = Non
         qids, empty = _survey(rankings)
         if plan.judgement is not None:
             plan.judgement.check(qids)
-        session = _Session(plan, directory, journal, total=len(qids))
+        workers = ThisProcess(plan.reranker) if isinstance(plan.reranker, Reranker) else plan.reranker
+        session = _Session(plan, directory, journal, workers, qids)
         session.run(rankings)
-        return _finish(plan, directory, manifest, _Results(rankings, journal, plan.depth, len(qids), empty))
+        results = _Results(rankings, journal, plan.depth, len(qids), empty)
+        return _finish(plan, directory, manifest, results, session)
 
 
 # ------------------------------------------------------------------------------------------------------- beginning
@@ -226,9 +227,21 @@ class _Session:
     plan: RunPlan
     directory: RunDirectory
     journal: Journal
-    total: int
+    workers: Workers
+    qids: Sequence[str]
     failures: int = 0
     last_error: Exception | None = field(default=None, repr=False)
+    seconds: float = 0.0
+    queries: int = 0
+
+    @property
+    def total(self) -> int:
+        return len(self.qids)
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest says of this call when it has come to its end."""
+        timing = {"workers": self.workers.count, "queries": self.queries, "seconds": round(self.seconds, 3)}
+        return {"finished": now(), **timing, **self.workers.usage()}
 
     def run(self, rankings: Callable[[], Iterator[Ranking]]) -> None:
         done = self.journal.scored_count
@@ -236,11 +249,17 @@ class _Session:
             self.directory.retract_results()
         if done:
             logger.info("%s: %d of %d queries are done already", self.directory.path, done, self.total)
+        batches = Batches(rankings, self.plan.batch_size, self.plan.depth, self._open())
+        started = time.perf_counter()
         try:
-            with Progress(self.total, done) as progress:
-                for batch in self._open_batches(rankings()):
-                    fresh = sum(not self.journal.scored(ranking.query.qid) for ranking in batch)
-                    self.journal.append(self._rerank(batch))
+            # Closed at once when something goes wrong, rather than some time later: workers must not go on.
+            with Progress(self.total, done) as progress, closing(self.workers.try_batches(batches)) as stream:
+                for tried in stream:
+                    failed = [self._failed(failure, alone=tried.hopeless) for failure in tried.failures]
+                    entries = [*tried.entries, *failed]
+                    fresh = sum(not self.journal.scored(entry.qid) for entry in entries)
+                    self.journal.append(entries)
+                    self.queries += sum(bool(entry.docids) for entry in tried.entries)
                     progress.advance(fresh)
         except KeyboardInterrupt:
             count = self.journal.scored_count
@@ -250,24 +269,12 @@ class _Session:
             raise
         if self.last_error is not None and not self.journal.scored_count:
             raise self.last_error
+        self.seconds = time.perf_counter() - started
 
-    def _open_batches(self, rankings: Iterator[Ranking]) -> Iterator[list[Ranking]]:
-        """Batches with a query that has no scores yet, whole: their composition must not depend on the past."""
-        while batch := list(islice(rankings, self.plan.batch_size)):
-            if not all(self.journal.scored(ranking.query.qid) for ranking in batch):
-                yield [ranking.cut(self.plan.depth) for ranking in batch]
-
-    def _rerank(self, batch: list[Ranking]) -> list[Entry]:
-        started = time.perf_counter()
-        live = [ranking for ranking in batch if ranking.candidates]
-        empty = [Entry(ranking.query.qid) for ranking in batch if not ranking.candidates]
-        if not live:
-            return empty
-        attempts = _checked(live, self.plan.reranker.attempt_batch(live))
-        share = (time.perf_counter() - started) / len(live)
-        entries = [Entry.of(attempt, share) for attempt in attempts if isinstance(attempt, Ranking)]
-        failures = [attempt for attempt in attempts if isinstance(attempt, Failure)]
-        return [*empty, *entries, *(self._failed(failure, alone=not entries) for failure in failures)]
+    def _open(self) -> frozenset[int]:
+        """Numbers of the batches with a query that has no scores yet."""
+        size = self.plan.batch_size
+        return frozenset(n // size for n, qid in enumerate(self.qids) if not self.journal.scored(qid))
 
     def _failed(self, failure: Failure, *, alone: bool) -> Entry:
         qid, error = failure.query.qid, failure.error
@@ -278,26 +285,6 @@ class _Session:
             logger.error("the first %d queries all failed; stopping", self.failures)
             raise error
         return Entry(qid, notes=dict(failure.notes), error=f"{type(error).__name__}: {error}")
-
-
-def _checked(given: Sequence[Ranking], attempts: Sequence[Ranking | Failure]) -> list[Ranking | Failure]:
-    """A reranker that loses a query or a candidate must not do so quietly."""
-    if [attempt.query.qid for attempt in attempts] != [ranking.query.qid for ranking in given]:
-        raise ValueError(f"the reranker returned {len(attempts)} rankings in another order than the {len(given)} given")
-    return [_complete(before, after) for before, after in zip(given, attempts, strict=True)]
-
-
-def _complete(before: Ranking, after: Ranking | Failure) -> Ranking | Failure:
-    if isinstance(after, Failure):
-        return after
-    lost, added = set(before.docids) - set(after.docids), set(after.docids) - set(before.docids)
-    if not lost and not added:
-        return after
-    error = ValueError(
-        f"qid {before.query.qid}: the reranker lost {sorted(lost)} and added {sorted(added)}; it must return every "
-        f"candidate once"
-    )
-    return Failure(before.query, error, after.notes)
 
 
 # ---------------------------------------------------------------------------------------------------------- ending
@@ -341,30 +328,30 @@ class _Results:
                 notes[name] = notes.get(name, 0) + value
             if entry.error is None and entry.qid not in without:
                 seconds.append(entry.seconds)
-        spent = sum(seconds)
         return {
             "queries": self.queries,
             "failed": {qid: entry.error for qid, entry in self.journal.failures.items()},
             "queries_without_candidates": list(self.without_candidates),
             "notes": notes,
             "queries_counted": counted,
-            "seconds": round(spent, 3),
-            "queries_per_second": round(len(seconds) / spent, 4) if spent else None,
+            "seconds": round(sum(seconds), 3),
             "latency_p50_seconds": percentile(seconds, 50),
             "latency_p95_seconds": percentile(seconds, 95),
         }
 
 
-def _finish(plan: RunPlan, directory: RunDirectory, manifest: dict[str, Any], results: _Results) -> Outcome:
+def _finish(
+    plan: RunPlan, directory: RunDirectory, manifest: dict[str, Any], results: _Results, session: _Session
+) -> Outcome:
     """Write both runs, evaluate them, and close the manifest."""
     write_run(directory.first_stage_run, results.rankings(), "first-stage")
     write_run(directory.run, results.reranked(), plan.tag)
     judged = judge(directory, plan.judgement) if plan.judgement is not None else None
-    totals = results.totals()
-    *earlier, session = manifest["sessions"]
-    session = {**session, "finished": now(), **gpu(), "peak_memory_bytes": _peak_memory()}
+    *earlier, opened = manifest["sessions"]
+    sessions = [*earlier, {**opened, **session.record()}]
+    totals = results.totals() | {"queries_per_second": _rate(sessions)}
     status = "partial" if totals["failed"] else "complete"
-    closed = {**manifest, "status": status, "sessions": [*earlier, session], "totals": totals}
+    closed = {**manifest, "status": status, "sessions": sessions, "totals": totals}
     write_json(directory.manifest, closed)
     _tell(totals)
     return Outcome(directory, closed, judged)
@@ -378,7 +365,8 @@ def _tell(totals: Mapping[str, Any]) -> None:
         logger.warning("%d queries have no candidates", len(totals["queries_without_candidates"]))
 
 
-def _peak_memory() -> int:
-    """Bytes that this process held at most; Linux counts in KiB, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _rate(sessions: Sequence[Mapping[str, Any]]) -> float | None:
+    """Queries per second of wall clock, over the calls that came to their end and reranked something."""
+    timed = [session for session in sessions if session.get("queries")]
+    seconds = sum(session["seconds"] for session in timed)
+    return round(sum(session["queries"] for session in timed) / seconds, 4) if seconds else None

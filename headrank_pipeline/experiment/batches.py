@@ -1,0 +1,142 @@
+"""Batches of a run: which queries are reranked together, and what becomes of them, in this process or in another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any, Protocol
+
+from headrank_pipeline.experiment.journal import Entry
+from headrank_pipeline.experiment.manifest import usage
+from headrank_pipeline.pipeline import Failure, Reranker
+from headrank_pipeline.records import Ranking
+
+__all__ = ["Batches", "ThisProcess", "TriedBatch", "Workers", "try_batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """The batches that are still to be reranked, in topic order; iterated as often as needed.
+
+    Args:
+        rankings: gives the candidates of all queries, in topic order.
+        size: queries in a batch; the last one may be smaller.
+        depth: candidates that are reranked.
+        open: numbers of the batches to rerank, counted from 0 over all queries: what is in a batch depends neither on
+            what was done before nor on who does it.
+    """
+
+    rankings: Callable[[], Iterator[Ranking]]
+    size: int
+    depth: int
+    open: frozenset[int]
+
+    def __iter__(self) -> Iterator[list[Ranking]]:
+        """Yield each open batch, its rankings cut to the depth."""
+        rankings = self.rankings()
+        for number in count():
+            batch = list(islice(rankings, self.size))
+            if not batch:
+                return
+            if number in self.open:
+                yield [ranking.cut(self.depth) for ranking in batch]
+
+
+@dataclass(frozen=True, slots=True)
+class TriedBatch:
+    """What became of a batch; without the passages, so that it is small enough to travel.
+
+    Args:
+        entries: journal lines of the queries that were reranked, or had no candidates.
+        failures: the queries that could not be.
+    """
+
+    entries: tuple[Entry, ...]
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether queries failed and none was reranked."""
+        return bool(self.failures) and not any(entry.docids for entry in self.entries)
+
+
+class Workers(Protocol):
+    """Processes that hold equal rerankers; `experiment.scaleout` starts them."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what each of the rerankers says of itself."""
+        ...
+
+    def try_batches(self, batches: Batches) -> Generator[TriedBatch, None, None]:
+        """Yield what became of each batch, in the order of the batches; raises what `try_batch` raises."""
+        ...
+
+    def usage(self) -> dict[str, Any]:
+        """Return GPU and peak memory of the process that took most, as `manifest.usage` does for this one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ThisProcess:
+    """One worker, which is the process that asks: no other is started."""
+
+    reranker: Reranker
+    count: int = 1
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the reranker says of itself."""
+        return self.reranker.describe()
+
+    def try_batches(self, batches: Batches) -> Generator[TriedBatch, None, None]:
+        """Yield what became of each batch, one after the other."""
+        for batch in batches:
+            yield try_batch(self.reranker, batch)
+
+    def usage(self) -> dict[str, Any]:
+        """Return GPU and peak memory of this process."""
+        return usage()
+
+
+def try_batch(reranker: Reranker, batch: Sequence[Ranking]) -> TriedBatch:
+    """Return what became of the queries of a batch; those without candidates never reach the reranker.
+
+    Raises:
+        ValueError: the reranker returned other queries than it was given.
+        MissingPrerequisite: no query would fare better.
+    """
+    started = time.perf_counter()
+    empty = tuple(Entry(ranking.query.qid) for ranking in batch if not ranking.candidates)
+    live = [ranking for ranking in batch if ranking.candidates]
+    if not live:
+        return TriedBatch(empty)
+    attempts = _checked(live, reranker.attempt_batch(live))
+    share = (time.perf_counter() - started) / len(live)
+    entries = tuple(Entry.of(attempt, share) for attempt in attempts if isinstance(attempt, Ranking))
+    return TriedBatch(empty + entries, tuple(attempt for attempt in attempts if isinstance(attempt, Failure)))
+
+
+def _checked(given: Sequence[Ranking], attempts: Sequence[Ranking | Failure]) -> list[Ranking | Failure]:
+    """A reranker that loses a query or a candidate must not do so quietly."""
+    if [attempt.query.qid for attempt in attempts] != [ranking.query.qid for ranking in given]:
+        raise ValueError(f"the reranker returned {len(attempts)} rankings in another order than the {len(given)} given")
+    return [_complete(before, after) for before, after in zip(given, attempts, strict=True)]
+
+
+def _complete(before: Ranking, after: Ranking | Failure) -> Ranking | Failure:
+    if isinstance(after, Failure):
+        return after
+    lost, added = set(before.docids) - set(after.docids), set(after.docids) - set(before.docids)
+    if not lost and not added:
+        return after
+    error = ValueError(
+        f"qid {before.query.qid}: the reranker lost {sorted(lost)} and added {sorted(added)}; it must return every "
+        f"candidate once"
+    )
+    return Failure(before.query, error, after.notes)
