@@ -1,9 +1,9 @@
 """Listwise prompts as token ids with exact spans.
 
-A prompt is joined from pieces while their character offsets are noted, and tokenised once; token spans follow from the
-tokenizer's own offsets. Nothing is ever searched for in the text, so duplicate, nested and quoted passages get their
-own spans. Published methods differ in layout, rows and columns (METHOD table in docs/method.md): each difference is a
-field of `PromptTemplate`.
+A prompt is joined from pieces while their character offsets are noted, and tokenised once (with isolated passages:
+piece by piece); token spans follow from the tokenizer's own offsets. Nothing is ever searched for in the text, so
+duplicate, nested and quoted passages get their own spans. Published methods differ in layout, rows and columns (METHOD
+table in docs/method.md): each difference is a field of `PromptTemplate`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "MISTRAL",
     "PLAIN",
     "Chat",
+    "Passages",
     "Prompt",
     "PromptBuilder",
     "PromptTemplate",
@@ -37,6 +39,7 @@ __all__ = [
 
 Rows = Literal["query", "query..end", "instruction..query", "instruction..query+1", "instruction..end"]
 Columns = Literal["text", "label+text", "label+text+separator"]
+Passages = Literal["causal", "isolated"]
 
 # A passage cut below this many tokens says nothing; a list that leaves less is refused instead.
 MIN_PASSAGE_TOKENS = 8
@@ -116,6 +119,8 @@ class PromptTemplate:
         reverse: write the best candidate last, next to the query.
         passage_words: keep that many words of a text (separated by white space), or None for all.
         passage_tokens: keep that many tokens of a text, or None for all.
+        passages: ``causal``: a passage sees those before it. ``isolated``: it sees the opening and itself only, and all
+            of them start at the same position (attention/isolated.py); its place must not show, so `label` has no rank.
     """
 
     name: str
@@ -135,12 +140,18 @@ class PromptTemplate:
     reverse: bool = False
     passage_words: int | None = None
     passage_tokens: int | None = None
+    passages: Passages = "causal"
 
     def __post_init__(self) -> None:
         for name in ("passage_words", "passage_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}: expected at least 1, or None for whole passages")
+        if self.passages == "isolated" and "{rank}" in self.label:
+            raise ValueError(
+                f"label {self.label!r}: with isolated passages nothing may depend on a passage's place; "
+                f"leave {{rank}} out (label='' writes none)"
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return the template as JSON-ready values."""
@@ -160,6 +171,9 @@ class Prompt:
             ``tokens_dropped`` (the budget's and the token limit's part), ``control_tokens_neutralised``.
         shown: title and text of each passage as they stand in the prompt.
         text: the whole prompt.
+        boundaries: [P + 1] int64, only with isolated passages: where the tokens of each passage (label, title, text,
+            separator) start in prompt order, and where the question starts. The opening lies before the first. None:
+            the prompt is one causal sequence.
     """
 
     token_ids: np.ndarray
@@ -169,6 +183,7 @@ class Prompt:
     counts: Mapping[str, int]
     shown: tuple[Candidate, ...] = field(repr=False)
     text: str = field(repr=False)
+    boundaries: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -179,10 +194,29 @@ class _Layout:
     """Character offsets of one rendered prompt; passages in prompt order."""
 
     text: str
+    starts: list[int]  # of each passage's label, then of the instruction
     passages: list[tuple[int, int]]  # columns of each passage
     texts: list[tuple[int, int]]  # its text alone: the part that may be cut
-    instruction: int
     query: tuple[int, int]
+
+    @property
+    def instruction(self) -> int:
+        return self.starts[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Token ids of a layout, their character offsets, and at which token each of its `starts` lies."""
+
+    ids: np.ndarray
+    starts: list[int]
+    ends: list[int]
+    boundaries: np.ndarray
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """Return the half-open span of the tokens that share a character with ``[start, end)``."""
+        first = bisect_right(self.ends, start)
+        return (first, max(first, bisect_left(self.starts, end))) if end > start else (first, first)
 
 
 @dataclass
@@ -209,7 +243,8 @@ class PromptBuilder:
     Args:
         tokenizer: a fast tokenizer (spans come from its offsets).
         template: the layout.
-        max_prompt_tokens: budget of a whole prompt; the longest texts are cut first until it fits.
+        max_prompt_tokens: budget of a whole prompt; the longest texts are cut first until it fits. With isolated
+            passages it bounds what one passage sees and is seen by, opening + passage + question: the positions.
 
     Raises:
         ValueError: a tokenizer without offsets, or without the control tokens that the template's chat markup needs.
@@ -283,19 +318,19 @@ class PromptBuilder:
         shown, order = list(shown), self._order(len(shown))
         for slack in (0, 0, 1, 2, 4, 8, 16, 32):
             layout = self._layout(query, shown)
-            ids, starts, ends = self._tokens(layout.text)
-            spans = [_token_span(starts, ends, *span) for span in layout.texts]
+            tokens = self._tokens(layout)
+            spans = [tokens.span(*text) for text in layout.texts]
             lengths = [end - start for start, end in spans]
-            cap = self._passage_cap(qid, lengths, rest=len(ids) - sum(lengths))
-            too_long = [place for place, length in enumerate(lengths) if length > cap]
+            caps = self._caps(qid, lengths, tokens)
+            too_long = [place for place, length in enumerate(lengths) if length > caps[place]]
             if not too_long:
                 return shown
             # Cut text may split into more tokens than were kept (a word's beginning is not its first pieces), so each
             # round that does not settle cuts a little more than it must.
-            keep = max(1, cap - slack)
             for place in too_long:
+                keep = max(1, caps[place] - slack)
                 candidate, (text_start, _) = shown[order[place]], layout.texts[place]
-                kept = ends[spans[place][0] + keep - 1] - text_start
+                kept = tokens.ends[spans[place][0] + keep - 1] - text_start
                 changes.tokens_dropped += lengths[place] - keep
                 changes.cut.add(candidate.docid)
                 shown[order[place]] = replace(candidate, text=(candidate.text or "")[:kept])
@@ -303,16 +338,23 @@ class PromptBuilder:
             f"qid {qid}: the prompt does not settle within {self.max_prompt_tokens} tokens; raise the budget"
         )
 
-    def _passage_cap(self, qid: str, lengths: Sequence[int], *, rest: int) -> int:
+    def _caps(self, qid: str, lengths: Sequence[int], tokens: _Tokens) -> list[int]:
         """Return how many tokens each text may have, given the tokens that the rest of the prompt takes."""
-        cap = _cap(lengths, self.max_prompt_tokens - rest)
-        if cap < min(MIN_PASSAGE_TOKENS, max(lengths)):
+        if self.template.passages == "causal":
+            rest, advice = len(tokens.ids) - sum(lengths), "rerank fewer (--depth) or raise --max-prompt-tokens"
+            caps = [_cap(lengths, self.max_prompt_tokens - rest)] * len(lengths)
+        else:
+            around = np.diff(tokens.boundaries) - lengths  # label, title and separator of each passage
+            frame = len(tokens.ids) - int(around.sum()) - sum(lengths)
+            rest, advice = frame + int(around.max(initial=0)), "raise --max-prompt-tokens"
+            caps = [self.max_prompt_tokens - frame - int(size) for size in around]
+        if any(cap < min(MIN_PASSAGE_TOKENS, length) for cap, length in zip(caps, lengths, strict=True)):
             raise ValueError(
                 f"qid {qid}: {len(lengths)} passages do not fit: the query and the frame of the prompt take {rest} of "
-                f"{self.max_prompt_tokens} tokens, which leaves fewer than {MIN_PASSAGE_TOKENS} per passage; "
-                f"rerank fewer (--depth) or raise --max-prompt-tokens"
+                f"{self.max_prompt_tokens} tokens, which leaves fewer than {MIN_PASSAGE_TOKENS} per passage; {advice}"
             )
-        return cap if self.template.passage_tokens is None else min(cap, self.template.passage_tokens)
+        limit = self.template.passage_tokens
+        return caps if limit is None else [min(cap, limit) for cap in caps]
 
     def _order(self, passages: int) -> Sequence[int]:
         """Candidate index at each place of the prompt."""
@@ -331,10 +373,11 @@ class PromptBuilder:
             return length - len(piece), length
 
         write(chat.user + template.opening + template.separator)
-        passages, texts = [], []
+        starts, passages, texts = [], [], []
         for rank, index in enumerate(self._order(len(shown)), start=1):
             candidate = shown[index]
             start, body = write(template.label.format(rank=rank))
+            starts.append(start)
             if template.title and (candidate.title or (candidate.title is not None and template.keep_empty_title)):
                 write(template.title.replace("{title}", candidate.title))
             texts.append(write(candidate.text or ""))
@@ -346,34 +389,48 @@ class PromptBuilder:
                 ]
             )
         instruction, _ = write(template.instruction)
+        starts.append(instruction)
         write(template.separator + template.query_label)
         asked = write(" " + query)
         write(chat.assistant)
-        return _Layout("".join(pieces), passages, texts, instruction, asked)
+        return _Layout("".join(pieces), starts, passages, texts, asked)
 
-    def _tokens(self, text: str) -> tuple[np.ndarray, list[int], list[int]]:
-        encoding = self._encode.encode(text, add_special_tokens=False)
-        starts, ends = [start for start, _ in encoding.offsets], [end for _, end in encoding.offsets]
-        return np.array(encoding.ids, dtype=np.int64), starts, ends
+    def _tokens(self, layout: _Layout) -> _Tokens:
+        """Tokenise a layout at once, or with isolated passages piece by piece: no token may cross their borders."""
+        cuts = [0, *layout.starts, len(layout.text)] if self.template.passages == "isolated" else [0, len(layout.text)]
+        ids: list[int] = []
+        starts: list[int] = []
+        ends: list[int] = []
+        boundaries = []
+        for first, last in pairwise(cuts):
+            encoding = self._encode.encode(layout.text[first:last], add_special_tokens=False)
+            ids += encoding.ids
+            starts += [first + start for start, _ in encoding.offsets]
+            ends += [first + end for _, end in encoding.offsets]
+            boundaries.append(len(ids))
+        return _Tokens(np.array(ids, dtype=np.int64), starts, ends, np.array(boundaries[:-1], dtype=np.int64))
 
     def _tokenise(self, query: str, shown: Sequence[Candidate], counts: dict[str, int]) -> Prompt:
         layout = self._layout(query, shown)
-        ids, starts, ends = self._tokens(layout.text)
+        tokens = self._tokens(layout)
+        length, isolated = len(tokens.ids), self.template.passages == "isolated"
         in_prompt_order = np.zeros((len(shown), 2), dtype=np.int64)
         taken = 0
-        for place, span in enumerate(layout.passages):
-            start, end = _token_span(starts, ends, *span)
+        for place, columns in enumerate(layout.passages):
+            start, end = tokens.span(*columns)
             start = max(start, taken)  # a token across a boundary belongs to the earlier passage
-            taken = min(max(end, start) + self.template.trailing_columns, len(ids))
+            limit = int(tokens.boundaries[place + 1]) if isolated else length
+            taken = min(max(end, start) + self.template.trailing_columns, limit)
             in_prompt_order[place] = start, taken
         passages = np.empty_like(in_prompt_order)
         passages[list(self._order(len(shown)))] = in_prompt_order
-        query_start, query_end = _token_span(starts, ends, *layout.query)
-        instruction, _ = _token_span(starts, ends, layout.instruction, layout.query[1])
-        rows = self._rows(instruction, query_start, query_end, len(ids))
-        self._check_controls(ids, passages, (query_start, query_end))
-        counts = {"prompt_tokens": len(ids), **counts}
-        return Prompt(ids, passages, rows, min(rows[0], query_start), counts, tuple(shown), layout.text)
+        query_start, query_end = tokens.span(*layout.query)
+        instruction, _ = tokens.span(layout.instruction, layout.query[1])
+        rows = self._rows(instruction, query_start, query_end, length)
+        self._check_controls(tokens.ids, passages, (query_start, query_end))
+        counts = {"prompt_tokens": length, **counts}
+        prefix, boundaries = min(rows[0], query_start), tokens.boundaries if isolated else None
+        return Prompt(tokens.ids, passages, rows, prefix, counts, tuple(shown), layout.text, boundaries)
 
     def _rows(self, instruction: int, query_start: int, query_end: int, length: int) -> tuple[int, int]:
         first, _, last = self.template.rows.partition("..")
@@ -387,12 +444,6 @@ class PromptBuilder:
             content[start : max(start, end - self.template.trailing_columns)] = True
         if np.isin(ids[content], self._control_ids).any():
             raise ValueError("a control token survived in a passage or query; report the text and the tokenizer")
-
-
-def _token_span(starts: list[int], ends: list[int], start: int, end: int) -> tuple[int, int]:
-    """Return the half-open span of the tokens that share a character with ``[start, end)``."""
-    first = bisect_right(ends, start)
-    return (first, max(first, bisect_left(starts, end))) if end > start else (first, first)
 
 
 def _cap(lengths: Sequence[int], room: int) -> int:

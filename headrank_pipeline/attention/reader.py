@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from headrank_pipeline.attention.isolated import read_isolated
 from headrank_pipeline.attention.model import LoadedModel
 from headrank_pipeline.attention.prompt import Prompt
-from headrank_pipeline.attention.tap import DeepestLayerRead, Support, Tap
+from headrank_pipeline.attention.tap import DeepestLayerRead, Past, Support, Tap
 
 __all__ = ["BATCH_TOKENS", "AttentionReader"]
 
@@ -115,7 +116,12 @@ class AttentionReader:
             yield batch
 
     def forward(self, prompts: Sequence[Prompt], *, support: Support = "all") -> list[Tensor]:
-        """Return what `read` returns from exactly one forward pass, in the caller's gradient mode."""
+        """Return what `read` returns from exactly one forward pass, in the caller's gradient mode.
+
+        Isolated passages take one pass for the opening, one per batch of passages and one for the questions.
+        """
+        if any(prompt.boundaries is not None for prompt in prompts):
+            return [read for (read,) in read_isolated(self, [(prompt,) for prompt in prompts], support=support)]
         # Padding goes right: a causal row never sees it, so no mask is needed and SDPA keeps its causal kernel.
         ids = self._padded([torch.from_numpy(prompt.token_ids) for prompt in prompts])
         rows, weights = self._rows([[prompt.rows] for prompt in prompts])
@@ -126,6 +132,8 @@ class AttentionReader:
         return [read[b, 0, :, : len(prompt)].clone() for b, prompt in enumerate(prompts)]
 
     def _read_branches(self, pairs: Sequence[tuple[Prompt, Prompt]], support: Support) -> list[tuple[Tensor, Tensor]]:
+        if any(first.boundaries is not None for first, _ in pairs):
+            return [(first, second) for first, second in read_isolated(self, pairs, support=support)]
         shared = [_shared_prefix(first, second) for first, second in pairs]
         longest = max(shared)
         cache = DynamicCache()
@@ -155,6 +163,40 @@ class AttentionReader:
             )
             for b in range(len(pairs))
         ]
+
+    # What reading isolated passages is made of.
+
+    @property
+    def depth(self) -> int:
+        """Number of layers run."""
+        return self.heads.depth
+
+    @property
+    def row_tokens(self) -> int:
+        """Padded tokens of one pass over isolated passages."""
+        return self.batch_tokens
+
+    def prefill(self, ids: Tensor, past: Past, *, mask: Tensor | None, positions: Tensor | None) -> None:
+        """Run tokens [B, T] and read nothing; `past` sees their keys and values."""
+        tap = self._tap(None, None, None)
+        tap.past = past
+        self._forward(ids, tap, mask=mask, positions=positions)
+
+    def attend(
+        self,
+        ids: Tensor,
+        past: Past,
+        spans: Sequence[Sequence[tuple[int, int]]],
+        columns: Tensor | None,
+        *,
+        mask: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """Run tokens [B, T] and return [B, G, H, S], the mean attention of G spans of them to S keys."""
+        tap = self._tap(*self._rows(spans), columns)
+        tap.past = past
+        self._forward(ids, tap, mask=mask, positions=positions)
+        return self._collect(tap)
 
     def _forward(
         self,

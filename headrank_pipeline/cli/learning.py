@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrank_pipeline.cli.reporting import command_line, echo_json, table
-from headrank_pipeline.cli.reranking import path_option
+from headrank_pipeline.cli.reranking import PASSAGES_OPTION, path_option
 
 if TYPE_CHECKING:
     from headrank_pipeline.align.selection import Selection
@@ -76,6 +76,7 @@ def lists(
 @click.option("--seed", default=0, show_default=True)
 @click.option("--system", type=click.Choice(_READINGS), default="headrank", show_default=True,
               help="Whose prompt and rule the heads are measured with.")  # fmt: skip
+@PASSAGES_OPTION
 @click.option("--figure/--no-figure", default=True, show_default=True, help="Draw a layer x head map (.png).")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--dtype", default="auto", show_default=True)
@@ -86,6 +87,7 @@ def select_heads(
     lists: Path,
     output: Path,
     system: str,
+    passages: str | None,
     figure: bool,
     device: str,
     dtype: str,
@@ -108,7 +110,9 @@ def select_heads(
     with Progress(
         min(len(graded), config.max_lists or len(graded)), 0, unit=("list", "lists"), what="select heads"
     ) as bar:
-        found = select(loaded, _recipe(system), graded, config, origin=origin, on_list=lambda _done: bar.advance(1))
+        found = select(
+            loaded, _recipe(system, passages), graded, config, origin=origin, on_list=lambda _done: bar.advance(1)
+        )
     found.heads.save(output)
     found.table.save(output.with_suffix(".tsv"), scores=found.scores, chosen=found.heads)
     if figure:
@@ -162,6 +166,7 @@ def _costs(found: Selection) -> dict[str, Any]:
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
               help="Any other training setting, such as objective.beta=4 or patience=3; repeatable.")  # fmt: skip
 @click.option("--max-lists", type=int, help="Use only the first so many training lists.")
+@PASSAGES_OPTION
 @click.option("--export-dtype", default="auto", show_default=True, help="Of the weights that are written.")
 @click.option("--figure/--no-figure", default=True, show_default=True, help="Draw the curves (training/curves.png).")
 @click.option("--device", default="auto", show_default=True)
@@ -177,6 +182,7 @@ def train(
     output: Path,
     settings: tuple[str, ...],
     max_lists: int | None,
+    passages: str | None,
     export_dtype: str,
     figure: bool,
     device: str,
@@ -203,7 +209,7 @@ def train(
     data = TrainingData(read_lists(lists)[:max_lists], read_lists(dev) if dev else (), origin)
     loaded = load(model, heads, device=device, dtype=dtype, revision=revision)
     directory = output / "training"
-    trainer = Trainer(loaded, _recipe("headrank"), data, config, directory=directory, overwrite=overwrite)
+    trainer = Trainer(loaded, _recipe("headrank", passages), data, config, directory=directory, overwrite=overwrite)
     with Progress(trainer.steps, trainer.done, unit=("step", "steps"), what="train") as bar:
         report = trainer.run(on_event=lambda event: bar.advance(1) if event["event"] == "step" else None)
     _export(trainer, report, output, export_dtype)
@@ -242,11 +248,11 @@ def _report(report: TrainingReport, output: Path, *, as_json: bool) -> None:
     click.echo(f"{report.end} after {report.steps} steps: {output}")
 
 
-def _recipe(system: str) -> Recipe:
+def _recipe(system: str, passages: str | None) -> Recipe:
     from headrank_pipeline.rerank import recipes
 
     recipe: Recipe = getattr(recipes, system.upper())
-    return recipe
+    return recipe if passages is None else recipe.varied({"passages": passages})
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headrank_pipeline.pipeline import Reranker
 
 __all__ = [
+    "PASSAGES_OPTION",
     "RERANKER_OPTIONS",
     "RUN_OPTIONS",
     "SYSTEMS",
@@ -40,12 +41,18 @@ SYSTEMS = {
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+PASSAGES_OPTION = click.option(
+    "--passages",
+    type=click.Choice(["causal", "isolated"]),
+    help="What a passage sees: those before it, or the opening and itself only.  [default: as trained, else causal]",
+)
 RERANKER_OPTIONS = (
     click.option("--model", required=True, help="Folder of a model, or its Hugging Face name."),
     click.option("--heads", help="Head set: JSON file, published name, 'all' or 'layers:10-13'."),
     click.option("--system", type=click.Choice(list(SYSTEMS)), default="headrank", show_default=True),
     click.option("--max-prompt-tokens", type=int, help="Budget of a prompt.  [default: all the model's positions]"),
     click.option("--passage-words", type=int, help="Words kept of a passage.  [default: the system's own]"),
+    PASSAGES_OPTION,
     click.option(
         "--option", "options", multiple=True, metavar="NAME=VALUE", help="Any other option of the system; repeatable."
     ),
@@ -146,6 +153,7 @@ def load_reranker(
     heads: str | None,
     max_prompt_tokens: int | None,
     passage_words: int | None,
+    passages: str | None,
     options: tuple[str, ...],
     device: str,
     dtype: str,
@@ -159,6 +167,8 @@ def load_reranker(
     changes = dict(_option(text) for text in options)
     if passage_words is not None:
         changes["passage_words"] = passage_words
+    if passages is not None:
+        changes["passages"] = passages
     if offline:
         _forbid_hub()
     loading: dict[str, Any]

@@ -78,6 +78,8 @@ class Recipe:
         rule = {field.name for field in fields(ScoringRule)}
         if unknown := sorted(set(changes) - template - rule):
             raise ValueError(f"{self.name} has no option {unknown}; options: {', '.join(sorted(template | rule))}")
+        if changes.get("passages") == "isolated" and "{rank}" in self.template.label:
+            changes = {"label": "", **changes}  # a place in the prompt is what isolated passages do not have
         return replace(
             self, template=_changed(self.name, self.template, changes), rule=_changed(self.name, self.rule, changes)
         )

@@ -1,0 +1,356 @@
+"""Isolated passages: every passage is read on its own after a shared opening, and the question looks back at all.
+
+All passages start at the position after the opening and see the opening and themselves only; the question starts
+after the longest of them. So a passage's keys and values depend on neither its neighbours nor the query, scores do not
+depend on the order of candidates, and the cost is linear in their number. Inspired by BlockRank (arXiv 2510.05396) and
+CompRank (arXiv 2606.11700); the layout is ours (docs/method.md).
+
+Passages run as batches of short rows, each distinct one once; per layer their keys and values are kept without padding
+for the question's pass. Everything follows the caller's gradient mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrank_pipeline.attention.prompt import Prompt
+from headrank_pipeline.attention.tap import Past, Support
+
+__all__ = ["Engine", "KeyValues", "read_isolated"]
+
+
+class Engine(Protocol):
+    """What runs the passes: an `AttentionReader`."""
+
+    device: torch.device
+
+    @property
+    def depth(self) -> int:
+        """Number of layers run; of the last one only the keys count."""
+
+    @property
+    def row_tokens(self) -> int:
+        """Padded tokens of one pass."""
+
+    def prefill(self, ids: Tensor, past: Past, *, mask: Tensor | None, positions: Tensor | None) -> None:
+        """Run tokens [B, T] and read nothing; `past` sees their keys and values."""
+
+    def attend(
+        self,
+        ids: Tensor,
+        past: Past,
+        spans: Sequence[Sequence[tuple[int, int]]],
+        columns: Tensor | None,
+        *,
+        mask: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """Run tokens [B, T] and return [B, G, H, S], the mean attention of G spans of them to S keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValues:
+    """Keys and values of n tokens, after QK-norm and RoPE.
+
+    Attributes:
+        keys: one [n, K, D] per layer.
+        values: the same without the deepest layer, where they are not needed.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+def read_isolated(engine: Engine, lists: Sequence[Sequence[Prompt]], *, support: Support) -> list[list[Tensor]]:
+    """Return the attention of each prompt's row tokens to its tokens.
+
+    Args:
+        engine: runs the passes, at most `engine.row_tokens` padded passage tokens in each.
+        lists: the G prompts of each list ask different queries of the same passages (query and content-free query).
+        support: the softmax runs over ``all`` visible tokens or over the ``passages`` tokens only.
+
+    Returns:
+        For each list G tensors [H, N] float32 in prompt order, whatever order the keys are held in.
+
+    Raises:
+        ValueError: prompts that were not built with isolated passages, or do not share their opening, or prompts of
+            one list that do not share their passages.
+    """
+    contexts = [_Context.of(prompts) for prompts in lists]
+    if not contexts:
+        return []
+    opening = contexts[0].opening
+    if any(not np.array_equal(context.opening, opening) for context in contexts):
+        raise ValueError("prompts with isolated passages differ in their opening; read those of each template apart")
+    return _ask(engine, lists, contexts, _prefilled(engine, opening, contexts), support)
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What comes before the question of one list.
+
+    Attributes:
+        opening: [o] int64 token ids.
+        passages: token ids of each passage, in prompt order.
+        order: of `passages` in the keys: by length, then by tokens. Sums over keys so do not depend on the order of
+            candidates in the last bit either.
+    """
+
+    opening: np.ndarray
+    passages: list[np.ndarray]
+    order: list[int]
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt]) -> _Context:
+        first = prompts[0]
+        for prompt in prompts:
+            if prompt.boundaries is None:
+                raise ValueError("a causal prompt among prompts with isolated passages; read each layout apart")
+            if not np.array_equal(prompt.token_ids[: _question(prompt)], first.token_ids[: _question(first)]):
+                raise ValueError("prompts of one list differ before their questions; build the second by with_query")
+        assert first.boundaries is not None
+        opening, *passages = np.split(first.token_ids[: _question(first)], first.boundaries[:-1])
+        return cls(opening, passages, sorted(range(len(passages)), key=lambda place: _rank(passages[place])))
+
+    def __len__(self) -> int:
+        return len(self.opening) + sum(map(len, self.passages))
+
+    @property
+    def first_position(self) -> int:
+        """Position of the question's first token."""
+        return len(self.opening) + max(map(len, self.passages), default=0)
+
+    def index(self, offsets: dict[bytes, int]) -> np.ndarray:
+        """Return [n] int64: where each key of this list lies among the packed ones."""
+        passages = [self.passages[place] for place in self.order]
+        return _joined([_run(0, len(self.opening)), *(_run(offsets[one.tobytes()], len(one)) for one in passages)])
+
+    def key_of_token(self) -> np.ndarray:
+        """Return [n] int64: the key of each token before the question, in prompt order."""
+        runs, start = [np.arange(0)] * len(self.passages), len(self.opening)
+        for place in self.order:
+            runs[place] = _run(start, len(self.passages[place]))
+            start += len(self.passages[place])
+        return _joined([_run(0, len(self.opening)), *runs])
+
+
+def _question(prompt: Prompt) -> int:
+    """Return the index of the question's first token."""
+    assert prompt.boundaries is not None
+    return int(prompt.boundaries[-1])
+
+
+def _rank(passage: np.ndarray) -> tuple[int, bytes]:
+    return -len(passage), passage.tobytes()
+
+
+def _run(start: int, length: int) -> np.ndarray:
+    return np.arange(start, start + length)
+
+
+def _joined(runs: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(runs).astype(np.int64)
+
+
+# ------------------------------------------------------------------------------------------------ opening and passages
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Keys and values of the opening and all distinct passages, one after another.
+
+    Attributes:
+        parts: in this order; none where there are no tokens at all.
+        offsets: token ids of a passage, as bytes -> its first key.
+    """
+
+    parts: list[KeyValues]
+    offsets: dict[bytes, int]
+
+
+def _prefilled(engine: Engine, opening: np.ndarray, contexts: Sequence[_Context]) -> _Packed:
+    parts = []
+    if len(opening):
+        parts.append(_prefill_rows(engine, [opening], None))
+    before = parts[0] if parts else None
+    distinct = {passage.tobytes(): passage for context in contexts for passage in context.passages}
+    offsets, filled = {}, len(opening)
+    for passage in sorted(distinct.values(), key=_rank):
+        offsets[passage.tobytes()] = filled
+        filled += len(passage)
+    for rows in _row_batches(sorted(distinct.values(), key=_rank), engine.row_tokens):
+        parts.append(_prefill_rows(engine, rows, before))
+    return _Packed(parts, offsets)
+
+
+def _row_batches(passages: Sequence[np.ndarray], row_tokens: int) -> Iterator[list[np.ndarray]]:
+    """Yield passages, given longest first, so that rows times the longest stay within the budget; empty ones need none.
+
+    Examples:
+        >>> [len(batch) for batch in _row_batches([np.zeros(4), np.zeros(3), np.zeros(3), np.zeros(0)], 8)]
+        [2, 1]
+    """
+    batch: list[np.ndarray] = []
+    for passage in passages:
+        if batch and (len(batch) + 1) * len(batch[0]) > row_tokens:
+            yield batch
+            batch = []
+        if len(passage):
+            batch.append(passage)
+    if batch:
+        yield batch
+
+
+def _prefill_rows(engine: Engine, rows: Sequence[np.ndarray], before: KeyValues | None) -> KeyValues:
+    """Return the keys and values of token rows that each come right after `before`, unpadded, row after row."""
+    width, earlier = max(map(len, rows)), 0 if before is None else len(before.keys[0])
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = torch.from_numpy(tokens)
+    tokens_at = torch.from_numpy(_joined([_run(row * width, len(tokens)) for row, tokens in enumerate(rows)]))
+    recorder = _Recorder(tokens_at.to(engine.device), before, engine.depth)
+    if before is None:  # plain causal rows, which need no mask
+        engine.prefill(ids, recorder, mask=None, positions=None)
+    else:
+        mask = torch.ones((width, earlier + width), dtype=torch.bool, device=engine.device).tril(earlier)
+        positions = torch.arange(earlier, earlier + width, device=engine.device)[None]
+        engine.prefill(ids, recorder, mask=mask[None, None], positions=positions)
+    return KeyValues(tuple(recorder.keys), tuple(recorder.values))
+
+
+class _Recorder:
+    """Keeps every layer's keys and values of the tokens that are no padding, and puts earlier ones before them."""
+
+    def __init__(self, tokens_at: Tensor, before: KeyValues | None, depth: int) -> None:
+        self._tokens_at, self._before = tokens_at, before
+        self.keys: list[Tensor] = [tokens_at.new_empty(0)] * depth
+        self.values: list[Tensor] = [tokens_at.new_empty(0)] * (depth - 1)
+
+    def __call__(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        self.keys[layer] = self._unpadded(key)
+        if layer == len(self.values):
+            return key, value  # the pass ends here
+        self.values[layer] = self._unpadded(value)
+        if self._before is None:
+            return key, value
+        return _after(self._before.keys[layer], key), _after(self._before.values[layer], value)
+
+    def _unpadded(self, rows: Tensor) -> Tensor:
+        """Return [n, K, D] from [B, K, T, D]."""
+        return rows.transpose(1, 2).flatten(0, 1).index_select(0, self._tokens_at)
+
+
+def _after(before: Tensor, rows: Tensor) -> Tensor:
+    """Return [B, K, n + T, D] from [n, K, D], the same for each row, and [B, K, T, D]."""
+    return torch.cat([before.transpose(0, 1).expand(len(rows), -1, -1, -1), rows], dim=2)
+
+
+# ------------------------------------------------------------------------------------------------------------ question
+
+
+def _ask(
+    engine: Engine, lists: Sequence[Sequence[Prompt]], contexts: Sequence[_Context], packed: _Packed, support: Support
+) -> list[list[Tensor]]:
+    """Run the questions of all lists in one pass."""
+    questions = _Questions.of(lists, contexts)
+    index = torch.zeros((len(lists), questions.longest), dtype=torch.long)
+    columns = torch.zeros((len(lists), questions.mask.shape[-1]), dtype=torch.bool)
+    key_of_token = [context.key_of_token() for context in contexts]
+    for b, (prompts, context) in enumerate(zip(lists, contexts, strict=True)):
+        index[b, : len(context)] = torch.from_numpy(context.index(packed.offsets))
+        for span in prompts[0].passages.tolist():
+            columns[b, torch.from_numpy(key_of_token[b][slice(*span)])] = True
+    device = engine.device
+    read = engine.attend(
+        questions.ids,
+        _LookBack(packed.parts, index.to(device)),
+        [
+            [(prompt.rows[0] - _question(prompt) + start, prompt.rows[1] - _question(prompt) + start)
+             for prompt, start in zip(prompts, starts, strict=True)]
+            for prompts, starts in zip(lists, questions.starts, strict=True)
+        ],
+        columns.to(device) if support == "passages" else None,
+        mask=questions.mask.to(device),
+        positions=questions.positions.to(device),
+    )  # fmt: skip
+    return [
+        [
+            read[b, g].index_select(1, torch.from_numpy(_joined([key_of_token[b], questions.keys(b, g)])).to(device))
+            for g in range(len(prompts))
+        ]
+        for b, prompts in enumerate(lists)
+    ]
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """The questions of each list side by side in one row, hidden from each other.
+
+    Attributes:
+        ids: [B, T] int64, padded right.
+        positions: [B, T] int64; every question starts after the longest passage of its list.
+        mask: [B, 1, T, longest + T] bool: a token sees its list's opening and passages (not their padding), and its
+            question so far.
+        starts: [B][G], where each question starts in `ids`.
+        lengths: [B][G], its number of tokens.
+        longest: tokens of the longest opening with passages.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    starts: list[list[int]]
+    lengths: list[list[int]]
+    longest: int
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[Prompt]], contexts: Sequence[_Context]) -> _Questions:
+        tails = [[prompt.token_ids[_question(prompt) :] for prompt in prompts] for prompts in lists]
+        lengths = [list(map(len, group)) for group in tails]
+        starts = [[0, *accumulate(group[:-1])] for group in lengths]
+        longest, width = max(map(len, contexts)), max(map(sum, lengths))
+        ids = torch.zeros((len(tails), width), dtype=torch.long)
+        positions = torch.zeros((len(tails), width), dtype=torch.long)
+        mask = torch.zeros((len(tails), 1, width, longest + width), dtype=torch.bool)
+        mask[..., longest:] = torch.eye(width, dtype=torch.bool)  # padding too: a row that sees nothing is NaN
+        for b, (group, context) in enumerate(zip(tails, contexts, strict=True)):
+            mask[b, :, :, : len(context)] = True
+            for tail, start in zip(group, starts[b], strict=True):
+                here = slice(start, start + len(tail))
+                ids[b, here] = torch.from_numpy(tail)
+                positions[b, here] = context.first_position + torch.arange(len(tail))
+                causal = torch.ones((len(tail), len(tail)), dtype=torch.bool).tril()
+                mask[b, 0, here, longest + here.start : longest + here.stop] = causal
+        return cls(ids, positions, mask, starts, lengths, longest)
+
+    def keys(self, prompt: int, question: int) -> np.ndarray:
+        """Return the keys of one question's own tokens."""
+        return _run(self.longest + self.starts[prompt][question], self.lengths[prompt][question])
+
+
+class _LookBack:
+    """Puts the keys and values of each list's opening and passages before the question's own."""
+
+    def __init__(self, parts: Sequence[KeyValues], index: Tensor) -> None:
+        self._parts, self._index = parts, index
+
+    def __call__(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._parts:
+            return key, value
+        key = self._gathered([part.keys[layer] for part in self._parts], key)
+        if layer < len(self._parts[0].values):
+            value = self._gathered([part.values[layer] for part in self._parts], value)
+        return key, value
+
+    def _gathered(self, parts: Sequence[Tensor], own: Tensor) -> Tensor:
+        """Return [B, K, longest + T, D]."""
+        packed = torch.cat(list(parts))
+        before = packed.index_select(0, self._index.flatten()).view(*self._index.shape, *packed.shape[1:])
+        return torch.cat([before.transpose(1, 2), own], dim=2)
