@@ -161,14 +161,13 @@ class Reranker(ABC):
     def attempt_batch(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
         """Return what became of each query, in the same order: its ranking rescored, or why it failed.
 
-        Where a batch fails its queries are tried one by one. A reranker that knows which of them failed overrides this,
-        so that the others are not paid for twice.
+        Where a batch fails and nobody knows whose fault it is, its queries are tried one by one.
 
         Raises:
             MissingPrerequisite: no query would fare better.
         """
         try:
-            return [*self.rerank_batch(rankings)]
+            return self._attempts(rankings)
         except MissingPrerequisite:
             raise
         except _RECOVERABLE as error:
@@ -176,6 +175,10 @@ class Reranker(ABC):
                 return [Failure(rankings[0].query, error)]
             _log.warning("a batch of %d queries failed (%s); trying them one by one", len(rankings), error)
         return [attempt for ranking in rankings for attempt in self.attempt_batch([ranking])]
+
+    def _attempts(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
+        """As `attempt_batch`, in one go; a reranker that knows which query failed overrides it: no other is redone."""
+        return [*self.rerank_batch(rankings)]
 
     def rerank(self, ranking: Ranking) -> Ranking:
         """Return one ranking rescored."""

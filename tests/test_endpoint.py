@@ -20,7 +20,7 @@ from chat_models import chat_model, numbered, one_thread
 from click.testing import CliRunner
 
 from headrank_pipeline.cli import main
-from headrank_pipeline.pipeline import MissingPrerequisite
+from headrank_pipeline.pipeline import Failure, MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
 from headrank_pipeline.trec import read_run, write_candidates
@@ -197,8 +197,43 @@ def test_an_error_of_the_server_is_tried_again():
         return (500, {"error": {"message": "busy"}}) if attempt == 1 else (200, completion(by_number(asked)))
 
     with serving(reply) as server:
-        assert with_server(server).rerank(numbered(5)).docids[0] == "d5"
+        reranked = with_server(server).rerank(numbered(5))
+        assert (reranked.docids[0], reranked.notes["requests_repeated"]) == ("d5", 1)
         assert len(server.asked) == 2
+
+
+def test_a_query_that_fails_half_way_is_asked_about_no_more_and_its_counts_are_kept():
+    """Lists of three windows; the second window of the one query gets no answer."""
+    asked_for = Counter()
+
+    def reply(asked, attempt):
+        query = asked["messages"][1]["content"].partition("query: ")[2]
+        asked_for[query] += attempt == 1
+        if query == "doomed." and asked_for[query] == 2:
+            return 500, {"error": {"message": "busy"}}
+        return 200, completion(by_number(asked))
+
+    lists = [numbered(10, "q1"), numbered(10, "q2", "doomed"), numbered(10, "q3", "other")]
+    with serving(reply) as server:
+        reranker = with_server(server, window_size=4, stride=3, retries=1)
+        first, failure, last = reranker.attempt_batch(lists)
+        assert asked_for == {"how do birds fly.": 3, "doomed.": 2, "other.": 3}
+        assert (first.docids[0], last.docids[0]) == ("d10", "d10")
+        assert isinstance(failure, Failure) and failure.query.qid == "q2"
+        assert str(failure.error).startswith(f"qid q2: endpoint {server.url} answered 500")
+        assert {name: failure.notes[name] for name in ("replies", "prompt_tokens", "requests_repeated")} == {
+            "replies": 1, "prompt_tokens": 100, "requests_repeated": 1,
+        }  # fmt: skip
+        with pytest.raises(RuntimeError, match="qid q2"):
+            reranker.rerank_batch(lists[1:])
+
+
+def test_a_candidate_without_text_fails_its_query_alone():
+    blank = Ranking(Query("q2", "fleas"), (Candidate("d1", 2.0), Candidate("d2", 1.0, "a flea")))
+    with serving(lambda asked, _: (200, completion(by_number(asked)))) as server:
+        first, failure = with_server(server).attempt_batch([numbered(3, "q1"), blank])
+        assert (first.docids[0], len(server.asked)) == ("d3", 1)
+    assert "qid q2 docid d1: the passage has no text" in str(failure.error)
 
 
 def test_errors_that_stay_name_the_query_after_the_last_attempt():
@@ -215,15 +250,13 @@ def test_a_timeout_names_the_query():
 
     with (
         serving(slow) as server,
-        pytest.raises(
-            RuntimeError, match=r"qid q1: endpoint .* gave no answer within 0.1 s in 1 attempts; raise --tim"
-        ),
+        pytest.raises(RuntimeError, match=r"qid q1: endpoint .* gave no answer within 0.1 s in 1 attempt; raise --tim"),
     ):
         with_server(server, timeout=0.1, retries=0).rerank(numbered(5))
 
 
 def test_nobody_listening_names_the_query():
-    with pytest.raises(RuntimeError, match=r"qid q1: endpoint .* cannot be used after 1 attempts"):
+    with pytest.raises(RuntimeError, match=r"qid q1: endpoint .* cannot be used after 1 attempt:"):
         rankgpt("m", endpoint="http://127.0.0.1:9/v1", retries=0).rerank(numbered(5))
 
 
@@ -321,7 +354,9 @@ def test_a_query_that_no_reply_helps_ends_with_status_7_and_stays_out_of_the_run
     assert [candidate.docid for candidate in found["q1"]][:3] == ["d12", "d11", "d10"]
     totals = json.loads((candidates.with_name("run") / "manifest.json").read_text())["totals"]
     assert "none of the 1 replies named a passage" in totals["failed"]["q2"]
-    assert (totals["notes"]["replies"], totals["notes"]["replies_repaired"]) == (2, 0)
+    assert (totals["notes"]["replies"], totals["notes"]["replies_repaired"]) == (3, 1)
+    assert totals["notes"]["prompt_tokens"] == 300
+    assert len(server.asked) == 3  # nothing that was paid for is asked again
 
 
 def test_a_timeout_of_one_query_ends_with_status_7(candidates):
@@ -371,7 +406,7 @@ def test_transformers_serve_gives_the_order_of_the_same_model_in_this_process(fo
     options = {"window_size": 8, "stride": 4, "max_new_tokens": 8, "thinking": False}
     batch = [numbered(13, "q1"), numbered(5, "q2")]
     here = rankgpt(folder, device="cpu", **options).rerank_batch(batch)
-    there = rankgpt(str(folder), endpoint=served, concurrency=1, **options).rerank_batch(batch)
+    there = rankgpt(str(folder), endpoint=served, concurrency=1, timeout=60, retries=0, **options).rerank_batch(batch)
     assert [ranking.docids for ranking in there] == [ranking.docids for ranking in here]
     assert there[0].docids != batch[0].docids
     for name in ("prompt_tokens", "generated_tokens", "replies_repaired", "identifiers_missing"):

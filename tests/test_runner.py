@@ -315,7 +315,7 @@ def test_a_reranker_that_loses_a_candidate_is_caught(candidates, tmp_path):
 class Attempting(Overlap):
     """Knows which query failed and what that one has cost."""
 
-    def attempt_batch(self, rankings):
+    def _attempts(self, rankings):
         live = [ranking for ranking in rankings if ranking.query.qid not in self.failing]
         reranked = {ranking.query.qid: ranking for ranking in self.rerank_batch(live)}
         error, notes = ValueError("garbage"), {"prompt_tokens": 7.0, "replies": 2.0}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
-from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
 
 __all__ = ["Normalisation", "interpolated", "normalised"]
@@ -60,6 +60,13 @@ class _Interpolated(Reranker):
     def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
         reranked = self.reranker.rerank_batch(rankings)
         return [self._mixed(first, second) for first, second in zip(rankings, reranked, strict=True)]
+
+    def _attempts(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
+        attempts = self.reranker.attempt_batch(rankings)
+        return [
+            after if isinstance(after, Failure) else self._mixed(before, after)
+            for before, after in zip(rankings, attempts, strict=True)
+        ]
 
     def _mixed(self, first: Ranking, second: Ranking) -> Ranking:
         found = dict(zip(second.docids, normalised(second.scores, self.normalisation), strict=True))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from headrank_pipeline.rerank.baselines.replies import Reply
+from headrank_pipeline.rerank.baselines.replies import NoReply, Reply
 
 __all__ = ["Conversation", "Message", "Writer"]
 
@@ -42,8 +42,8 @@ class Writer(Protocol):
     def fits(self, conversation: Conversation) -> bool:
         """Whether the prompt and its reply fit the model."""
 
-    def write(self, conversations: Sequence[Conversation]) -> list[Reply]:
-        """Return the replies, in order."""
+    def write(self, conversations: Sequence[Conversation]) -> Sequence[Reply | NoReply]:
+        """Return the replies, in order, or why one could not be had while others could."""
 
     def describe(self) -> dict[str, Any]:
         """Return everything that can change a reply, as JSON-ready values."""

@@ -16,7 +16,7 @@ from openai.types.chat import ChatCompletion
 
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.rerank.baselines.conversation import Conversation, Message
-from headrank_pipeline.rerank.baselines.replies import Reply
+from headrank_pipeline.rerank.baselines.replies import NoReply, Reply
 
 __all__ = ["Connection", "EndpointWriter"]
 
@@ -112,12 +112,11 @@ class EndpointWriter:
         """Nothing is known of the server's budget; it refuses what is too long, which names the query."""
         return True
 
-    def write(self, conversations: Sequence[Conversation]) -> list[Reply]:
-        """Return the replies, in order; several requests are under way at once.
+    def write(self, conversations: Sequence[Conversation]) -> list[Reply | NoReply]:
+        """Return the replies, in order, or why there is none after all attempts; several requests run at once.
 
         Raises:
             MissingPrerequisite: the server refuses the key.
-            RuntimeError: no reply after all attempts; names the query.
         """
         with ThreadPoolExecutor(self._connection.concurrency) as pool:
             return list(pool.map(self._ask, conversations))
@@ -126,44 +125,55 @@ class EndpointWriter:
         """Return URL, model and every field of a request as JSON-ready values; no key."""
         return {"endpoint": self.url, "model": self.model, "request": dict(self._fields)}
 
-    def _ask(self, conversation: Conversation) -> Reply:
+    def _ask(self, conversation: Conversation) -> Reply | NoReply:
         where = f"qid {conversation.qid}: endpoint {self.url}"
         try:
-            completion = self._client.chat.completions.create(
+            answer = self._client.chat.completions.with_raw_response.create(
                 model=self.model,
                 messages=[dict(message) for message in conversation.messages],  # type: ignore[misc]
                 extra_body=self._fields,
             )
+            return _reply(answer.parse(), answer.retries_taken, where)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise MissingPrerequisite(
                 f"{where} refuses the key ({error.status_code}); name its environment variable with --api-key-env"
             ) from error
-        except openai.APITimeoutError as error:
-            raise RuntimeError(
-                f"{where} gave no answer within {self._connection.timeout:g} s in {self._connection.retries + 1} "
-                f"attempts; raise --timeout, or ask for less with --max-new-tokens or --window-size"
-            ) from error
-        except openai.APIStatusError as error:
-            raise RuntimeError(
-                f"{where} answered {error.status_code}: {_first_line(error.message)}; a prompt that is too long needs "
-                f"--passage-words or --window-size lowered, a field it does not know --option request={{…}}"
-            ) from error
         except (openai.OpenAIError, ValueError) as error:  # a reply that is not JSON is a ValueError
-            raise RuntimeError(
-                f"{where} cannot be used after {self._connection.retries + 1} attempts: {_first_line(str(error))}; "
-                f"is the server up, and is this its chat completions URL, up to /v1?"
-            ) from error
-        return _reply(completion, where)
+            repeated = _repeated(error)
+            failure = RuntimeError(f"{where} {self._told(error, repeated)}")
+            failure.__cause__ = error
+            return NoReply(failure, repeated)
+
+    def _told(self, error: Exception, repeated: int) -> str:
+        attempts = f"{repeated + 1} attempt{'s' if repeated else ''}"
+        if isinstance(error, openai.APITimeoutError):
+            return (
+                f"gave no answer within {self._connection.timeout:g} s in {attempts}; raise --timeout, or ask for less "
+                f"with --max-new-tokens or --window-size"
+            )
+        if isinstance(error, openai.APIStatusError):
+            return (
+                f"answered {error.status_code}: {_first_line(error.message)}; a prompt that is too long needs "
+                f"--passage-words or --window-size lowered, a field it does not know --option request={{…}}"
+            )
+        return (
+            f"cannot be used after {attempts}: {_first_line(str(error))}; is the server up, and is this its chat "
+            f"completions URL, up to /v1?"
+        )
 
 
-def _reply(completion: object, where: str) -> Reply:
+def _repeated(error: Exception) -> int:
+    """The client notes in each request how often it was sent before."""
+    request = error.request if isinstance(error, openai.APIError) else None
+    return 0 if request is None else int(request.headers.get("x-stainless-retry-count", 0))
+
+
+def _reply(completion: object, repeated: int, where: str) -> Reply | NoReply:
     """The client takes whatever a server sends: a page of HTML is a string, an error object has no choices."""
     choices = completion.choices if isinstance(completion, ChatCompletion) else None
     if not choices or choices[0].message is None:
-        raise RuntimeError(
-            f"{where} answered without choices ({_first_line(str(completion))}); is this its chat completions URL, up "
-            f"to /v1?"
-        )
+        told = f"{where} answered without choices ({_first_line(str(completion))}); is this its chat completions URL?"
+        return NoReply(RuntimeError(told), repeated)
     assert isinstance(completion, ChatCompletion)
     usage = completion.usage
     return Reply(
@@ -171,6 +181,7 @@ def _reply(completion: object, where: str) -> Reply:
         prompt_tokens=None if usage is None else usage.prompt_tokens,
         generated_tokens=None if usage is None else usage.completion_tokens,
         cut=choices[0].finish_reason == "length",
+        requests_repeated=repeated,
     )
 
 

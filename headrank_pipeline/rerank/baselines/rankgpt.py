@@ -7,19 +7,18 @@ replies are repaired, is in docs/baselines.md; the names of all counts are in `b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.conversation import Conversation, Message, Writer
 from headrank_pipeline.rerank.baselines.decoding import Decoding, Reasoning
 from headrank_pipeline.rerank.baselines.fitting import fitted_words
 from headrank_pipeline.rerank.baselines.options import read_settings, refuse_unknown
 from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown
-from headrank_pipeline.rerank.baselines.replies import Reply, parse_reply
+from headrank_pipeline.rerank.baselines.replies import NoReply, Reply, parse_reply
 from headrank_pipeline.rerank.baselines.windows import Ordered, Window, Windowing, slide
 
 __all__ = ["RankGPT", "RankGPTOptions", "rankgpt"]
@@ -93,14 +92,13 @@ class RankGPT(Reranker):
             ValueError: a candidate without text, a window that does not fit the model, or a query none of whose
                 replies named a passage: its order would be the first stage's, which is nobody's judgement.
         """
-        batch = _Batch(self.writer, [self.passages.shown(ranking, self.writer.controls) for ranking in rankings])
+        return [_unless_failed(attempt) for attempt in self._attempts(rankings)]
+
+    def _attempts(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
+        """A query that failed is not asked about again, the others go on."""
+        batch = _Batch(self.writer, self.passages, rankings)
         reranked = slide(rankings, self.windowing, batch.order)
-        for place, ranking in enumerate(reranked):
-            batch.check(place, ranking)
-        return [
-            Ranking(ranking.query, ranking.candidates, {**ranking.notes, **batch.notes(place)})
-            for place, ranking in enumerate(reranked)
-        ]
+        return [batch.attempt(place, ranking) for place, ranking in enumerate(reranked)]
 
     def describe(self) -> dict[str, Any]:
         """Return everything that can change an order, with a digest of the prompt."""
@@ -113,39 +111,68 @@ class RankGPT(Reranker):
         }
 
 
-@dataclass(slots=True)
-class _Batch:
-    """The windows of some queries: their prompts and replies."""
+def _unless_failed(attempt: Ranking | Failure) -> Ranking:
+    if isinstance(attempt, Failure):
+        raise attempt.error
+    return attempt
 
-    writer: Writer
-    shown: Sequence[Shown]
-    last: dict[int, Reply] = field(default_factory=dict)
+
+class _Batch:
+    """The windows of some queries: their prompts and replies, and which of the queries failed."""
+
+    def __init__(self, writer: Writer, passages: PassageText, rankings: Sequence[Ranking]) -> None:
+        self.writer = writer
+        self.shown: dict[int, Shown] = {}
+        self.last: dict[int, Reply] = {}
+        self.failed: dict[int, Exception] = {}
+        for place, ranking in enumerate(rankings):
+            try:
+                self.shown[place] = passages.shown(ranking, writer.controls)
+            except ValueError as error:
+                self.failed[place] = error
 
     def order(self, windows: Sequence[Window]) -> list[Ordered]:
-        prepared = [self._prepared(window) for window in windows]
-        replies = self.writer.write([conversation for conversation, _ in prepared])
-        ordered = []
-        for window, (_, dropped), reply in zip(windows, prepared, replies, strict=True):
-            parsed = parse_reply(reply.text, len(window.candidates))
-            self.last[window.place] = reply
-            ordered.append(Ordered(parsed.order, {**reply.notes(), **parsed.notes()}, dropped))
-        return ordered
+        """Return the order of each window; that of a failed query stays, and nobody is asked about it."""
+        asked: list[tuple[Window, Conversation, dict[str, int]]] = []
+        for window in windows:
+            if window.place not in self.failed:
+                try:
+                    asked.append((window, *self._prepared(window)))
+                except ValueError as error:
+                    self.failed[window.place] = error
+        replies = self.writer.write([conversation for _, conversation, _ in asked]) if asked else []
+        ordered: dict[int, Ordered] = {}
+        for (window, _, dropped), reply in zip(asked, replies, strict=True):
+            ordered[window.place] = self._ordered(window, reply, dropped)
+        return [ordered.get(window.place) or _unchanged(window, {}) for window in windows]
 
-    def check(self, place: int, ranking: Ranking) -> None:
-        """Refuse a query that no reply said anything about."""
+    def attempt(self, place: int, ranking: Ranking) -> Ranking | Failure:
+        """Return the ranking, or a failure where no reply could be had or said anything about it."""
+        if place not in self.failed:
+            notes = {**ranking.notes, "control_tokens_neutralised": self.shown[place].control_tokens}
+            ranking = Ranking(ranking.query, ranking.candidates, notes)
+        error = self.failed.get(place) or self._says_nothing(place, ranking)
+        return Failure(ranking.query, error, ranking.notes) if error else ranking
+
+    def _ordered(self, window: Window, reply: Reply | NoReply, dropped: dict[str, int]) -> Ordered:
+        if isinstance(reply, NoReply):
+            self.failed[window.place] = reply.error
+            return _unchanged(window, reply.notes())
+        self.last[window.place] = reply
+        parsed = parse_reply(reply.text, len(window.candidates))
+        return Ordered(parsed.order, {**reply.notes(), **parsed.notes()}, dropped)
+
+    def _says_nothing(self, place: int, ranking: Ranking) -> ValueError | None:
         replies = int(ranking.notes.get("replies", 0))
         if not replies or ranking.notes["replies_without_identifier"] < replies:
-            return
+            return None
         cut = int(ranking.notes["replies_cut"])
         told = f" ({cut} of them ended at the limit of tokens)" if cut else ""
-        raise ValueError(
+        return ValueError(
             f"qid {ranking.query.qid}: none of the {replies} replies named a passage{told}; expected [2] > [1] …, the "
             f"last one was {self.last[place].text[:80]!r}; use a model that follows instructions, raise "
             f"--max-new-tokens, or switch thinking off (--no-thinking)"
         )
-
-    def notes(self, place: int) -> dict[str, float]:
-        return {"control_tokens_neutralised": self.shown[place].control_tokens}
 
     def _prepared(self, window: Window) -> tuple[Conversation, dict[str, int]]:
         """The prompt of a window with as many words of each passage as fit, and the words left out."""
@@ -158,6 +185,10 @@ class _Batch:
 
         limit = fitted_words(window, shown.longest(docids), lambda words: self.writer.fits(conversation(words)))
         return conversation(limit), shown.dropped(docids, limit)
+
+
+def _unchanged(window: Window, notes: Mapping[str, float]) -> Ordered:
+    return Ordered(tuple(range(len(window.candidates))), notes)
 
 
 def conversation_of(query: str, passages: Sequence[str]) -> list[Message]:

@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["NOTES", "ParsedReply", "Reply", "parse_reply", "without_thinking"]
+__all__ = ["NOTES", "NoReply", "ParsedReply", "Reply", "parse_reply", "without_thinking"]
 
 NOTES: Mapping[str, str] = {
     "prompt_tokens": "tokens read, over all prompts",
     "generated_tokens": "tokens written, thinking and the end-of-turn token included",
     "forward_passes": "passes through the model: one per prompt (it gives the first token), one per further token",
+    "requests_repeated": "requests sent again to a server after a timeout, a lost connection or an error of its own",
     "replies": "replies that had to be parsed, one per window",
     "replies_well_formed": "those that were `[2] > [1] > …` with every identifier exactly once, and nothing else",
     "replies_repaired": "the others",
@@ -47,6 +48,7 @@ class Reply:
         generated_tokens: tokens written; likewise.
         forward_passes: passes through the model; None where another process ran it.
         cut: ended at the limit of tokens rather than by itself.
+        requests_repeated: requests that were sent again before it came; None without a server.
     """
 
     text: str
@@ -54,6 +56,7 @@ class Reply:
     generated_tokens: int | None = None
     forward_passes: int | None = None
     cut: bool = False
+    requests_repeated: int | None = None
 
     def notes(self) -> dict[str, float]:
         """Return the counts that are known."""
@@ -61,8 +64,26 @@ class Reply:
             "prompt_tokens": self.prompt_tokens,
             "generated_tokens": self.generated_tokens,
             "forward_passes": self.forward_passes,
+            "requests_repeated": self.requests_repeated,
         }
         return {name: count for name, count in counts.items() if count is not None} | {"replies_cut": int(self.cut)}
+
+
+@dataclass(frozen=True, slots=True)
+class NoReply:
+    """A prompt that got none.
+
+    Args:
+        error: why; names the query.
+        requests_repeated: requests that were sent again in vain.
+    """
+
+    error: RuntimeError
+    requests_repeated: int
+
+    def notes(self) -> dict[str, float]:
+        """Return the counts that are known."""
+        return {"requests_repeated": self.requests_repeated}
 
 
 @dataclass(frozen=True, slots=True)
