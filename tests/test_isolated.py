@@ -105,6 +105,14 @@ def test_equals_eager_attention_under_a_block_mask(folders, family, support):
             assert (read - eager_rows(model, prompt, support)).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("heads", [((0, 1),), ((2, 3), (0, 1), (1, 2))])
+def test_truncated_model_equals_whole_model(folders, heads):
+    made, index = [builder_of().build(one) for one in rankings()], [layer * 4 + head for layer, head in heads]
+    truncated = reader_of(folders["qwen3"], HeadSet("some", heads)).read(made)
+    for few, every in zip(truncated, reader_of(folders["qwen3"]).read(made), strict=True):
+        assert (few - every[index]).abs().max() <= TOLERANCE
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("support", ["all", "passages"])
 def test_calibration_equals_two_readings(folders, family, support):

@@ -6,30 +6,37 @@ depend on the order of candidates, and the cost is linear in their number. Inspi
 CompRank (arXiv 2606.11700); the layout is ours (docs/method.md).
 
 Passages run as batches of short rows, each distinct one once; per layer their keys and values are kept without padding
-for the question's pass. Everything follows the caller's gradient mode.
+for the question's pass, and from query to query where the engine has a cache. Everything follows the caller's gradient
+mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from headrank_pipeline.attention.passage_cache import KeyValues, PassageCache, entry_name
 from headrank_pipeline.attention.prompt import Prompt
 from headrank_pipeline.attention.tap import Past, Support
 
-__all__ = ["Engine", "KeyValues", "read_isolated"]
+__all__ = ["Engine", "cached_passages", "read_isolated"]
 
 
 class Engine(Protocol):
     """What runs the passes: an `AttentionReader`."""
 
     device: torch.device
+    passage_cache: PassageCache | None
+
+    @property
+    def key_identity(self) -> Mapping[str, Any]:
+        """What a passage's keys depend on besides tokens: weights, depth, dtype."""
 
     @property
     def depth(self) -> int:
@@ -55,19 +62,6 @@ class Engine(Protocol):
         """Run tokens [B, T] and return [B, G, H, S], the mean attention of G spans of them to S keys."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValues:
-    """Keys and values of n tokens, after QK-norm and RoPE.
-
-    Attributes:
-        keys: one [n, K, D] per layer.
-        values: the same without the deepest layer, where they are not needed.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-
-
 def read_isolated(engine: Engine, lists: Sequence[Sequence[Prompt]], *, support: Support) -> list[list[Tensor]]:
     """Return the attention of each prompt's row tokens to its tokens.
 
@@ -89,7 +83,15 @@ def read_isolated(engine: Engine, lists: Sequence[Sequence[Prompt]], *, support:
     opening = contexts[0].opening
     if any(not np.array_equal(context.opening, opening) for context in contexts):
         raise ValueError("prompts with isolated passages differ in their opening; read those of each template apart")
-    return _ask(engine, lists, contexts, _prefilled(engine, opening, contexts), support)
+    nothing = np.zeros(0, dtype=np.int64)
+    before = _keys(engine, nothing, None, [opening]).get(opening.tobytes())
+    distinct = {passage.tobytes(): passage for context in contexts for passage in context.passages}
+    keys = _keys(engine, opening, before, sorted(distinct.values(), key=_rank))
+    rows = [[keys[passage.tobytes()] for passage in context.in_key_order()] for context in contexts]
+    if before is not None:
+        rows = [[before, *row] for row in rows]
+    look_back = _LookBack(rows, max(map(len, contexts)), engine.depth - 1)
+    return _ask(engine, lists, contexts, look_back, support)
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,9 @@ class _Context:
         """Position of the question's first token."""
         return len(self.opening) + max(map(len, self.passages), default=0)
 
-    def index(self, offsets: dict[bytes, int]) -> np.ndarray:
-        """Return [n] int64: where each key of this list lies among the packed ones."""
-        passages = [self.passages[place] for place in self.order]
-        return _joined([_run(0, len(self.opening)), *(_run(offsets[one.tobytes()], len(one)) for one in passages)])
+    def in_key_order(self) -> list[np.ndarray]:
+        """Return the passages that have tokens, in the order of their keys."""
+        return [self.passages[place] for place in self.order if len(self.passages[place])]
 
     def key_of_token(self) -> np.ndarray:
         """Return [n] int64: the key of each token before the question, in prompt order."""
@@ -162,32 +163,42 @@ def _joined(runs: Sequence[np.ndarray]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ opening and passages
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """Keys and values of the opening and all distinct passages, one after another.
+def cached_passages(engine: Engine, prompt: Prompt) -> int:
+    """Return how many of a prompt's passages lie in the engine's passage cache; 0 where it has none."""
+    cache, context = engine.passage_cache, _Context.of([prompt])
+    if cache is None:
+        return 0
+    return sum(entry_name(engine.key_identity, context.opening, passage) in cache for passage in context.passages)
 
-    Attributes:
-        parts: in this order; none where there are no tokens at all.
-        offsets: token ids of a passage, as bytes -> its first key.
+
+def _keys(
+    engine: Engine, opening: np.ndarray, before: KeyValues | None, passages: Sequence[np.ndarray]
+) -> dict[bytes, KeyValues]:
+    """Return the keys and values of each distinct passage, by its token ids as bytes; empty ones have none.
+
+    Args:
+        engine: runs the passages that its cache does not hold.
+        opening: token ids before each passage.
+        before: their keys and values.
+        passages: distinct ones, longest first.
     """
-
-    parts: list[KeyValues]
-    offsets: dict[bytes, int]
-
-
-def _prefilled(engine: Engine, opening: np.ndarray, contexts: Sequence[_Context]) -> _Packed:
-    parts = []
-    if len(opening):
-        parts.append(_prefill_rows(engine, [opening], None))
-    before = parts[0] if parts else None
-    distinct = {passage.tobytes(): passage for context in contexts for passage in context.passages}
-    offsets, filled = {}, len(opening)
-    for passage in sorted(distinct.values(), key=_rank):
-        offsets[passage.tobytes()] = filled
-        filled += len(passage)
-    for rows in _row_batches(sorted(distinct.values(), key=_rank), engine.row_tokens):
-        parts.append(_prefill_rows(engine, rows, before))
-    return _Packed(parts, offsets)
+    cache = None if torch.is_grad_enabled() else engine.passage_cache  # gradients end at kept keys
+    missing, keys, names = [], {}, {}
+    for passage in passages:
+        found = None
+        if cache is not None and len(passage):
+            names[passage.tobytes()] = name = entry_name(engine.key_identity, opening, passage)
+            found = cache.get(name, engine.device)
+        if found is None:
+            missing.append(passage)
+        else:
+            keys[passage.tobytes()] = found
+    for rows in _row_batches(missing, engine.row_tokens):
+        for row, filled in zip(rows, _prefill_rows(engine, rows, before), strict=True):
+            keys[row.tobytes()] = filled
+            if cache is not None:
+                cache.put(names[row.tobytes()], filled)
+    return keys
 
 
 def _row_batches(passages: Sequence[np.ndarray], row_tokens: int) -> Iterator[list[np.ndarray]]:
@@ -208,35 +219,38 @@ def _row_batches(passages: Sequence[np.ndarray], row_tokens: int) -> Iterator[li
         yield batch
 
 
-def _prefill_rows(engine: Engine, rows: Sequence[np.ndarray], before: KeyValues | None) -> KeyValues:
-    """Return the keys and values of token rows that each come right after `before`, unpadded, row after row."""
-    width, earlier = max(map(len, rows)), 0 if before is None else len(before.keys[0])
+def _prefill_rows(engine: Engine, rows: Sequence[np.ndarray], before: KeyValues | None) -> list[KeyValues]:
+    """Return the keys and values of token rows that each come right after `before`."""
+    lengths = [len(tokens) for tokens in rows]
+    width, earlier = max(lengths), 0 if before is None else len(before.keys[0])
     ids = torch.zeros((len(rows), width), dtype=torch.long)
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = torch.from_numpy(tokens)
-    tokens_at = torch.from_numpy(_joined([_run(row * width, len(tokens)) for row, tokens in enumerate(rows)]))
-    recorder = _Recorder(tokens_at.to(engine.device), before, engine.depth)
+    unpadded = torch.from_numpy(_joined([_run(row * width, length) for row, length in enumerate(lengths)]))
+    recorder = _Recorder(unpadded.to(engine.device), before, engine.depth)
     if before is None:  # plain causal rows, which need no mask
         engine.prefill(ids, recorder, mask=None, positions=None)
     else:
         mask = torch.ones((width, earlier + width), dtype=torch.bool, device=engine.device).tril(earlier)
         positions = torch.arange(earlier, earlier + width, device=engine.device)[None]
         engine.prefill(ids, recorder, mask=mask[None, None], positions=positions)
-    return KeyValues(tuple(recorder.keys), tuple(recorder.values))
+    keys = zip(*(torch.split(layer, lengths) for layer in recorder.keys), strict=True)
+    values = list(zip(*(torch.split(layer, lengths) for layer in recorder.values), strict=True)) or [()] * len(rows)
+    return [KeyValues(*pair) for pair in zip(keys, values, strict=True)]
 
 
 class _Recorder:
     """Keeps every layer's keys and values of the tokens that are no padding, and puts earlier ones before them."""
 
-    def __init__(self, tokens_at: Tensor, before: KeyValues | None, depth: int) -> None:
-        self._tokens_at, self._before = tokens_at, before
-        self.keys: list[Tensor] = [tokens_at.new_empty(0)] * depth
-        self.values: list[Tensor] = [tokens_at.new_empty(0)] * (depth - 1)
+    def __init__(self, unpadded: Tensor, before: KeyValues | None, depth: int) -> None:
+        self._tokens, self._before = unpadded, before
+        self.keys: list[Tensor] = [unpadded.new_empty(0)] * depth
+        self.values: list[Tensor] = [unpadded.new_empty(0)] * (depth - 1)
 
     def __call__(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         self.keys[layer] = self._unpadded(key)
         if layer == len(self.values):
-            return key, value  # the pass ends here
+            return key, value  # the deepest: this pass reads nothing there
         self.values[layer] = self._unpadded(value)
         if self._before is None:
             return key, value
@@ -244,7 +258,7 @@ class _Recorder:
 
     def _unpadded(self, rows: Tensor) -> Tensor:
         """Return [n, K, D] from [B, K, T, D]."""
-        return rows.transpose(1, 2).flatten(0, 1).index_select(0, self._tokens_at)
+        return rows.transpose(1, 2).flatten(0, 1).index_select(0, self._tokens)
 
 
 def _after(before: Tensor, rows: Tensor) -> Tensor:
@@ -256,21 +270,23 @@ def _after(before: Tensor, rows: Tensor) -> Tensor:
 
 
 def _ask(
-    engine: Engine, lists: Sequence[Sequence[Prompt]], contexts: Sequence[_Context], packed: _Packed, support: Support
+    engine: Engine,
+    lists: Sequence[Sequence[Prompt]],
+    contexts: Sequence[_Context],
+    look_back: _LookBack,
+    support: Support,
 ) -> list[list[Tensor]]:
     """Run the questions of all lists in one pass."""
     questions = _Questions.of(lists, contexts)
-    index = torch.zeros((len(lists), questions.longest), dtype=torch.long)
     columns = torch.zeros((len(lists), questions.mask.shape[-1]), dtype=torch.bool)
     key_of_token = [context.key_of_token() for context in contexts]
-    for b, (prompts, context) in enumerate(zip(lists, contexts, strict=True)):
-        index[b, : len(context)] = torch.from_numpy(context.index(packed.offsets))
+    for b, prompts in enumerate(lists):
         for span in prompts[0].passages.tolist():
             columns[b, torch.from_numpy(key_of_token[b][slice(*span)])] = True
     device = engine.device
     read = engine.attend(
         questions.ids,
-        _LookBack(packed.parts, index.to(device)),
+        look_back,
         [
             [(prompt.rows[0] - _question(prompt) + start, prompt.rows[1] - _question(prompt) + start)
              for prompt, start in zip(prompts, starts, strict=True)]
@@ -336,21 +352,28 @@ class _Questions:
 
 
 class _LookBack:
-    """Puts the keys and values of each list's opening and passages before the question's own."""
+    """Puts the keys and values of each list's opening and passages before the question's own.
 
-    def __init__(self, parts: Sequence[KeyValues], index: Tensor) -> None:
-        self._parts, self._index = parts, index
+    Args:
+        rows: those of each list, in the order of its keys.
+        longest: tokens that the longest of them has; the others are padded.
+        deepest: the layer whose values are not needed.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[KeyValues]], longest: int, deepest: int) -> None:
+        self._rows, self._longest, self._deepest = rows, longest, deepest
 
     def __call__(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        if not self._parts:
-            return key, value
-        key = self._gathered([part.keys[layer] for part in self._parts], key)
-        if layer < len(self._parts[0].values):
-            value = self._gathered([part.values[layer] for part in self._parts], value)
+        key = self._before([[part.keys[layer] for part in row] for row in self._rows], key)
+        if layer < self._deepest:
+            value = self._before([[part.values[layer] for part in row] for row in self._rows], value)
         return key, value
 
-    def _gathered(self, parts: Sequence[Tensor], own: Tensor) -> Tensor:
-        """Return [B, K, longest + T, D]."""
-        packed = torch.cat(list(parts))
-        before = packed.index_select(0, self._index.flatten()).view(*self._index.shape, *packed.shape[1:])
-        return torch.cat([before.transpose(1, 2), own], dim=2)
+    def _before(self, rows: Sequence[Sequence[Tensor]], own: Tensor) -> Tensor:
+        """Return [B, K, longest + T, D]; joined at once, since copying is most of what a cached passage costs."""
+        parts: list[Tensor] = []
+        for row, tokens in zip(rows, own.transpose(1, 2), strict=True):
+            missing = self._longest - sum(map(len, row))
+            parts += [*row, tokens.new_zeros((missing, *tokens.shape[1:])), tokens]
+        joined = torch.cat(parts)
+        return joined.view(len(rows), -1, *joined.shape[1:]).transpose(1, 2)

@@ -7,7 +7,8 @@ stay in a cache, and both queries follow in one short second pass as two branche
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers import DynamicCache
 
 from headrank_pipeline.attention.isolated import read_isolated
 from headrank_pipeline.attention.model import LoadedModel
+from headrank_pipeline.attention.passage_cache import PassageCache, weights_digest
 from headrank_pipeline.attention.prompt import Prompt
 from headrank_pipeline.attention.tap import DeepestLayerRead, Past, Support, Tap
 
@@ -32,9 +34,12 @@ class AttentionReader:
     Args:
         loaded: what `headrank_pipeline.attention.model.load` returns.
         batch_tokens: padded tokens of one forward pass.
+        passage_cache: keeps keys of isolated passages from query to query, while the weights stay as they are.
     """
 
-    def __init__(self, loaded: LoadedModel, *, batch_tokens: int = BATCH_TOKENS) -> None:
+    def __init__(
+        self, loaded: LoadedModel, *, batch_tokens: int = BATCH_TOKENS, passage_cache: PassageCache | None = None
+    ) -> None:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens {batch_tokens}: expected at least 1")
         self.model = loaded.model
@@ -42,6 +47,7 @@ class AttentionReader:
         self.heads = loaded.heads
         self.source = loaded.source
         self.batch_tokens = batch_tokens
+        self.passage_cache = passage_cache
         self.device: torch.device = loaded.model.device
         layers = sorted({layer for layer, _ in self.heads.heads})
         self._heads = {layer: torch.tensor([h for at, h in self.heads.heads if at == layer]) for layer in layers}
@@ -166,6 +172,17 @@ class AttentionReader:
 
     # What reading isolated passages is made of.
 
+    @cached_property
+    def key_identity(self) -> dict[str, Any]:
+        """What a passage's keys depend on besides tokens; reads all weights once."""
+        return {
+            "fingerprint": self.source.fingerprint,
+            "revision": self.source.revision,
+            "weights": weights_digest(self.model),
+            "depth": self.depth,
+            "dtype": str(self.model.dtype),
+        }
+
     @property
     def depth(self) -> int:
         """Number of layers run."""
@@ -178,8 +195,7 @@ class AttentionReader:
 
     def prefill(self, ids: Tensor, past: Past, *, mask: Tensor | None, positions: Tensor | None) -> None:
         """Run tokens [B, T] and read nothing; `past` sees their keys and values."""
-        tap = self._tap(None, None, None)
-        tap.past = past
+        tap = replace(self._tap(None, None, None), past=past, stop_at=self.depth - 1)  # no values are kept there
         self._forward(ids, tap, mask=mask, positions=positions)
 
     def attend(
@@ -193,8 +209,7 @@ class AttentionReader:
         positions: Tensor,
     ) -> Tensor:
         """Run tokens [B, T] and return [B, G, H, S], the mean attention of G spans of them to S keys."""
-        tap = self._tap(*self._rows(spans), columns)
-        tap.past = past
+        tap = replace(self._tap(*self._rows(spans), columns), past=past, stop_at=self.depth - 1)
         self._forward(ids, tap, mask=mask, positions=positions)
         return self._collect(tap)
 

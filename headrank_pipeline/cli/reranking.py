@@ -16,6 +16,7 @@ from headrank_pipeline.cli.baselines import BASELINE_OPTIONS, BASELINES, load_ba
 from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, table
 
 if TYPE_CHECKING:
+    from headrank_pipeline.attention.passage_cache import PassageCache
     from headrank_pipeline.experiment.judgement import Judged
     from headrank_pipeline.experiment.runner import Outcome
     from headrank_pipeline.pipeline import Reranker
@@ -41,6 +42,12 @@ SYSTEMS = {
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+def path_option(name: str, text: str, *, required: bool = False) -> Callable[[Command], Command]:
+    """Return a click option that takes a path."""
+    return click.option(name, type=click.Path(path_type=Path), required=required, help=text)
+
+
 PASSAGES_OPTION = click.option(
     "--passages",
     type=click.Choice(["causal", "isolated"]),
@@ -55,6 +62,13 @@ RERANKER_OPTIONS = (
     PASSAGES_OPTION,
     click.option(
         "--option", "options", multiple=True, metavar="NAME=VALUE", help="Any other option of the system; repeatable."
+    ),
+    path_option("--passage-cache", "Folder that keeps the keys of isolated passages from query to query, run to run."),
+    click.option(
+        "--passage-cache-memory",
+        type=click.FloatRange(min=0),
+        metavar="GIB",
+        help="Of it, what is held on the device; also without a folder.  [default: 2 with a folder, else 0]",
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …"),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
@@ -84,11 +98,6 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
         return command
 
     return add
-
-
-def path_option(name: str, text: str, *, required: bool = False) -> Callable[[Command], Command]:
-    """Return a click option that takes a path."""
-    return click.option(name, type=click.Path(path_type=Path), required=required, help=text)
 
 
 @click.command()
@@ -154,6 +163,8 @@ def load_reranker(
     max_prompt_tokens: int | None,
     passage_words: int | None,
     passages: str | None,
+    passage_cache: Path | None,
+    passage_cache_memory: float | None,
     options: tuple[str, ...],
     device: str,
     dtype: str,
@@ -164,15 +175,15 @@ def load_reranker(
     **baseline: Any,
 ) -> Reranker:
     """Return the reranker that the flags describe, with its model loaded; `baseline` are the flags of baselines."""
-    changes = dict(_option(text) for text in options)
-    if passage_words is not None:
-        changes["passage_words"] = passage_words
-    if passages is not None:
-        changes["passages"] = passages
+    named = {"passage_words": passage_words, "passages": passages}
+    changes = dict(map(_option, options)) | {name: value for name, value in named.items() if value is not None}
     if offline:
         _forbid_hub()
     loading: dict[str, Any]
+    caches = passage_cache is not None or passage_cache_memory is not None
     if system in BASELINES:
+        if caches:
+            raise click.UsageError(f"a passage cache does not go with --system {system}, which reads no attention")
         if chat is not None:
             raise click.UsageError(
                 f"--chat does not go with --system {system}, which uses the model's own chat template"
@@ -192,7 +203,16 @@ def load_reranker(
         loading["max_prompt_tokens"] = max_prompt_tokens
     if chat is not None:
         loading["chat"] = chat
+    if caches:
+        loading["passage_cache"] = _passage_cache(passage_cache, passage_cache_memory)
     return _mixed(build(model, **chosen, options=changes, **loading), first_stage_weight)
+
+
+def _passage_cache(folder: Path | None, gibibytes: float | None) -> PassageCache:
+    from headrank_pipeline.attention.passage_cache import PassageCache
+
+    held = {} if gibibytes is None else {"memory_bytes": int(gibibytes * 2**30)}
+    return PassageCache(folder, **held)
 
 
 def _mixed(reranker: Reranker, first_stage_weight: float | None) -> Reranker:

@@ -18,7 +18,9 @@ from typing import Any, TypedDict, TypeVar, Unpack
 from pydantic import TypeAdapter, ValidationError
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.isolated import cached_passages
 from headrank_pipeline.attention.model import load
+from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.prompt import (
     CHATML,
     LLAMA3,
@@ -168,6 +170,7 @@ class Loading(TypedDict, total=False):
     batch_tokens: int
     max_prompt_tokens: int | None
     chat: str
+    passage_cache: PassageCache | str | Path | None
 
 
 class AttentionReranker(Reranker):
@@ -179,7 +182,8 @@ class AttentionReranker(Reranker):
         max_prompt_tokens: budget of a prompt; None for all positions of the model.
 
     Raises:
-        ValueError: a budget beyond the model's positions, or chat markup that the tokenizer does not know.
+        ValueError: a budget beyond the model's positions, chat markup that the tokenizer does not know, or a passage
+            cache without isolated passages.
     """
 
     def __init__(self, reader: AttentionReader, recipe: Recipe, *, max_prompt_tokens: int | None = None) -> None:
@@ -187,6 +191,11 @@ class AttentionReranker(Reranker):
         if budget > reader.max_prompt_tokens:
             raise ValueError(
                 f"max_prompt_tokens {budget}: {reader.source.name} was made for {reader.max_prompt_tokens} positions"
+            )
+        if reader.passage_cache is not None and recipe.template.passages != "isolated":
+            raise ValueError(
+                f"{recipe.name}: a passage cache needs isolated passages, causal ones depend on those before them; add "
+                f"--passages isolated, or leave the cache out"
             )
         self.reader = reader
         self.builder = PromptBuilder(reader.tokenizer, recipe.template, max_prompt_tokens=budget)
@@ -200,13 +209,21 @@ class AttentionReranker(Reranker):
         """
         filled = [index for index, ranking in enumerate(rankings) if ranking.candidates]
         prompts = [self.builder.build(rankings[index]) for index in filled]
-        passes = 1 if self.recipe.rule.content_free is None else 2  # the passages, then both queries
+        once = self.recipe.rule.content_free is None and self.recipe.template.passages == "causal"
+        passes = 1 if once else 2  # the passages, then what is asked about them
+        cached = [self._cached(prompt) for prompt in prompts]
         reranked = list(rankings)
-        for index, prompt, scores in zip(filled, prompts, self._scores(prompts), strict=True):
+        for index, prompt, kept, scores in zip(filled, prompts, cached, self._scores(prompts), strict=True):
             ranking = rankings[index]
-            notes = {**ranking.notes, **prompt.counts, "forward_passes": passes}
+            notes = {**ranking.notes, **prompt.counts, "forward_passes": passes, **kept}
             reranked[index] = replace(ranking, notes=notes).rescored(scores)
         return reranked
+
+    def _cached(self, prompt: Prompt) -> dict[str, int]:
+        """Return how many of the passages lay in the passage cache before the query came, where there is one."""
+        if self.reader.passage_cache is None:
+            return {}
+        return {"passages": len(prompt.passages), "passages_cached": cached_passages(self.reader, prompt)}
 
     def _scores(self, prompts: Sequence[Prompt]) -> list[list[float]]:
         rule, weights = self.recipe.rule, self.reader.heads.weights
@@ -251,7 +268,8 @@ def headrank(
             trained folder brings along (heads.json).
         options: fields of `PromptTemplate` or `ScoringRule` to change, such as ``{"reverse": True}``; a trained
             folder's own (recipe.json) are the base.
-        **loading: device, dtype, revision, batch_tokens, max_prompt_tokens, chat.
+        **loading: device, dtype, revision, batch_tokens, max_prompt_tokens, chat, and with isolated passages
+            passage_cache: a `PassageCache`, or a folder.
 
     Raises:
         ValueError: no heads were named and the model folder brings none.
@@ -392,7 +410,12 @@ def _load(
         dtype=loading.get("dtype", "auto"),
         revision=loading.get("revision"),
     )
-    reader = AttentionReader(loaded, batch_tokens=loading.get("batch_tokens", BATCH_TOKENS))
+    cache = loading.get("passage_cache")
+    reader = AttentionReader(
+        loaded,
+        batch_tokens=loading.get("batch_tokens", BATCH_TOKENS),
+        passage_cache=PassageCache(cache) if isinstance(cache, str | Path) else cache,
+    )
     chat = _chat(loading.get("chat", "auto"), reader, tight=tight)
     varied = replace(varied, template=replace(varied.template, chat=chat))
     return AttentionReranker(reader, varied, max_prompt_tokens=loading.get("max_prompt_tokens"))

@@ -1,0 +1,193 @@
+"""Keys and values of isolated passages kept from query to query, in memory and on the disk.
+
+An isolated passage's keys depend on the model, the opening and its own tokens: all of these are in the name it is
+kept under, so that nothing kept for another model, depth, dtype or template is ever found.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+__all__ = ["KeyValues", "PassageCache", "entry_name", "weights_digest"]
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "headrank_pipeline passage keys 1"
+
+# Elements of a weight that are widened to 64 bits at once for its checksum.
+_CHUNK = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValues:
+    """Keys and values of n tokens, after QK-norm and RoPE.
+
+    Attributes:
+        keys: one [n, K, D] per layer.
+        values: the same without the deepest layer, where they are not needed.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.keys + self.values)
+
+    def compact(self) -> KeyValues:
+        """Return a copy that does not hold on to the batch it was computed in."""
+        return KeyValues(tuple(map(torch.clone, self.keys)), tuple(map(torch.clone, self.values)))
+
+
+class PassageCache:
+    """Keys and values by entry name: the most recently used in memory, all of them in a folder where one is given.
+
+    Several processes may share a folder: files appear whole or not at all. It grows without bound; delete it when it is
+    too large. A file that cannot be trusted is reported, computed again and replaced.
+
+    Args:
+        folder: made where it is missing; None: memory only.
+        memory_bytes: of the entries held in memory, on the reader's device. 0: none.
+
+    Raises:
+        ValueError: a negative size, or a folder that is a file.
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, memory_bytes: int = 2 * 2**30) -> None:
+        if memory_bytes < 0:
+            raise ValueError(f"memory_bytes {memory_bytes}: expected 0 or more")
+        self.folder = None if folder is None else Path(folder)
+        self.memory_bytes = memory_bytes
+        self.held_bytes = 0
+        self._held: OrderedDict[str, KeyValues] = OrderedDict()
+        if self.folder is not None:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise ValueError(f"passage cache {self.folder}: expected a folder, this is a file; name another place")
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._held or (self.folder is not None and self._path(name).is_file())
+
+    def get(self, name: str, device: torch.device) -> KeyValues | None:
+        """Return an entry on the device, or None where there is none that can be trusted."""
+        if (held := self._held.get(name)) is not None:
+            self._held.move_to_end(name)
+            return held
+        if self.folder is None or not self._path(name).is_file():
+            return None
+        try:
+            loaded = _load(self._path(name), name, device)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            logger.warning("%s cannot be trusted (%s); its passage is computed again", self._path(name), error)
+            return None
+        self._hold(name, loaded)
+        return loaded
+
+    def put(self, name: str, entry: KeyValues) -> None:
+        """Keep an entry, in the place of one of the same name.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        entry = entry.compact()
+        self._hold(name, entry)
+        if self.folder is not None:
+            _save(self._path(name), name, entry)
+
+    def _hold(self, name: str, entry: KeyValues) -> None:
+        if (before := self._held.pop(name, None)) is not None:
+            self.held_bytes -= before.bytes
+        if entry.bytes > self.memory_bytes:
+            return
+        self._held[name] = entry
+        self.held_bytes += entry.bytes
+        while self.held_bytes > self.memory_bytes:
+            _, oldest = self._held.popitem(last=False)
+            self.held_bytes -= oldest.bytes
+
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+
+def entry_name(identity: Mapping[str, Any], opening: np.ndarray, passage: np.ndarray) -> str:
+    """Return the name of a passage's entry: a SHA-256 over everything that its keys depend on.
+
+    Args:
+        identity: of the model as it runs, JSON-ready.
+        opening: [o] int64 token ids; they stand for chat markup, opening words and separator.
+        passage: [n] int64 token ids, label, title and separator included.
+    """
+    record = {**identity, "opening": opening.tolist(), "passage": passage.tolist()}
+    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Return a digest of all weights that is the same on every device.
+
+    A folder's fingerprint reads only both ends of large files, which training may leave as they were.
+    """
+    digest = sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        bits = weight.detach().contiguous().view(-1).view(_INTEGERS[weight.element_size()])
+        sums = torch.zeros(2, dtype=torch.int64, device=bits.device)
+        for part in bits.split(_CHUNK):
+            wide = part.long()
+            place = torch.arange(1, len(wide) + 1, device=bits.device)
+            sums = sums * 1_000_003 + torch.stack([wide.sum(), (wide * place).sum()])  # wraps around, on purpose
+        digest.update(f"{name}:{tuple(weight.shape)}:{weight.dtype}:{sums.tolist()}".encode())
+    return digest.hexdigest()
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _save(path: Path, name: str, entry: KeyValues) -> None:
+    tensors = {"keys": torch.stack(entry.keys).cpu()}
+    if entry.values:
+        tensors["values"] = torch.stack(entry.values).cpu()
+    data = save(tensors, {"format": _FORMAT, "name": name, "sha256": _checksum(tensors)})
+    path.parent.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as draft:
+        try:
+            draft.write(data)
+            draft.close()
+            Path(draft.name).replace(path)
+        except BaseException:
+            Path(draft.name).unlink(missing_ok=True)
+            raise
+
+
+def _load(path: Path, name: str, device: torch.device) -> KeyValues:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {part: file.get_tensor(part) for part in file.keys()}  # noqa: SIM118  # it is no dictionary
+    if (metadata.get("format"), metadata.get("name")) != (_FORMAT, name):
+        raise ValueError(f"it says it is {metadata.get('format')!r} of {metadata.get('name')!r}")
+    if metadata.get("sha256") != _checksum(tensors):
+        raise ValueError("its checksum differs")
+    values = tensors["values"].to(device).unbind() if "values" in tensors else ()
+    return KeyValues(tensors["keys"].to(device).unbind(), values)
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = sha256()
+    for part in sorted(tensors):
+        digest.update(part.encode())
+        digest.update(tensors[part].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
