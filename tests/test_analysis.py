@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from run_directories import Scripted, graded_candidates, make_run, shuffled_copy, write_qrels
 from scipy import stats
 
+from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.cli.comparison import ANALYSES as CLI_ANALYSES
 from headrank_pipeline.cli.comparison import analyze as analyze_command
 from headrank_pipeline.comparison.analysis import Zone, middle_zone, score_positions
@@ -18,6 +19,8 @@ from headrank_pipeline.comparison.biases import length_bias, order_sensitivity
 from headrank_pipeline.comparison.compare import FIRST_STAGE
 from headrank_pipeline.comparison.finished import read_finished_runs
 from headrank_pipeline.comparison.rank_agreement import kendall_tau, rank_biased_overlap, spearman
+from headrank_pipeline.experiment.runner import RunPlan, execute
+from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
 
@@ -230,7 +233,7 @@ def made(tmp_path_factory):
 
 def test_without_a_flag_everything_that_applies_is_done_and_the_rest_told(made, tmp_path):
     found = analyze([made / "runs" / "good-1", made / "runs" / "good-2"], qrels=made / "qrels.txt")
-    assert list(found.skipped) == ["scatter"]  # the two runs have other candidates
+    assert list(found.skipped) == ["scatter", "head-map"]  # the two runs have other candidates, and read no heads
     assert "candidates_sha256" in found.skipped["scatter"]
     names = ["middle-zone", "position", "order-sensitivity", "order-sensitivity-per-query", "length-bias"]
     assert list(found.frames) == names
@@ -244,6 +247,70 @@ def test_without_a_flag_everything_that_applies_is_done_and_the_rest_told(made, 
     page = (tmp_path / "analysis.html").read_text()
     assert page.count("data:image/png;base64,") == 5
     assert "scatter left out" in page
+
+
+TABLE = "layer\thead\tdiscrimination\tconstant_lists\tscore\tchosen\n{rows}"
+
+
+def head_table(path: Path, chosen: set[tuple[int, int]]) -> Path:
+    rows = [f"{layer}\t{head}\t0.{layer}{head}\t0\t{head - layer}.5\t{int((layer, head) in chosen)}\n"
+            for layer in range(2) for head in range(3)]  # fmt: skip
+    path.write_text(TABLE.format(rows="".join(rows)))
+    return path
+
+
+class Reading(Scripted):
+    """Says which heads it read, as attention rerankers do."""
+
+    heads: HeadSet
+
+    def describe(self):
+        return {**super().describe(), "model": "m", "heads": {"sha256": self.heads.digest()}}
+
+
+def reading_run(folder: Path, name: str, heads: HeadSet, command: str) -> Path:
+    reranker = Reading({}, by_docid=in_order(LETTERS))
+    reranker.heads = heads
+    plan = RunPlan(output=folder / name, supply=supply_from_file(lettered(folder)), reranker=reranker)
+    return execute(plan, command=command).directory.path
+
+
+def test_head_maps_come_from_the_tables_beside_the_head_sets_of_the_runs(tmp_path):
+    one, other = (HeadSet(name, (pair,)) for name, pair in (("one", (1, 2)), ("other", (0, 1))))
+    for heads in (one, other):
+        heads.save(tmp_path / f"{heads.name}.json")
+        head_table(tmp_path / f"{heads.name}.tsv", set(heads.heads))
+    changed = tmp_path / "changed.json"
+    one.save(changed)
+    head_table(changed.with_suffix(".tsv"), {(1, 2)})
+    runs = [
+        reading_run(tmp_path, "a", one, f"headrank rerank --heads {tmp_path}/one.json --system headrank"),
+        reading_run(tmp_path, "b", other, f"headrank rerank --heads={tmp_path}/other.json"),
+        reading_run(tmp_path, "c", other, f"headrank rerank --heads {changed}"),
+    ]
+    qrels = write_qrels(tmp_path / "qrels.txt", {"q1": {"a": 1}})
+    found = analyze(runs, qrels=qrels, only=["head-map"])
+    assert [picture.name for picture in found.pictures] == ["head-map-1", "head-map-2"]
+    assert "outlined" in found.pictures[0].caption and "one.tsv" in found.pictures[0].caption
+    frame = found.frames["head-map"]
+    assert list(frame[frame["chosen"] == 1][["system", "layer", "head", "score"]].itertuples(index=False)) == [
+        ("a", 1, 2, 1.5), ("b", 0, 1, 1.5),
+    ]  # fmt: skip
+    assert found.tables[0].note.endswith("No table is known for c.")  # that file holds other heads by now
+    with pytest.raises(ValueError, match="no head table is known for c: select-heads writes one beside the head set"):
+        analyze(runs[2:], qrels=qrels, only=["head-map"])
+
+
+def test_a_named_head_table_is_drawn_by_any_of_its_measures(made, tmp_path):
+    table = head_table(tmp_path / "heads.tsv", {(0, 0)})
+    arguments = [str(made / "runs" / "good-1"), "--qrels", str(made / "qrels.txt"), "--heads-table", str(table)]
+    arguments += ["--head-map", "--output", str(tmp_path / "report")]
+    done = CliRunner().invoke(analyze_command, [*arguments, "--head-measure", "discrimination"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert (tmp_path / "report" / "figures" / "head-map.png").read_bytes().startswith(b"\x89PNG")
+    assert "discrimination by layer and head" in (tmp_path / "report" / "analysis.html").read_text()
+    with pytest.raises(ValueError, match="no measure 'nDCG'; it has layer, head, discrimination"):
+        CliRunner().invoke(analyze_command, [*arguments, "--head-measure", "nDCG"], catch_exceptions=False)
 
 
 def test_an_analysis_that_was_asked_for_and_does_not_apply_is_an_error(made):

@@ -22,6 +22,7 @@ ANALYSES = {
     "order-sensitivity": "Agreement between runs of a system given other orders.",
     "length-bias": "CoRe's test: short relevant against long irrelevant passages.",
     "scatter": "Every query against the baseline.",
+    "head-map": "How good every head was on the lists that heads were selected by.",
 }
 
 _RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_DIR...")
@@ -90,6 +91,7 @@ def compare(
 @click.option("--order-sensitivity", is_flag=True, help=ANALYSES["order-sensitivity"])
 @click.option("--length-bias", is_flag=True, help=ANALYSES["length-bias"])
 @click.option("--scatter", is_flag=True, help=ANALYSES["scatter"])
+@click.option("--head-map", is_flag=True, help=ANALYSES["head-map"])
 @click.option(
     "--zone", nargs=2, type=float, default=(0.25, 0.75), show_default=True, help="The middle, shares of the prompt."
 )
@@ -101,6 +103,12 @@ def compare(
 )
 @click.option("--length-ratio", default=0.5, show_default=True, help="Longest relevant by longest irrelevant passage.")
 @click.option("--candidates", type=click.Path(path_type=Path), help="Texts, where the runs do not find theirs.")
+@click.option(
+    "--heads-table",
+    type=click.Path(path_type=Path),
+    help="Per-head table of select-heads.  [default: beside the runs' head sets]",
+)
+@click.option("--head-measure", default="score", show_default=True, help="Column of that table to draw.")
 @click.option("--measure", "-m", default="nDCG@10", show_default=True)
 @_LEVEL
 @_BASELINE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import pandas as pd
 
 from headrank_pipeline.comparison.analysis import Grades, Scale, Zone, middle_zone, score_positions
 from headrank_pipeline.comparison.biases import length_bias, order_sensitivity
-from headrank_pipeline.comparison.canvas import Picture
+from headrank_pipeline.comparison.canvas import Picture, shortened
 from headrank_pipeline.comparison.comparable import find_qrels
 from headrank_pipeline.comparison.compare import FIRST_STAGE, compare
 from headrank_pipeline.comparison.comparison_report import origin_of, write_pictures, write_text
 from headrank_pipeline.comparison.finished import FinishedRun, read_finished_runs
+from headrank_pipeline.comparison.learning_figures import head_map
 from headrank_pipeline.comparison.report import Section, html_page
 from headrank_pipeline.comparison.run_figures import (
     length_bias_figure,
@@ -31,7 +32,7 @@ from headrank_pipeline.trec import read_qrels
 
 __all__ = ["ANALYSES", "Analysis", "Options", "analyze", "save_analysis"]
 
-ANALYSES = ("middle-zone", "position", "order-sensitivity", "length-bias", "scatter")
+ANALYSES = ("middle-zone", "position", "order-sensitivity", "length-bias", "scatter", "head-map")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,8 @@ class Options:
         relevance_level: lowest relevant grade; None for that of the first run's evaluation.
         baseline: of the scatter.
         seed: of bootstraps.
+        heads_table: per-head table of the head map; None for those beside the head sets that the runs read.
+        head_measure: column of that table.
     """
 
     zone: Zone = field(default_factory=Zone)
@@ -61,6 +64,8 @@ class Options:
     relevance_level: int | None = None
     baseline: str = FIRST_STAGE
     seed: int = 0
+    heads_table: Path | None = None
+    head_measure: str = "score"
 
 
 @dataclass(frozen=True)
@@ -318,12 +323,56 @@ def _scatter(job: _Job) -> Part:
     return Section("Query by query", pictures=[picture]), {"per-query": values.reset_index()}
 
 
+def _head_map(job: _Job) -> Part:
+    tables, without = _head_tables(job)
+    if not tables:
+        raise ValueError(
+            f"no head table is known for {', '.join(without)}: select-heads writes one beside the head set (NAME.tsv); "
+            f"name one with --heads-table"
+        )
+    pictures, frames = [], []
+    for number, (path, systems) in enumerate(tables.items(), start=1):
+        picture = head_map(path, measure=job.options.head_measure, origin=f"Command: {shortened(job.command, 240)}")
+        name = "head-map" if len(tables) == 1 else f"head-map-{number}"
+        title = f"{picture.title}: {', '.join(systems) or path.stem}"
+        pictures.append(replace(picture, name=name, title=title))
+        frame = pd.read_csv(path, sep="\t")
+        frame.insert(0, "system", ", ".join(systems) or path.stem)
+        frames.append(frame)
+    frame = pd.concat(frames, ignore_index=True)
+    measures = [name for name in frame.columns if name not in ("system", "layer", "head", "constant_lists", "chosen")]
+    columns = [Column("system"), Column("layer", "d"), Column("head", "d"), *(Column(name, ".4f") for name in measures)]
+    chosen = frame[frame["chosen"] == 1].to_dict("records")
+    rows: list[list[Cell]] = [[row[column.name] for column in columns] for row in chosen]
+    note = "Of the lists that the heads were selected by." + (
+        f" No table is known for {', '.join(without)}." if without else ""
+    )
+    table = Table("Chosen heads", columns, rows, note)
+    return Section("Heads", tables=[table], pictures=pictures), {"head-map": frame}
+
+
+def _head_tables(job: _Job) -> tuple[dict[Path, list[str]], list[str]]:
+    """Table -> the systems that read its heads, and the systems of which none is known."""
+    if job.options.heads_table is not None:
+        return {job.options.heads_table: []}, []
+    tables: dict[Path, list[str]] = {}
+    without: list[str] = []
+    for run in job.runs:
+        beside = None if run.heads_file is None else run.heads_file.with_suffix(".tsv")
+        if beside is not None and beside.is_file():
+            tables.setdefault(beside, []).append(run.name)
+        else:
+            without.append(run.name)
+    return tables, without
+
+
 _PARTS: dict[str, Callable[[_Job], Part]] = {
     "middle-zone": _middle_zone,
     "position": _position,
     "order-sensitivity": _order,
     "length-bias": _length,
     "scatter": _scatter,
+    "head-map": _head_map,
 }
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.journal import Entry
 from headrank_pipeline.experiment.manifest import file_sha256, read_json, read_manifest
@@ -82,6 +85,23 @@ class FinishedRun:
     def recorded_evaluation(self) -> Mapping[str, Any] | None:
         """evaluation.json, or None where the run was not evaluated."""
         return read_json(self.directory.evaluation) if self.directory.evaluation.exists() else None
+
+    @cached_property
+    def heads_file(self) -> Path | None:
+        """The head set that the run read, from its command or its model's folder, or None.
+
+        A file that holds other heads by now, and a published set, which is no file, are None.
+        """
+        reranker = self.identity["reranker"]
+        recorded = reranker.get("heads", {}).get("sha256")
+        if recorded is None:
+            return None
+        known = [Path(str(reranker.get("model"))) / "heads.json"]
+        for session in self.manifest["sessions"]:
+            words = shlex.split(session["command"] or "")
+            known += [Path(after) for word, after in pairwise(words) if word == "--heads"]
+            known += [Path(word.removeprefix("--heads=")) for word in words if word.startswith("--heads=")]
+        return next((path for path in known if path.is_file() and HeadSet.load(path).digest() == recorded), None)
 
     def prompt_order(self, qid: str) -> list[str]:
         """Return the reranked docids of a query in the order in which the prompt gives them."""
