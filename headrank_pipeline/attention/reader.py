@@ -2,30 +2,54 @@
 
 Without calibration a prompt costs one forward pass. With a content-free query the passages are read once: their keys
 stay in a cache, and both queries follow in one short second pass as two branches that do not see each other.
+
+What makes it fast is in `FastPath`, switch by switch; what each is worth is in docs/performance.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from headrank_pipeline.attention.budget import BATCH_TOKENS, TokenBudget, batch_tokens_for, is_out_of_memory
 from headrank_pipeline.attention.isolated import read_isolated
+from headrank_pipeline.attention.kernels import fast_products, has_fast_products
 from headrank_pipeline.attention.model import LoadedModel
 from headrank_pipeline.attention.passage_cache import PassageCache, weights_digest
 from headrank_pipeline.attention.prompt import Prompt
-from headrank_pipeline.attention.tap import DeepestLayerRead, Past, Support, Tap
+from headrank_pipeline.attention.tap import DeepestLayerRead, Past, Support, Tap, spared_deepest_layer
 
-__all__ = ["BATCH_TOKENS", "AttentionReader"]
+__all__ = ["AttentionReader", "FastPath"]
 
-# Tokens of one forward pass, padding included. More fill a GPU better; a single longer prompt goes alone.
-BATCH_TOKENS = 16384
+logger = logging.getLogger(__name__)
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True, slots=True)
+class FastPath:
+    """The shortcuts of a reader. All give the same readings up to rounding; each has its slow way for comparison.
+
+    Args:
+        early_exit: end the pass inside the deepest layer that is read; off: run every layer that was loaded.
+        spared_deepest: of that layer compute the keys and the queries of the rows only (needs `early_exit`).
+        shared_prefix: read the passages once for a query and its content-free query; off: two whole passes.
+        fast_products: large products and causal attention on a CPU through oneDNN (`attention.kernels`).
+    """
+
+    early_exit: bool = True
+    spared_deepest: bool = True
+    shared_prefix: bool = True
+    fast_products: bool = True
 
 
 class AttentionReader:
@@ -33,20 +57,29 @@ class AttentionReader:
 
     Args:
         loaded: what `headrank_pipeline.attention.model.load` returns.
-        batch_tokens: padded tokens of one forward pass.
+        batch_tokens: padded tokens of one forward pass, or ``auto`` for what free memory allows. Where memory runs out
+            all the same, the batch is read again in halves, and later ones start smaller.
         passage_cache: keeps keys of isolated passages from query to query, while the weights stay as they are.
+        fast: shortcuts to take; all of them by default.
+
+    Raises:
+        ValueError: a budget below 1, or ``auto`` where free memory cannot be told.
     """
 
     def __init__(
-        self, loaded: LoadedModel, *, batch_tokens: int = BATCH_TOKENS, passage_cache: PassageCache | None = None
+        self,
+        loaded: LoadedModel,
+        *,
+        batch_tokens: TokenBudget = BATCH_TOKENS,
+        passage_cache: PassageCache | None = None,
+        fast: FastPath | None = None,
     ) -> None:
-        if batch_tokens < 1:
-            raise ValueError(f"batch_tokens {batch_tokens}: expected at least 1")
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.heads = loaded.heads
         self.source = loaded.source
         self.batch_tokens = batch_tokens
+        self.fast = fast or FastPath()
         self.passage_cache = passage_cache
         self.device: torch.device = loaded.model.device
         layers = sorted({layer for layer, _ in self.heads.heads})
@@ -54,6 +87,11 @@ class AttentionReader:
         read_order = [(layer, head) for layer in layers for head in self._heads[layer].tolist()]
         position = {head: index for index, head in enumerate(read_order)}
         self._as_listed = torch.tensor([position[head] for head in self.heads.heads])
+        self._room = batch_tokens_for(
+            batch_tokens, loaded.model.config, len(self.heads.heads), loaded.model.dtype, self.device
+        )
+        if batch_tokens == "auto":
+            logger.info("passes of up to %d tokens fit into the free memory of %s", self._room, self.device)
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -72,7 +110,12 @@ class AttentionReader:
             "device": self.device.type,
             "heads": {"name": self.heads.name, "count": len(self.heads.heads), "sha256": self.heads.digest()},
             "batch_tokens": self.batch_tokens,
+            "fast_path": {**asdict(self.fast), "fast_products": self._uses_fast_products},
         }
+
+    @property
+    def _uses_fast_products(self) -> bool:
+        return self.fast.fast_products and has_fast_products(self.device)
 
     def read(self, prompts: Sequence[Prompt], *, support: Support = "all") -> list[Tensor]:
         """Return the attention of the row tokens to every token of each prompt, in one forward pass per batch.
@@ -86,11 +129,8 @@ class AttentionReader:
             One [H, N] float32 tensor per prompt on the reader's device: mean over rows, H in the head set's order,
             each row of it summing to 1.
         """
-        found: dict[int, Tensor] = {}
-        with torch.inference_mode():
-            for batch in self._batches([len(prompt) for prompt in prompts]):
-                found.update(zip(batch, self.forward([prompts[i] for i in batch], support=support), strict=True))
-        return [found[index] for index in range(len(prompts))]
+        lengths = [(len(prompt), _longest_row(prompt)) for prompt in prompts]
+        return self._read_in_batches(lengths, lambda batch: self.forward([prompts[i] for i in batch], support=support))
 
     def read_calibrated(
         self, pairs: Sequence[tuple[Prompt, Prompt]], *, support: Support = "all"
@@ -104,22 +144,62 @@ class AttentionReader:
         Returns:
             One pair of [H, N] float32 tensors per pair of prompts.
         """
-        found: dict[int, tuple[Tensor, Tensor]] = {}
-        with torch.inference_mode():
-            for batch in self._batches([len(first) + len(second) for first, second in pairs]):
-                found.update(zip(batch, self._read_branches([pairs[i] for i in batch], support), strict=True))
-        return [found[index] for index in range(len(pairs))]
+        if not self.fast.shared_prefix:
+            readings = self.read([prompt for pair in pairs for prompt in pair], support=support)
+            return list(zip(readings[::2], readings[1::2], strict=True))
+        lengths = [
+            (len(first) + len(second) - _shared_prefix(first, second), _longest_row(first)) for first, second in pairs
+        ]
+        return self._read_in_batches(lengths, lambda batch: self._read_branches([pairs[i] for i in batch], support))
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Yield indices, longest first, so that a batch times its longest prompt stays within `batch_tokens`."""
-        batch: list[int] = []
-        for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            if batch and (len(batch) + 1) * lengths[batch[0]] > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
+    def _read_in_batches(
+        self, lengths: Sequence[tuple[int, int]], read: Callable[[list[int]], list[Read]]
+    ) -> list[Read]:
+        """Return what `read` returns for every index, called with batches that fit into memory.
+
+        Args:
+            lengths: tokens of each prompt, and of the longest part of it that goes through one pass whole.
+            read: indices -> one reading each.
+
+        Raises:
+            MemoryError: a single prompt does not fit.
+        """
+        found: dict[int, Read] = {}
+        waiting = sorted(range(len(lengths)), key=lambda i: (-lengths[i][0], i))
+        with torch.inference_mode(), fast_products(self.device, enabled=self.fast.fast_products):
+            while waiting:
+                batch = _first_batch(waiting, [length for length, _ in lengths], self._room)
+                readings = self._unless_out_of_memory(read, batch)
+                if readings is None:
+                    self._make_room([lengths[index] for index in batch])
+                    continue
+                found.update(zip(batch, readings, strict=True))
+                del waiting[: len(batch)]
+        return [found[index] for index in range(len(lengths))]
+
+    def _unless_out_of_memory(self, read: Callable[[list[int]], list[Read]], batch: list[int]) -> list[Read] | None:
+        try:
+            return read(batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.debug("%s", error)
+        return None  # after the handler: what failed no longer holds its tensors
+
+    def _make_room(self, lengths: Sequence[tuple[int, int]]) -> None:
+        """Halve the tokens of a pass, after one over prompts of these lengths (`_read_in_batches`) did not fit."""
+        (longest, row), tokens = lengths[0], len(lengths) * lengths[0][0]
+        smaller = min(self._room, tokens) // 2
+        if len(lengths) == 1 and smaller < row:
+            raise MemoryError(
+                f"a prompt of {longest} tokens does not fit into the memory of {self.device} beside "
+                f"{self.source.name} in {self.model.dtype}; rerank fewer passages (--depth), shorten them "
+                f"(--passage-words), isolate them (--passages isolated) or load the model as bfloat16 (--dtype)"
+            )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning("out of memory with %d tokens in a pass; going on with %d", tokens, smaller)
+        self._room = smaller
 
     def forward(self, prompts: Sequence[Prompt], *, support: Support = "all") -> list[Tensor]:
         """Return what `read` returns from exactly one forward pass, in the caller's gradient mode.
@@ -191,7 +271,7 @@ class AttentionReader:
     @property
     def row_tokens(self) -> int:
         """Padded tokens of one pass over isolated passages."""
-        return self.batch_tokens
+        return self._room
 
     def prefill(self, ids: Tensor, past: Past, *, mask: Tensor | None, positions: Tensor | None) -> None:
         """Run tokens [B, T] and read nothing; `past` sees their keys and values."""
@@ -222,21 +302,24 @@ class AttentionReader:
         mask: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> None:
+        spared = spared_deepest_layer(self.model, tap) if self.fast.spared_deepest else nullcontext()
         try:
-            self.model(
-                input_ids=ids.to(self.device),
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                tap=tap,
-            )
+            with spared:
+                self.model(
+                    input_ids=ids.to(self.device),
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                    tap=tap,
+                )
         except DeepestLayerRead:
             return
-        raise RuntimeError(f"{self.source.name}: the forward pass never reached layer {tap.stop_at} through the tap")
+        if tap.stop_at is not None:
+            raise RuntimeError(f"{self.source.name}: the forward pass never reached layer {tap.stop_at} with the tap")
 
     def _tap(self, rows: Tensor | None, weights: Tensor | None, columns: Tensor | None) -> Tap:
-        return Tap(self._heads, self.heads.depth - 1, rows, weights, columns)
+        return Tap(self._heads, self.heads.depth - 1 if self.fast.early_exit else None, rows, weights, columns)
 
     def _collect(self, tap: Tap) -> Tensor:
         """Return [B, G, H, S] in the head set's order."""
@@ -312,6 +395,25 @@ class _Branches:
         """Return [H, N] over the tokens of one branch's whole prompt from [H, longest + T]."""
         start = self.longest + self.offsets[prompt][branch]
         return torch.cat([read[:, :prefix], read[:, start : start + self.lengths[prompt][branch]]], dim=1)
+
+
+def _first_batch(waiting: Sequence[int], lengths: Sequence[int], room: int) -> list[int]:
+    """Return as many of the waiting indices, given longest first, as fit into the room at the first one's length.
+
+    Examples:
+        >>> _first_batch([2, 0, 1], [5, 1, 6], 12)
+        [2, 0]
+        >>> _first_batch([2, 0, 1], [5, 1, 6], 1)
+        [2]
+    """
+    return list(waiting[: max(1, room // lengths[waiting[0]])])
+
+
+def _longest_row(prompt: Prompt) -> int:
+    """Return the tokens of the longest part of a prompt that goes through one pass whole."""
+    if prompt.boundaries is None:
+        return len(prompt)
+    return int(np.diff([0, *prompt.boundaries.tolist(), len(prompt)]).max())
 
 
 def _shared_prefix(first: Prompt, second: Prompt) -> int:

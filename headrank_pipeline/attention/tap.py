@@ -6,21 +6,36 @@ forward, rebuilds the attention of a few rows from q and k in float32 and reduce
 Nothing of size N x N is ever stored.
 
 The mask function is registered under the same name: without it transformers passes no mask at all and nothing warns.
+
+Of the deepest layer only its keys and the queries of the rows count. `spared_deepest_layer` runs the layer's own
+attention module twice with some of its projections left out: once on the row tokens for their queries, once on all
+tokens for the keys. Norms, biases and rotary positions stay the model's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["IMPLEMENTATION", "DeepestLayerRead", "Past", "Support", "Tap", "mean_attention", "register"]
+__all__ = [
+    "IMPLEMENTATION",
+    "DeepestLayerRead",
+    "Past",
+    "Support",
+    "Tap",
+    "mean_attention",
+    "register",
+    "spared_deepest_layer",
+]
 
 IMPLEMENTATION = "headrank_tap"
 
@@ -44,7 +59,7 @@ class Tap:
 
     Args:
         heads: layer -> query heads to read there, [h] int64.
-        stop_at: the deepest layer; the forward pass ends there by raising `DeepestLayerRead`.
+        stop_at: the deepest layer; the forward pass ends there by raising `DeepestLayerRead`. None: it runs to the end.
         rows: [B, R] int64, positions of the row tokens among this pass's tokens, padded with any valid position.
         weights: [B, G, R] float32, how much each row counts in each of G groups; a mean has 1/|Q| on its rows. G is 1,
             or the number of queries that share the passages. None: this pass reads nothing (it only fills a cache).
@@ -56,12 +71,29 @@ class Tap:
     """
 
     heads: Mapping[int, Tensor]
-    stop_at: int
+    stop_at: int | None
     rows: Tensor | None = None
     weights: Tensor | None = None
     columns: Tensor | None = None
     past: Past | None = None
     read: dict[int, Tensor] = field(default_factory=dict)
+
+    def see(self, layer: int, queries: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        """Note the attention of the rows at one layer; queries [B, A, R, D] are theirs."""
+        assert self.rows is not None
+        assert self.weights is not None
+        with torch.autocast(key.device.type, enabled=False):  # training's autocast would undo the float32
+            self.read[layer] = mean_attention(
+                queries, key, self.heads[layer], self.rows, self.weights,
+                mask=mask, columns=self.columns, scaling=scaling,
+            )  # fmt: skip
+
+
+@dataclass
+class _RowQueries:
+    """Stands in for a tap where only queries are wanted: [B, A, R, D] of the tokens that the layer was given."""
+
+    found: Tensor | None = None
 
 
 def register() -> None:
@@ -76,28 +108,94 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    tap: Tap | None = None,
+    tap: Tap | _RowQueries | None = None,
+    row_queries: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """SDPA attention that reads on the way: query [B, A, T, D], key and value [B, K, S, D]."""
+    if isinstance(tap, _RowQueries):
+        tap.found = query
+        raise DeepestLayerRead
     if tap is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         if tap.past is not None:
             key, value = tap.past(layer, key, value)
-        if layer in tap.heads and tap.rows is not None and tap.weights is not None:
-            with torch.autocast(query.device.type, enabled=False):  # training's autocast would undo the float32
-                tap.read[layer] = mean_attention(
-                    query, key, tap.heads[layer], tap.rows, tap.weights,
-                    mask=attention_mask, columns=tap.columns, scaling=float(kwargs["scaling"]),
-                )  # fmt: skip
+        if layer in tap.heads and tap.rows is not None:
+            queries = _at_rows(query, tap.rows) if row_queries is None else row_queries
+            tap.see(layer, queries, key, attention_mask, float(kwargs["scaling"]))
         if layer == tap.stop_at:
             raise DeepestLayerRead
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output, None
 
 
+@contextmanager
+def spared_deepest_layer(model: PreTrainedModel, tap: Tap) -> Iterator[None]:
+    """Inside the block, compute of the layer `tap.stop_at` only its keys and the queries of the rows.
+
+    Models whose attention has no projections `q_proj`, `k_proj` and `v_proj` of its own run the layer as it is.
+    """
+    layers: Any = model.get_submodule("layers")
+    attention = None if tap.stop_at is None else layers[tap.stop_at].self_attn
+    if attention is None or not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")):
+        yield
+        return
+
+    def read_sparingly(module: Any, positional: tuple[Any, ...], given: dict[str, Any]) -> None:
+        queries = None if tap.rows is None else _row_queries(module, tap.rows, given)
+        _without(module, "q_proj", "v_proj").forward(*positional, **given, row_queries=queries)
+
+    # A hook, so that modules keep their names: LoRA and checkpoints know the projections by them.
+    handle = attention.register_forward_pre_hook(read_sparingly, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _row_queries(attention: Any, rows: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """Return [B, A, R, D], the queries of rows [B, R], after norm and rotation; `given` is what the layer passes."""
+    hidden, (cos, sin) = given["hidden_states"], given["position_embeddings"]
+    spread = (len(rows), -1, -1)  # positions are shared by all prompts unless they are given
+    caught = _RowQueries()
+    with suppress(DeepestLayerRead):
+        _without(attention, "k_proj", "v_proj").forward(
+            hidden_states=_rows_of(hidden, rows),
+            position_embeddings=(_rows_of(cos.expand(spread), rows), _rows_of(sin.expand(spread), rows)),
+            attention_mask=None,
+            tap=caught,
+        )
+    assert caught.found is not None
+    return caught.found
+
+
+def _without(attention: Any, *projections: str) -> Any:
+    """Return the attention module with some projections replaced by one that returns a single head of zeros.
+
+    A shallow copy, made for one call: whatever the model's modules have become since (LoRA) is in it.
+    """
+
+    def nothing(hidden: Tensor) -> Tensor:
+        return hidden.new_zeros(1).expand(*hidden.shape[:-1], attention.head_dim)
+
+    spared = copy.copy(attention)
+    vars(spared).update(dict.fromkeys(projections, nothing))  # found before the registered modules are
+    return spared
+
+
+def _rows_of(tokens: Tensor, rows: Tensor) -> Tensor:
+    """Return [B, R, W] of [B, T, W] at rows [B, R]."""
+    return tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _at_rows(query: Tensor, rows: Tensor) -> Tensor:
+    """Return [B, A, R, D] of [B, A, T, D] at rows [B, R]."""
+    batch, heads, _, width = query.shape
+    return query.gather(2, rows[:, None, :, None].expand(batch, heads, rows.shape[1], width))
+
+
 def mean_attention(
-    query: Tensor,
+    queries: Tensor,
     key: Tensor,
     heads: Tensor,
     rows: Tensor,
@@ -110,10 +208,10 @@ def mean_attention(
     """Return the weighted mean over rows of softmax(q k^T) for some heads, in float32 whatever the inputs are.
 
     Args:
-        query: [B, A, T, D], after QK-norm and RoPE.
+        queries: [B, A, R, D] of the rows, after QK-norm and RoPE.
         key: [B, K, S, D], not repeated; query head a uses key head a // (A / K).
-        heads: [h] int64, query heads.
-        rows: [B, R] int64, rows of `query`.
+        heads: [h] int64 on the CPU, query heads.
+        rows: [B, R] int64, their positions among this pass's tokens.
         weights: [B, G, R] float32.
         mask: [B or 1, 1, T, S] bool, True where a row may look, or None for plain causal attention with T = S.
         columns: [B, S] bool; the softmax is normalised over these keys only. None: over all visible keys.
@@ -122,15 +220,14 @@ def mean_attention(
     Returns:
         [B, G, h, S] float32; with columns, a row that sees none of them contributes zeros.
     """
-    batch, query_heads, _, width = query.shape
+    batch, query_heads = queries.shape[:2]
     key_heads, keys = key.shape[1], key.shape[2]
-    result = query.new_zeros((batch, weights.shape[1], len(heads), keys), dtype=torch.float32)
-    at = rows[:, None, :, None].expand(batch, query_heads, rows.shape[1], width)
-    row_queries = query.gather(2, at).float() * scaling  # scaled first: half-precision products overflow (QRHead PR 3)
-    owners = heads.to(query.device) // (query_heads // key_heads)
+    result = key.new_zeros((batch, weights.shape[1], len(heads), keys), dtype=torch.float32)
+    row_queries = queries.float() * scaling  # scaled first: half-precision products overflow (QRHead PR 3)
+    owners = heads // (query_heads // key_heads)  # on the host, like `heads`: the device is never waited for
     for owner in sorted(set(owners.tolist())):
         mine = (owners == owner).nonzero()[:, 0]
-        head_queries, head_keys = row_queries[:, heads[mine.cpu()]], key[:, owner, None].float()
+        head_queries, head_keys = row_queries[:, heads[mine]], key[:, owner, None].float()
         step = max(1, _MAX_LOGITS // (batch * len(mine) * keys))
         for start in range(0, rows.shape[1], step):
             part = slice(start, start + step)

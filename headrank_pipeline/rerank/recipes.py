@@ -17,6 +17,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 
 from pydantic import TypeAdapter, ValidationError
 
+from headrank_pipeline.attention.budget import BATCH_TOKENS, TokenBudget
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.isolated import cached_passages
 from headrank_pipeline.attention.model import load
@@ -32,7 +33,7 @@ from headrank_pipeline.attention.prompt import (
     PromptTemplate,
     chat_of,
 )
-from headrank_pipeline.attention.reader import BATCH_TOKENS, AttentionReader
+from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.scoring import ScoringRule, pool_tokens, token_scores
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
@@ -167,7 +168,7 @@ class Loading(TypedDict, total=False):
     device: str
     dtype: str
     revision: str | None
-    batch_tokens: int
+    batch_tokens: TokenBudget
     max_prompt_tokens: int | None
     chat: str
     passage_cache: PassageCache | str | Path | None

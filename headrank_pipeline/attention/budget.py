@@ -1,0 +1,103 @@
+"""How many tokens fit into one forward pass: estimated from free memory beforehand, corrected when memory runs out.
+
+The estimate counts the tensors that are alive at once where a layer holds the most of them (docs/performance.md has the
+formula and what it comes to). It is meant to be a little too large; running out of memory costs a repeated batch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+__all__ = ["BATCH_TOKENS", "TokenBudget", "bytes_per_token", "free_memory", "is_out_of_memory"]
+
+# Tokens of one forward pass, padding included. More fill a GPU better; a single longer prompt goes alone.
+BATCH_TOKENS = 16384
+
+# ``auto`` never asks for more: a GPU is busy long before, and a batch is what is lost when a run is interrupted.
+_MOST_TOKENS = 65536
+# Left to the allocator's fragmentation and to what else lives in the process.
+_SHARE_USED = 0.8
+
+TokenBudget = int | Literal["auto"]
+
+
+def batch_tokens_for(budget: TokenBudget, config: Any, heads: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Return the padded tokens of one forward pass.
+
+    Args:
+        budget: a number, or ``auto`` for what the free memory of the device allows.
+        config: the truncated model's.
+        heads: number of heads read.
+        dtype: of the weights, which are loaded already.
+        device: where they lie.
+
+    Raises:
+        ValueError: a budget below 1, another word than ``auto``, or ``auto`` where free memory cannot be told.
+    """
+    if budget == "auto":
+        fitting = int(_SHARE_USED * free_memory(device) / bytes_per_token(config, heads, dtype))
+        return max(1, min(_MOST_TOKENS, fitting))
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise ValueError(f"batch_tokens {budget!r}: expected auto or a whole number of at least 1")
+    return budget
+
+
+def bytes_per_token(config: Any, heads: int, dtype: torch.dtype) -> int:
+    """Return what one token of a batch takes at the pass's peak, weights left aside [bytes].
+
+    The larger of the MLP's peak (residual, normalised input, gate, its activation, up, and their product) and that of
+    the attention (residual, normalised input, queries three times while they are rotated, keys and values likewise,
+    one more in float32 inside the norms), plus the keys and values kept of all layers when a content-free query
+    follows, plus the readings: H float32 values, twice while they are put in order.
+
+    Args:
+        config: hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, num_hidden_layers.
+        heads: number of heads read.
+        dtype: of weights and activations.
+    """
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries, keys = config.num_attention_heads * width, config.num_key_value_heads * width
+    mlp = 2 * config.hidden_size + 4 * config.intermediate_size
+    attention = 2 * config.hidden_size + 3 * queries + 4 * keys
+    cached = 2 * keys * config.num_hidden_layers
+    exact = 4 * max(config.hidden_size, queries) + 2 * 4 * heads
+    return int((max(mlp, attention) + cached) * dtype.itemsize + exact)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how much memory could be allocated on a device [bytes]: a GPU's, or what Linux calls available.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    if device.type == "cpu" and Path("/proc/meminfo").is_file():
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        return min(1024 * int(lines["MemAvailable"].split()[0]), _left_in_control_group())
+    raise ValueError(f"batch_tokens auto: free memory of device {device} cannot be told here; give a number of tokens")
+
+
+def _left_in_control_group() -> int:
+    """Return what a container's limit leaves, or a number beyond any memory where there is no limit."""
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        if Path(limit).is_file() and Path(used).is_file():
+            allowed = Path(limit).read_text(encoding="ascii").strip()
+            if allowed.isdigit():
+                return max(0, int(allowed) - int(Path(used).read_text(encoding="ascii")))
+    return 2**63
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error of torch says that memory ran out, on whichever device."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    words = str(error)  # the CPU's allocator and oneDNN raise plain RuntimeErrors
+    return any(said in words for said in ("not enough memory", "can't allocate memory", "could not create a memory"))

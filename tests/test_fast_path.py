@@ -1,0 +1,299 @@
+"""Every shortcut of the reader against its slow way."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from headrank_pipeline.attention import budget, kernels
+from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.kernels import blockwise_causal_attention, fast_products
+from headrank_pipeline.attention.model import load
+from headrank_pipeline.attention.prompt import PromptBuilder
+from headrank_pipeline.attention.reader import AttentionReader, FastPath
+from headrank_pipeline.attention.scoring import passage_mass
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.rerank.recipes import HEADRANK
+
+TOLERANCE = 1e-5
+SLOW = FastPath(early_exit=False, spared_deepest=False, shared_prefix=False, fast_products=False)
+HEADS = HeadSet("some", ((2, 3), (0, 1), (2, 0), (1, 2)))
+SWITCHES = ("early_exit", "spared_deepest", "shared_prefix", "fast_products")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {family: tiny_model(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
+
+
+@pytest.fixture
+def always_worth(monkeypatch):
+    """Tiny products go through oneDNN too, in small blocks."""
+    monkeypatch.setattr(kernels, "_WORTH_PRODUCT", 0)
+    monkeypatch.setattr(kernels, "_WORTH_ATTENTION", 0)
+    monkeypatch.setattr(kernels, "_BLOCK_ROWS", 16)
+
+
+def builder(**options):
+    return PromptBuilder(tiny_tokenizer(), HEADRANK.varied(options).template, max_prompt_tokens=4096)
+
+
+def prompts(made_by, lists=3, passages=3, words=1):
+    built = []
+    for n in range(lists):
+        texts = [f"Passage {i} of birds and {i * n} fish. " * (words + (i + n) % 4) for i in range(passages + n)]
+        candidates = tuple(Candidate(f"d{i}", -float(i), text) for i, text in enumerate(texts))
+        built.append(made_by.build(Ranking(Query(f"q{n}", "do birds swim " * (n + 1)), candidates)))
+    return built
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        self.count[name] = self.count.get(name, 0) + 1
+        return function(*args, **(kwargs or {}))
+
+
+def differences(some, others):
+    return [float((one - other).abs().max()) for one, other in zip(some, others, strict=True)]
+
+
+@pytest.mark.parametrize("passages", ["causal", "isolated"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_shortcuts_equal_the_slow_way(folders, always_worth, family, passages):
+    made_by = builder(passages=passages)
+    made = prompts(made_by)
+    pairs = [(prompt, made_by.with_query(prompt, "N/A")) for prompt in made]
+    loaded = load(folders[family], HEADS, device="cpu")
+    slow, fast = AttentionReader(loaded, fast=SLOW), AttentionReader(loaded)
+    assert max(differences(fast.read(made), slow.read(made))) <= TOLERANCE
+    for one, other in zip(fast.read_calibrated(pairs), slow.read_calibrated(pairs), strict=True):
+        assert max(differences(one, other)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_each_shortcut_equals_its_slow_way(folders, always_worth, switch):
+    made_by = builder()
+    made = prompts(made_by)
+    pairs = [(prompt, made_by.with_query(prompt, "N/A")) for prompt in made]
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    off = AttentionReader(loaded, fast=FastPath(**{switch: False}))
+    on = AttentionReader(loaded)
+    assert max(differences(on.read(made, support="passages"), off.read(made, support="passages"))) <= TOLERANCE
+    for one, other in zip(on.read_calibrated(pairs), off.read_calibrated(pairs), strict=True):
+        assert max(differences(one, other)) <= TOLERANCE
+
+
+def test_bfloat16_shortcuts_rank_as_the_slow_way_does(folders, always_worth):
+    made = prompts(builder(), passages=30)
+    loaded = load(folders["qwen3"], HEADS, device="cpu", dtype="bfloat16")
+    readings = [AttentionReader(loaded, fast=fast).read(made, support="passages") for fast in (FastPath(), SLOW)]
+    for prompt, fast, slow in zip(made, *readings, strict=True):
+        mine, reference = (passage_mass(read, prompt.passages).mean(0) for read in (fast, slow))
+        assert spearmanr(mine, reference).statistic >= 0.99
+        assert (mine - reference).abs().max() <= 0.02 * reference.max()
+
+
+# ---------------------------------------------------------------------------------------------- the deepest layer
+
+
+def test_deepest_layer_computes_keys_and_the_queries_of_the_rows_only(folders):
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    (prompt,) = prompts(builder(), lists=1)
+    tokens = {}
+    for name, module in loaded.model.layers[2].named_modules():
+        module.register_forward_hook(
+            lambda module, given, result, name=name: (
+                tokens.setdefault(name, []).append(given[0].shape[1])
+                if given and name.endswith(("_proj", "mlp"))
+                else None
+            )
+        )
+    AttentionReader(loaded).read([prompt])
+    rows = prompt.rows[1] - prompt.rows[0]
+    assert tokens == {"self_attn.q_proj": [rows], "self_attn.k_proj": [len(prompt)]}
+
+
+def test_first_layer_can_be_the_deepest(folders):
+    loaded = load(folders["qwen3"], HeadSet("first", ((0, 1),)), device="cpu")
+    made = prompts(builder())
+    assert max(differences(AttentionReader(loaded).read(made), AttentionReader(loaded, fast=SLOW).read(made))) <= 1e-5
+
+
+@pytest.mark.parametrize("passages", ["causal", "isolated"])
+def test_gradients_equal_those_of_the_whole_layer(folders, passages):
+    made = prompts(builder(passages=passages))  # rows of different number, so that some are padding
+    gradients = []
+    for fast in (FastPath(), SLOW):
+        loaded = load(folders["qwen3"], HEADS, device="cpu")
+        loaded.model.requires_grad_(True)
+        read = AttentionReader(loaded, fast=fast).forward(made, support="passages")
+        sum(passage_mass(one, prompt.passages)[:, 0].sum() for one, prompt in zip(read, made, strict=True)).backward()
+        gradients.append({name: weight.grad for name, weight in loaded.model.named_parameters()})
+    spared, whole = gradients
+    assert whole["layers.2.self_attn.q_proj.weight"].abs().max() > 1e-3
+    for name, gradient in whole.items():
+        if gradient is None or not gradient.any():
+            assert spared[name] is None or not spared[name].any()
+        else:
+            assert (spared[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max()
+
+
+def test_model_is_left_as_it_was(folders):
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    before = {name: list(module.__dict__) for name, module in loaded.model.named_modules()}
+    AttentionReader(loaded).read(prompts(builder()))
+    assert {name: list(module.__dict__) for name, module in loaded.model.named_modules()} == before
+    assert all(not module._forward_pre_hooks for module in loaded.model.modules())
+
+
+# --------------------------------------------------------------------------------------------------------- kernels
+
+
+@given(
+    st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(1, 300), st.sampled_from([4, 16]), st.data()
+)
+def test_blockwise_attention_equals_pytorchs(batch, key_heads, group, length, width, data):
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 100)))
+    shapes = [(batch, length, heads, width) for heads in (key_heads * group, key_heads, key_heads)]
+    query, key, value = (3 * torch.randn(shape, generator=generator).transpose(1, 2) for shape in shapes)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    assert (blockwise_causal_attention(query, key, value) - expected).abs().max() <= TOLERANCE
+
+
+def test_blocks_hold_few_logits_whatever_the_length(monkeypatch):
+    monkeypatch.setattr(kernels, "_BLOCK_LOGITS", 2000)
+    query = torch.randn(1, 2, 700, 8)
+    expected = F.scaled_dot_product_attention(query, query, query, is_causal=True)
+    assert (blockwise_causal_attention(query, query, query) - expected).abs().max() <= TOLERANCE
+
+
+def test_large_products_take_the_fast_way_and_small_ones_do_not(monkeypatch):
+    monkeypatch.setattr(kernels, "_WORTH_PRODUCT", 64 * 64 * 64)
+    weight = torch.randn(64, 64)
+    with torch.inference_mode(), _Operations() as operations, fast_products(torch.device("cpu")):
+        F.linear(torch.randn(32, 64), weight)
+        assert "_linear_pointwise" not in operations.count
+        F.linear(torch.randn(64, 64), weight)
+    assert operations.count["_linear_pointwise"] == 1
+
+
+def test_a_reader_takes_the_fast_way(folders, always_worth):
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    counts = []
+    for fast in (FastPath(), FastPath(fast_products=False)):
+        with _Operations() as operations:
+            AttentionReader(loaded, fast=fast).read(prompts(builder()))
+        counts.append(operations.count)
+    assert counts[0]["_linear_pointwise"] > 0
+    assert not any("scaled_dot_product" in name for name in counts[0])
+    assert "_linear_pointwise" not in counts[1]
+    assert any("scaled_dot_product" in name for name in counts[1])
+
+
+def test_gradients_are_recorded_as_ever(always_worth):
+    weight = torch.randn(4, 4, requires_grad=True)
+    with fast_products(torch.device("cpu")):
+        F.linear(torch.randn(3, 4), weight).sum().backward()
+    assert weight.grad is not None
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+
+
+def test_running_out_of_memory_halves_the_batch_and_changes_no_score(folders, fresh_python):
+    """The limit is the operating system's, set a little above what the process holds."""
+    finished = fresh_python(f"""
+        import logging, resource, sys
+        sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})
+        import torch
+        from test_fast_path import AttentionReader, HEADS, builder, differences, load, prompts
+        logging.basicConfig(format="%(message)s", stream=sys.stdout)
+        loaded = load({str(folders["qwen3"])!r}, HEADS, device="cpu")
+        made = prompts(builder(), lists=12, passages=20)
+        expected = AttentionReader(loaded, batch_tokens=1).read(made)
+        held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        reader = AttentionReader(loaded, batch_tokens=10**6)
+        resource.setrlimit(resource.RLIMIT_AS, (held + 24 * 2**20, -1))
+        read = reader.read(made)
+        print("largest difference", max(differences(read, expected)))
+        assert max(differences(read, expected)) <= 1e-5
+    """)
+    assert finished.returncode == 0, finished.stderr
+    assert "out of memory with" in finished.stdout
+
+
+def test_a_prompt_too_large_for_memory_is_an_error_that_says_what_to_do(folders, monkeypatch):
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    reader = AttentionReader(loaded)
+
+    def full(*given, **named):
+        raise torch.OutOfMemoryError("out of memory")  # a single prompt cannot be made to fail by a limit alone
+
+    monkeypatch.setattr(loaded.model, "forward", full)
+    with pytest.raises(MemoryError, match=r"a prompt of \d+ tokens does not fit .*--depth"):
+        reader.read(prompts(builder()))
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(folders, monkeypatch):
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    monkeypatch.setattr(loaded.model, "forward", lambda **given: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        AttentionReader(loaded).read(prompts(builder()))
+
+
+def test_automatic_budget_follows_free_memory(folders, monkeypatch, caplog):
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    per_token = budget.bytes_per_token(loaded.model.config, len(HEADS.heads), torch.float32)
+    made = prompts(builder(), lists=6)
+    for free, tokens in ((10**6, int(0.8 * 10**6 / per_token)), (2**60, 65536)):
+        monkeypatch.setattr(budget, "free_memory", lambda device, free=free: free)
+        with caplog.at_level(logging.INFO, logger="headrank_pipeline"):
+            reader = AttentionReader(loaded, batch_tokens="auto")
+        assert f"passes of up to {tokens} tokens" in caplog.text
+        assert reader.describe()["batch_tokens"] == "auto"
+        assert max(differences(reader.read(made), AttentionReader(loaded, batch_tokens=1).read(made))) <= TOLERANCE
+
+
+def test_free_memory_of_a_cpu_is_known():
+    assert 2**20 < budget.free_memory(torch.device("cpu")) < 2**50
+
+
+def test_free_memory_that_cannot_be_told_is_an_error():
+    with pytest.raises(ValueError, match="free memory of device meta cannot be told here; give a number"):
+        budget.free_memory(torch.device("meta"))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "all", True, 2.5])
+def test_a_budget_that_is_no_budget_is_refused(folders, wrong):
+    with pytest.raises(ValueError, match="expected auto or a whole number of at least 1"):
+        AttentionReader(load(folders["qwen3"], HEADS, device="cpu"), batch_tokens=wrong)
+
+
+def test_4b_with_100_passages_fits_a_card_of_24_gb():
+    """The sum of docs/performance.md; the model's published sizes."""
+
+    class Qwen34B:
+        hidden_size, intermediate_size, num_hidden_layers = 2560, 9728, 36
+        num_attention_heads, num_key_value_heads, head_dim = 32, 8, 128
+
+    shape = Qwen34B()
+    layer = 2560 * 128 * (32 + 8 + 8 + 32) + 3 * 2560 * 9728
+    weights = 2 * (36 * layer + 151936 * 2560)
+    tokens = 100 * math.ceil(100 * 1.5)
+    assert weights + tokens * budget.bytes_per_token(shape, 1152, torch.bfloat16) < 24 * 10**9
