@@ -13,9 +13,18 @@ from tiny_encoder import tiny_encoder, tiny_impact_index
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from headrank_pipeline.cli import main
-from headrank_pipeline.first_stage import bm25, build_dense_index, dense, dense_index, impact, load_encoder
+from headrank_pipeline.first_stage import (
+    bm25,
+    build_dense_index,
+    dense,
+    dense_index,
+    impact,
+    load_encoder,
+    lucene_vectors,
+)
 from headrank_pipeline.first_stage.encoder import Encoder
 from headrank_pipeline.first_stage.jvm import start_jvm
+from headrank_pipeline.first_stage.lucene_vectors import write_lucene_vectors
 from headrank_pipeline.first_stage.texts import passage_lookup
 from headrank_pipeline.passages import Passage, read_corpus
 from headrank_pipeline.records import Query, Ranking
@@ -90,6 +99,74 @@ def test_an_hnsw_index_finds_the_same_in_a_small_corpus(tiny_corpus, encoder_fol
         docids(dense(index, ef_search=64))
 
 
+@pytest.fixture(scope="module")
+def lucene(tiny_corpus, encoder_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dense") / "lucene"
+    return build_dense_index(tiny_corpus, folder, encoder_folder, kind="lucene-hnsw").path
+
+
+def test_a_lucene_hnsw_index_gives_the_cosines_that_faiss_gives(lucene, index):
+    [ours], [flat] = dense(lucene).retrieve([FLEA]), dense(index).retrieve([FLEA])
+    assert ours.docids == flat.docids
+    assert ours.scores == pytest.approx(flat.scores, abs=1e-6)
+    assert [c.text for c in ours.candidates] == [c.text for c in flat.candidates]
+    assert [json.loads((lucene / "headrank-index.json").read_text())[k] for k in ("kind", "docs")] == ["lucene-hnsw", 5]
+
+
+def test_pyserinis_own_searcher_reads_the_lucene_index(lucene, encoder_folder):
+    start_jvm()
+    from pyserini.search.lucene import LuceneHnswDenseSearcher
+
+    vector = load_encoder(encoder_folder).queries(["flea"])[0].tolist()
+    theirs = [str(hit.docid) for hit in LuceneHnswDenseSearcher(str(lucene)).search(vector, 5)]
+    assert docids(dense(lucene)) == [tuple(theirs)]
+
+
+def test_a_narrow_search_still_gives_all_the_hits(lucene, index):
+    """Lucene gives no more hits than ef_search; Pyserini's 100 would cut 1,000 hits to 100 without a word."""
+    [everything] = docids(dense(index))
+    assert docids(dense(lucene, ef_search=1)) == [everything]
+    assert docids(dense(lucene, ef_search=1, hits=2, exclude={"q1": [everything[0]]})) == [everything[1:3]]
+
+
+def test_lucene_takes_only_vectors_of_length_1(tiny_corpus, encoder_folder, lucene, tmp_path):
+    plain = load_encoder(encoder_folder, l2_norm=False)
+    with pytest.raises(ValueError, match=r"Lucene compares vectors of length 1, and .* is used without normalisation"):
+        build_dense_index(tiny_corpus, tmp_path / "index", plain, kind="lucene-hnsw")
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(ValueError, match=r"docid d2: a vector of length 2\.0000"):
+        write_lucene_vectors(tmp_path / "index", ["d1", "d2"], [np.eye(2, dtype=np.float32) * [[1], [2]]],
+                             tmp_path / "scratch")  # fmt: skip
+    (foreign := shutil.copytree(lucene, tmp_path / "foreign")).joinpath("headrank-index.json").unlink()
+    with pytest.raises(ValueError, match=r"qid q1: the encoder made a vector of length .*holds vectors of length 1"):
+        docids(dense(foreign, plain))
+    assert docids(dense(foreign, encoder_folder)) == docids(dense(lucene))
+
+
+def test_words_and_vectors_are_not_mistaken_for_each_other(lucene, tiny_index, encoder_folder, tmp_path):
+    for source in (bm25, impact):
+        with pytest.raises(ValueError, match=r"a Lucene index of vectors, which hold no words; search it with dense"):
+            source(lucene)
+    with pytest.raises(ValueError, match="holds a BM25 index; search it with bm25"):
+        dense(tiny_index, encoder_folder)
+    (foreign := shutil.copytree(tiny_index, tmp_path / "foreign")).joinpath("headrank-index.json").unlink()
+    with pytest.raises(ValueError, match="a Lucene index without vectors"):
+        docids(dense(foreign, encoder_folder))
+    assert passage_lookup(lucene)(["d2"])["d2"].text == "The dog sleeps."
+
+
+def test_an_indexer_that_fails_leaves_no_index_and_its_vectors_for_the_next_time(
+    tiny_corpus, encoder_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lucene_vectors, "CONSTRUCTION", -1)
+    with pytest.raises(RuntimeError, match="Anserini's indexer failed: exit status"):
+        build_dense_index(tiny_corpus, tmp_path / "index", encoder_folder, kind="lucene-hnsw")
+    assert not (tmp_path / "index").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(Encoder, "passages", None)  # nothing is encoded again
+    assert build_dense_index(tiny_corpus, tmp_path / "index", encoder_folder, kind="lucene-hnsw").docs == 5
+
+
 def test_an_interrupted_build_goes_on_after_the_last_whole_shard(tiny_corpus, encoder_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(dense_index, "_SHARD", 2)
     encode, seen = Encoder.passages, []
@@ -136,7 +213,7 @@ def test_an_index_that_is_there_is_replaced_only_when_asked(index, encoder_folde
     with pytest.raises(FileExistsError, match="holds an index already; pass --overwrite"):
         build_dense_index(other, copy, encoder_folder)
     assert build_dense_index(other, copy, encoder_folder, overwrite=True).docs == 1
-    with pytest.raises(FileExistsError, match="is no FAISS index, so it is never replaced"):
+    with pytest.raises(FileExistsError, match="is no dense index, so it is never replaced"):
         build_dense_index(other, tmp_path, encoder_folder, overwrite=True)
 
 
@@ -211,12 +288,16 @@ def test_another_encoder_than_the_index_was_built_with_is_refused(index, encoder
 
 
 def test_what_is_no_index_or_no_encoder_is_named(tmp_path, encoder_folder):
-    with pytest.raises(ValueError, match=r"holds no FAISS index \(no file index and no file docid\)"):
+    with pytest.raises(ValueError, match=r"holds neither a FAISS index \(no file index and no file docid\) nor a Luc"):
         dense(tmp_path, encoder_folder)
     with pytest.raises(FileNotFoundError, match="no such index folder; build one with `headrank index --dense"):
         dense(tmp_path / "nowhere", encoder_folder)
     with pytest.raises(ValueError, match=r"near names: .*beir-v1\.0\.0-scifact\.bge-base-en-v1\.5"):
         docids(dense("beir-v1.0.0-scifact.bge-base-en", encoder_folder))
+    with pytest.raises(ValueError, match=r"near names: .*beir-v1\.0\.0-scifact\.bge-base-en-v1\.5\.hnsw"):
+        docids(dense("beir-v1.0.0-scifact.bge-base-en-v1.5.hnws", encoder_folder))
+    prebuilt = dense("beir-v1.0.0-arguana.bge-base-en-v1.5.hnsw")  # its encoder is known, nothing is downloaded yet
+    assert [prebuilt.encoder.name, prebuilt.encoder.query_prefix] == ["BAAI/bge-base-en-v1.5", None]
     with pytest.raises(ValueError, match=r"pooling None, l2_norm None; nothing beside the model states both"):
         load_encoder("BAAI/bge-base-en-v1.5")
     with pytest.raises(FileNotFoundError, match="no such folder of an encoder"):
@@ -304,6 +385,15 @@ def test_index_and_retrieve_from_the_command_line(tiny_corpus, encoder_folder, i
     lines = [line.split() for line in (tmp_path / "out.trec").read_text().splitlines()]
     assert [line[2] for line in lines] == list(docids(dense(index))[0][:3])
     assert {line[-1] for line in lines} == {"dense"}
+    building = ("index", "--corpus", tiny_corpus, "--output", tmp_path / "lucene")
+    result = invoke(*building, "--dense", "--encoder", encoder_folder, "--hnsw", "lucene")
+    assert (result.exit_code, "5 documents in" in result.stdout) == (0, True), result.output
+    retrieving = ("retrieve", "--index", tmp_path / "lucene", "--topics", tmp_path / "topics.tsv", "--hits", 3)
+    assert invoke(*retrieving, "--dense", "--output", tmp_path / "lucene.trec").exit_code == 0
+    found = [line.split()[2] for line in (tmp_path / "lucene.trec").read_text().splitlines()]
+    assert found == [line[2] for line in lines]
+    refused = invoke(*retrieving, "--output", tmp_path / "bm25.trec")
+    assert (refused.exit_code, "search it with dense" in refused.stderr) == (5, True)
     for wrong, message in (("--hnsw", "add --dense"), ("--dense", "--dense needs --encoder")):
         result = invoke(*building, wrong)
         assert (result.exit_code, message in result.stderr) == (2, True)

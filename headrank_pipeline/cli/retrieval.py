@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,9 +27,15 @@ logger = logging.getLogger(__name__)
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the index.")
 @click.option("--threads", default=1, show_default=True, help="1 keeps the order of the corpus.")
 @click.option("--multifield", is_flag=True, help="Keep the title in a field of its own.")
-@click.option("--dense", is_flag=True, help="A FAISS index of --encoder's vectors; the same command continues one.")
+@click.option("--dense", is_flag=True, help="An index of --encoder's vectors; the same command continues one.")
 @click.option("--encoder", help="With --dense: folder of a sentence encoder, or its Hugging Face name.")
-@click.option("--hnsw", is_flag=True, help="With --dense: approximate search, for large corpora.")
+@click.option(
+    "--hnsw",
+    is_flag=False,
+    flag_value="faiss",
+    type=click.Choice(["faiss", "lucene"]),
+    help="With --dense: approximate search, for large corpora; by FAISS where nothing follows.",
+)
 @click.option("--pooling", type=click.Choice(["cls", "mean"]), help="With --dense.  [default: as the folder states]")
 @click.option("--l2-norm/--no-l2-norm", default=None, help="With --dense.  [default: as the folder states]")
 @click.option("--query-prefix", help="With --dense: set before every query that is searched.")
@@ -44,12 +50,12 @@ def index(
     multifield: bool,
     dense: bool,
     encoder: str | None,
-    hnsw: bool,
+    hnsw: str | None,
     overwrite: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Build a BM25 index of a corpus, or with --dense a FAISS index."""
+    """Build a BM25 index of a corpus, or with --dense a FAISS or Lucene HNSW index."""
     if dense:
         summary = _dense_index(corpus, output, encoder, hnsw=hnsw, overwrite=overwrite, settings=settings)
     elif encoder or hnsw:
@@ -79,7 +85,7 @@ def index(
 @click.option("--b", default=0.4, show_default=True)
 @click.option("--fields", multiple=True, metavar="NAME=BOOST", help="Field boost of a multifield index; repeatable.")
 @click.option("--remove-query", is_flag=True, help="Leave out the document whose id is the query's id.")
-@click.option("--dense", is_flag=True, help="The index is a FAISS index; k1, b and fields do not apply.")
+@click.option("--dense", is_flag=True, help="The index is one of vectors; k1, b and fields do not apply.")
 @click.option("--encoder", help="With --dense: for the queries.  [default: the index's own]")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--tag", help="Last column of a TREC run.  [default: bm25 or dense]")
@@ -99,7 +105,7 @@ def retrieve(
     tag: str | None,
     as_json: bool,
 ) -> None:
-    """Retrieve candidates with BM25, or with --dense from a FAISS index."""
+    """Retrieve candidates with BM25, or with --dense from a FAISS or Lucene HNSW index."""
     from headrank_pipeline.first_stage import dense as dense_source
     from headrank_pipeline.first_stage.lexical import bm25
     from headrank_pipeline.trec import read_topics, write_candidates, write_run
@@ -122,16 +128,16 @@ def retrieve(
 
 
 def _dense_index(
-    corpus: Path, output: Path, encoder: str | None, *, hnsw: bool, overwrite: bool, settings: dict[str, Any]
+    corpus: Path, output: Path, encoder: str | None, *, hnsw: str | None, overwrite: bool, settings: dict[str, Any]
 ) -> IndexSummary:
-    from headrank_pipeline.first_stage.dense_index import build_dense_index
+    from headrank_pipeline.first_stage.dense_index import Kind, build_dense_index
     from headrank_pipeline.first_stage.encoder import load_encoder
 
     if encoder is None:
         raise click.UsageError("--dense needs --encoder, the folder of a sentence encoder or its Hugging Face name")
     loaded = load_encoder(encoder, **settings)
-    kind: Literal["flat", "hnsw"] = "hnsw" if hnsw else "flat"
-    return build_dense_index(corpus, output, loaded, kind=kind, overwrite=overwrite, on_progress=_progress())
+    kinds: dict[str | None, Kind] = {None: "flat", "faiss": "hnsw", "lucene": "lucene-hnsw"}
+    return build_dense_index(corpus, output, loaded, kind=kinds[hnsw], overwrite=overwrite, on_progress=_progress())
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -1,4 +1,4 @@
-"""Dense first stage: a FAISS index, flat or HNSW, searched through Pyserini with a sentence encoder."""
+"""Dense first stage: a FAISS index, flat or HNSW, or a Lucene HNSW one, searched through Pyserini with an encoder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from headrank_pipeline.first_stage.encoder import Encoder, load_encoder
-from headrank_pipeline.first_stage.index import index_identity
+from headrank_pipeline.first_stage.index import index_identity, is_index
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
+from headrank_pipeline.first_stage.lucene_vectors import LuceneVectors
 from headrank_pipeline.first_stage.removal import Removal
 from headrank_pipeline.first_stage.texts import PASSAGES_FILE, Lookup, passage_lookup, stored_passages, with_texts
 from headrank_pipeline.pipeline import Queries, Source, as_queries
@@ -34,6 +35,7 @@ _PREBUILT = {
     ".contriever": Encoder("facebook/contriever", "mean", False, max_length=512),
     ".contriever-msmarco": Encoder("facebook/contriever-msmarco", "mean", False, max_length=512),
 }
+_LUCENE_HNSW = (".hnsw", ".hnsw-int8")  # follow the encoder in the names of Lucene's prebuilt indexes
 _WITHOUT_PREFIX = ("beir-v1.0.0-quora.", "beir-v1.0.0-arguana.")  # their queries are passages themselves
 
 _log = logging.getLogger(__name__)
@@ -53,21 +55,22 @@ def dense(
     """Return a dense first stage; Java and the encoder start when it first retrieves.
 
     Args:
-        index: a folder with ``index`` and ``docid``, as `build_dense_index` and Pyserini make them, or the name of a
-            prebuilt one.
+        index: a folder of FAISS (``index`` and ``docid``) or of Lucene HNSW, as `build_dense_index`, Pyserini and
+            Anserini make them, or the name of a prebuilt one.
         encoder: for the queries; default is the one that the folder was built with, or that Pyserini's reproductions
             use with a prebuilt index (BGE, Contriever).
         texts: where passages come from (see `passage_lookup`); default is what `build_dense_index` stored in the
             folder, or the Lucene index that Pyserini names for a prebuilt one.
         hits: candidates per query.
-        threads: of FAISS.
-        ef_search: breadth of the search in an HNSW index; default is the index's own.
+        threads: of FAISS; Lucene answers one query after the other.
+        ef_search: breadth of the search in an HNSW index, at least `hits`; default is the index's own, or 100 for
+            Lucene's.
         remove_query: leave out the document whose docid is the qid.
         exclude: docids to leave out, per qid.
 
     Raises:
         FileNotFoundError: a path that does not exist.
-        ValueError: a folder without a FAISS index, no encoder, or another one than the folder was built with.
+        ValueError: a folder without a dense index, no encoder, or another one than the folder was built with.
     """
     for name, value in (("hits", hits), ("threads", threads), ("ef_search", ef_search)):
         if value is not None and value < 1:
@@ -142,7 +145,7 @@ class _Dense(Source):
 
 
 class _Searcher:
-    """One open FaissSearcher, shared by a source and its cutoffs."""
+    """One open index, shared by a source and its cutoffs: Pyserini's FaissSearcher, or what looks like it."""
 
     def __init__(self, index: Path | str, encoder: Encoder, ef_search: int | None) -> None:
         self.index = index
@@ -154,28 +157,39 @@ class _Searcher:
         """Return the searcher; the first call starts Java, which importing pyserini's searchers needs."""
         start_jvm()
         if self._opened is None:
-            from pyserini.search.faiss import FaissSearcher
-
             folder = _downloaded(self.index) if isinstance(self.index, str) else str(self.index)
-            opened = FaissSearcher(folder, self.encoder)  # searched with vectors: it never calls the encoder
-            if opened.index.metric_type != 0:
-                raise ValueError(f"{self.index}: ranks by distance; expected a FAISS index of inner products")
-            if self.ef_search is not None:
-                if not hasattr(opened.index, "hnsw"):
-                    raise ValueError(f"{self.index}: ef_search is for HNSW indexes, this one is flat; drop it")
-                opened.set_hnsw_ef_search(self.ef_search)
+            opened: Any = LuceneVectors(folder, self.ef_search) if is_index(folder) else self._faiss(folder)
             _log.info("opened %s: %d vectors of %d dimensions", self.index, opened.num_docs, opened.dimension)
             self._opened = opened
         return self._opened
+
+    def _faiss(self, folder: str) -> Any:
+        from pyserini.search.faiss import FaissSearcher
+
+        opened = FaissSearcher(folder, self.encoder)  # searched with vectors: it never calls the encoder
+        if opened.index.metric_type != 0:
+            raise ValueError(f"{self.index}: ranks by distance; expected a FAISS index of inner products")
+        if self.ef_search is not None:
+            if not hasattr(opened.index, "hnsw"):
+                raise ValueError(f"{self.index}: ef_search is for HNSW indexes, this one is flat; drop it")
+            opened.set_hnsw_ef_search(self.ef_search)
+        return opened
 
 
 def _resolved(index: str | os.PathLike[str]) -> Path | str:
     path, name = Path(index), os.fspath(index)
     advice = f"build one with `headrank index --dense --corpus CORPUS --encoder ENCODER --output {path}`"
     if path.is_dir():
+        if is_index(path):
+            if "collection" in (index_identity(path) or {}):
+                raise ValueError(f"{path}: holds a BM25 index; search it with bm25, or {advice}")
+            return path
         missing = [file for file in ("index", "docid") if not (path / file).is_file()]
         if missing:
-            raise ValueError(f"{path}: holds no FAISS index (no file {' and no file '.join(missing)}); {advice}")
+            raise ValueError(
+                f"{path}: holds neither a FAISS index (no file {' and no file '.join(missing)}) nor a Lucene index; "
+                f"{advice}"
+            )
         return path
     if isinstance(index, Path) or os.sep in name or name.startswith((".", "~")):
         raise FileNotFoundError(f"{path}: no such index folder; {advice}, or give the name of a Pyserini index")
@@ -206,8 +220,9 @@ def _encoder(place: Path | str, given: Encoder | str | os.PathLike[str] | None) 
 
 
 def _published_encoder(name: str) -> Encoder:
+    stem = next((name.removesuffix(ending) for ending in _LUCENE_HNSW if name.endswith(ending)), name)
     for ending, encoder in _PREBUILT.items():
-        if name.endswith(ending):
+        if stem.endswith(ending):
             return replace(encoder, query_prefix=None) if name.startswith(_WITHOUT_PREFIX) else encoder
     raise ValueError(
         f"{name}: which encoder its queries need is not known here (known: *{', *'.join(_PREBUILT)}); name it "
@@ -224,15 +239,16 @@ def _own_texts(place: Path | str) -> Lookup | None:
 
 def _catalogued(name: str) -> dict[str, Any]:
     start_jvm()
-    from pyserini.prebuilt_index_info import FAISS_INDEX_INFO
+    from pyserini.prebuilt_index_info import FAISS_INDEX_INFO, LUCENE_HNSW_INDEX_INFO
 
-    if name not in FAISS_INDEX_INFO:
-        near = difflib.get_close_matches(name, FAISS_INDEX_INFO, n=3)
+    known = {**FAISS_INDEX_INFO, **LUCENE_HNSW_INDEX_INFO}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
         raise ValueError(
-            f"{name!r}: neither a folder nor a FAISS index that Pyserini {versions()['pyserini']} knows"
+            f"{name!r}: neither a folder nor a FAISS or Lucene HNSW index that Pyserini {versions()['pyserini']} knows"
             + (f"; near names: {', '.join(near)}" if near else "; see pyserini's prebuilt-indexes.md for the names")
         )
-    info: dict[str, Any] = FAISS_INDEX_INFO[name]
+    info: dict[str, Any] = known[name]
     return info
 
 

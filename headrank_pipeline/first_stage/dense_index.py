@@ -1,4 +1,4 @@
-"""Building a FAISS index of a corpus with a sentence encoder: resumable, and complete or not there at all.
+"""Building a dense index of a corpus, FAISS or Lucene HNSW: resumable, and complete or not there at all.
 
 Vectors are kept shard by shard in a hidden folder beside the index. A build that was interrupted goes on after the last
 whole shard, as long as corpus and encoder are the same; the index appears under its name when it is complete.
@@ -11,23 +11,26 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from headrank_pipeline.files import atomic_writer
 from headrank_pipeline.first_stage.encoder import Encoder, load_encoder
-from headrank_pipeline.first_stage.index import IDENTITY_FILE, IndexSummary, sha256
+from headrank_pipeline.first_stage.index import IDENTITY_FILE, IndexSummary, is_index, sha256
 from headrank_pipeline.first_stage.jvm import versions
+from headrank_pipeline.first_stage.lucene_vectors import write_lucene_vectors
 from headrank_pipeline.first_stage.texts import write_passages
 from headrank_pipeline.passages import Passage, located_passages
 
-__all__ = ["build_dense_index"]
+__all__ = ["Kind", "build_dense_index"]
 
 _SHARD = 1024  # passages encoded between two saves: about half a minute of MiniLM on a laptop's processor
+Kind = Literal["flat", "hnsw", "lucene-hnsw"]
+
 _HNSW_NEIGHBOURS = 32
 _HNSW_CONSTRUCTION = 200
 
@@ -39,34 +42,43 @@ def build_dense_index(
     output: str | os.PathLike[str],
     encoder: Encoder | str | os.PathLike[str],
     *,
-    kind: Literal["flat", "hnsw"] = "flat",
+    kind: Kind = "flat",
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> IndexSummary:
-    """Build a FAISS index of inner products that Pyserini's FaissSearcher reads, and return what is in it.
+    """Build an index that Pyserini's FaissSearcher or LuceneHnswDenseSearcher reads, and return what is in it.
 
-    Beside Pyserini's two files (``index``, ``docid``) the folder holds the passages, so that candidates carry text, and
+    Beside Pyserini's own files the folder holds the passages, so that candidates carry text, and
     ``headrank-index.json``, which says what the index was made of. The same call continues an interrupted build.
 
     Args:
         corpus: BEIR or ``{id, contents}`` JSONL, or TSV; plain or gzip.
         output: the folder to make.
         encoder: for the passages.
-        kind: ``flat`` searches exactly; ``hnsw`` is faster on large corpora and misses some.
+        kind: ``flat`` searches exactly; ``hnsw`` is faster on large corpora and misses some; ``lucene-hnsw`` is
+            Lucene's, in Anserini's format, for vectors of length 1.
         overwrite: replace an index that is there already.
         on_progress: called with (passages done, passages in all).
 
     Raises:
         FileNotFoundError: no such corpus or encoder.
         FileExistsError: `output` is there already.
-        ValueError: a malformed line, a docid that occurs twice, or nothing to index.
+        MissingPrerequisite: ``lucene-hnsw`` without Java 21 or pyserini.
+        RuntimeError: Anserini's indexer failed.
+        ValueError: a malformed line, a docid that occurs twice, nothing to index, or an encoder whose vectors are not
+            of length 1 for ``lucene-hnsw``.
     """
-    if kind not in ("flat", "hnsw"):
-        raise ValueError(f"kind {kind!r}: expected 'flat' or 'hnsw'")
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind {kind!r}: expected {', '.join(map(repr, get_args(Kind)))}")
     started = time.perf_counter()
     target = Path(output)
     _check_output(target, overwrite)
     chosen = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+    if kind == "lucene-hnsw" and not chosen.l2_norm:
+        raise ValueError(
+            f"kind 'lucene-hnsw': Lucene compares vectors of length 1, and {chosen.name} is used without "
+            f"normalisation; pass --l2-norm (l2_norm=True) if its authors do, or build kind 'hnsw'"
+        )
     checksum = sha256(corpus)
     passages, empty = _passages(corpus)
     draft = _draft(target, {"corpus_sha256": checksum, "encoder": chosen.describe(), "shard": _SHARD})
@@ -74,7 +86,7 @@ def build_dense_index(
     folder = draft / "index"
     _write_index(folder, passages, draft, kind)
     identity = {"corpus": Path(corpus).name, "corpus_sha256": checksum, "docs": len(passages), "empty_docs": empty}
-    identity |= {"kind": f"faiss-{kind}", "encoder": chosen.describe(), **versions()}
+    identity |= {"kind": kind if kind == "lucene-hnsw" else f"faiss-{kind}", "encoder": chosen.describe(), **versions()}
     (folder / IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     if target.exists():
         shutil.rmtree(target)
@@ -88,8 +100,8 @@ def build_dense_index(
 def _check_output(target: Path, overwrite: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if not (target / "index").is_file() or not (target / "docid").is_file():
-        raise FileExistsError(f"{target}: exists and is no FAISS index, so it is never replaced; name another folder")
+    if not (target / "docid").is_file() or not ((target / "index").is_file() or is_index(target)):
+        raise FileExistsError(f"{target}: exists and is no dense index, so it is never replaced; name another folder")
     if not overwrite:
         raise FileExistsError(f"{target}: holds an index already; pass --overwrite (overwrite=True) to replace it")
 
@@ -144,22 +156,33 @@ def _encode(passages: list[Passage], encoder: Encoder, draft: Path, on_progress:
         on_progress(done, len(passages))
 
 
-def _write_index(folder: Path, passages: list[Passage], draft: Path, kind: str) -> None:
-    import faiss
-
+def _write_index(folder: Path, passages: list[Passage], draft: Path, kind: Kind) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    index: Any = None
-    for vectors in _shards(draft, -(-len(passages) // _SHARD)):
-        if index is None:
-            index = _empty_index(vectors.shape[1], kind)
-        index.add(vectors)
-    faiss.write_index(index, str(folder / "index"))
+    shards = _shards(draft, -(-len(passages) // _SHARD))
+    if kind == "lucene-hnsw":
+        scratch = draft / "json"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        write_lucene_vectors(folder, [passage.docid for passage in passages], shards, scratch)
+    else:
+        _write_faiss(folder, shards, kind)
     (folder / "docid").write_text("".join(f"{passage.docid}\n" for passage in passages), encoding="utf-8")
     write_passages(folder, passages)
 
 
-def _empty_index(dimension: int, kind: str) -> Any:
+def _write_faiss(folder: Path, shards: Iterable[np.ndarray], kind: Kind) -> None:
+    import faiss
+
+    folder.mkdir()
+    index: Any = None
+    for vectors in shards:
+        if index is None:
+            index = _empty_index(vectors.shape[1], kind)
+        index.add(vectors)
+    faiss.write_index(index, str(folder / "index"))
+
+
+def _empty_index(dimension: int, kind: Kind) -> Any:
     import faiss
 
     if kind == "flat":

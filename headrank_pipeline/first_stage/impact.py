@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from headrank_pipeline.first_stage.index import is_index, sha256
+from headrank_pipeline.first_stage.index import is_index, refuse_vectors, sha256
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
 from headrank_pipeline.first_stage.removal import Removal
 from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
@@ -195,6 +195,7 @@ def _check_encoder(encoder: str | None, encoder_type: str) -> None:
 def _resolved(index: str | os.PathLike[str]) -> Path | str:
     path, name = Path(index), os.fspath(index)
     if path.is_dir():
+        refuse_vectors(path)
         if not is_index(path):
             raise ValueError(f"{path}: holds no Lucene index (no file segments_*)")
         return path

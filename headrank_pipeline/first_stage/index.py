@@ -25,7 +25,7 @@ from typing import Any
 from headrank_pipeline.first_stage.jvm import anserini_jar, find_java, versions
 from headrank_pipeline.passages import Passage, located_passages
 
-__all__ = ["IndexSummary", "build_index", "index_identity", "is_index", "sha256"]
+__all__ = ["IndexSummary", "build_index", "index_identity", "is_index", "refuse_vectors", "run_indexer", "sha256"]
 
 IDENTITY_FILE = "headrank-index.json"
 _COUNTER = re.compile(r"- (indexed|unindexable|empty|skipped|errors): +([\d,]+)")
@@ -96,7 +96,7 @@ def build_index(
         command = [str(runtime.home / "bin" / "java"), "-cp", str(anserini_jar()), "io.anserini.index.IndexCollection"]
         command += ["-collection", collection, "-generator", "DefaultLuceneDocumentGenerator"]
         command += ["-threads", str(threads), "-input", str(shards), "-index", str(draft), *options]
-        _index(command, docs - empty)
+        run_indexer(command, docs - empty)
         checksum = sha256(corpus)
         identity = {"corpus": Path(corpus).name, "corpus_sha256": checksum, "docs": docs - empty, "empty_docs": empty}
         identity |= {"collection": collection, "options": options, **versions()}
@@ -121,10 +121,49 @@ def index_identity(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     return identity
 
 
+def refuse_vectors(folder: Path) -> None:
+    """Raise ValueError for a Lucene index of vectors: by words it finds nothing, and says nothing."""
+    if (index_identity(folder) or {}).get("kind") == "lucene-hnsw":
+        raise ValueError(f"{folder}: a Lucene index of vectors, which hold no words; search it with dense (--dense)")
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's bytes, as sha256sum prints it."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run_indexer(command: list[str], expected: int) -> None:
+    """Run one of Anserini's indexers and check its own count; it returns 0 after a wrong option or a failed thread.
+
+    Args:
+        command: of a Java process.
+        expected: documents that must be in the index afterwards.
+
+    Raises:
+        RuntimeError: it failed; ends with the last lines of its log.
+    """
+    tail: deque[str] = deque(maxlen=15)
+    counted: dict[str, int] = {}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+    ) as process:
+        assert process.stdout is not None  # we asked for the pipe
+        try:
+            for line in process.stdout:
+                tail.append(line.rstrip())
+                _log.debug("%s", tail[-1])
+                if counter := _COUNTER.search(line):
+                    counted[counter[1]] = int(counter[2].replace(",", ""))
+        except BaseException:
+            process.kill()
+            raise
+    lost = {name: counted.get(name) for name in ("unindexable", "skipped", "errors") if counted.get(name)}
+    if process.returncode or counted.get("indexed") != expected or lost:
+        raise RuntimeError(
+            f"Anserini's indexer failed: exit status {process.returncode}, {counted.get('indexed')} of {expected} "
+            f"documents indexed{f', {lost}' if lost else ''}. The end of its log:\n" + "\n".join(tail)
+        )
 
 
 def _check_output(target: Path, overwrite: bool) -> None:
@@ -165,31 +204,6 @@ def _unique(corpus: str | os.PathLike[str]) -> Iterator[Passage]:
             raise ValueError(f"{where}: docid {passage.docid} was given before at {first}; delete one of the two")
         seen.add(passage.docid)
         yield passage
-
-
-def _index(command: list[str], expected: int) -> None:
-    """Run the indexer and check its own count; it returns 0 after a wrong option or a failed thread."""
-    tail: deque[str] = deque(maxlen=15)
-    counted: dict[str, int] = {}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
-    ) as process:
-        assert process.stdout is not None  # we asked for the pipe
-        try:
-            for line in process.stdout:
-                tail.append(line.rstrip())
-                _log.debug("%s", tail[-1])
-                if counter := _COUNTER.search(line):
-                    counted[counter[1]] = int(counter[2].replace(",", ""))
-        except BaseException:
-            process.kill()
-            raise
-    lost = {name: counted.get(name) for name in ("unindexable", "skipped", "errors") if counted.get(name)}
-    if process.returncode or counted.get("indexed") != expected or lost:
-        raise RuntimeError(
-            f"Anserini's indexer failed: exit status {process.returncode}, {counted.get('indexed')} of {expected} "
-            f"documents indexed{f', {lost}' if lost else ''}. The end of its log:\n" + "\n".join(tail)
-        )
 
 
 def _publish(draft: Path, target: Path, replaced: Path) -> None:

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.first_stage.index import index_identity, is_index
+from headrank_pipeline.first_stage.index import index_identity, is_index, refuse_vectors
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
 from headrank_pipeline.passages import passage_from_raw
 from headrank_pipeline.pipeline import Queries, Source, as_queries
@@ -191,6 +191,7 @@ def _resolved(index: str | os.PathLike[str]) -> Path | str:
     """Return a folder that holds an index, or the name of a prebuilt one, which is not checked yet."""
     path = Path(index)
     if path.is_dir():
+        refuse_vectors(path)
         if not is_index(path):
             raise ValueError(
                 f"{path}: holds no Lucene index (no file segments_*); build one with "

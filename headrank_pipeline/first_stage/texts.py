@@ -43,9 +43,9 @@ def passage_lookup(texts: str | os.PathLike[str]) -> Lookup:
     if path.is_file():
         load = lru_cache(maxsize=1)(lambda: {passage.docid: passage for passage in read_corpus(path)})
         return lambda docids: {docid: known for docid in docids if (known := load().get(docid)) is not None}
+    if path.is_dir() and (path / PASSAGES_FILE).is_file():
+        return stored_passages(path)
     if path.is_dir() and not is_index(path):
-        if (path / PASSAGES_FILE).is_file():
-            return stored_passages(path)
         raise ValueError(f"{path}: expected a Lucene index (segments_*) or a corpus file to take passages from")
     return _from_index(texts)
 
@@ -76,7 +76,7 @@ def write_passages(folder: Path, passages: Iterable[Passage]) -> int:
 
 
 def stored_passages(folder: Path) -> Lookup:
-    """Return a lookup in the passages that `write_passages` left beside the docids of a FAISS index."""
+    """Return a lookup in the passages that `write_passages` left beside the docids of a dense index."""
 
     @lru_cache(maxsize=1)
     def places() -> tuple[dict[str, int], Any]:
