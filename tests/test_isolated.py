@@ -24,7 +24,17 @@ from headrank_pipeline.attention.prompt import PLAIN, PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.cli import main
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import HEADRANK, ICR, headrank
+from headrank_pipeline.rerank.recipes import (
+    CORE,
+    HEADRANK,
+    ICR,
+    QRRANKER,
+    core,
+    headrank,
+    icr,
+    qrhead,
+    qrranker,
+)
 from headrank_pipeline.trec import write_candidates
 
 TOLERANCE = 1e-5
@@ -199,6 +209,33 @@ def test_scores_do_not_depend_on_the_order_of_candidates(reranker, texts, data):
     )
     scores = [{hit.docid: hit.score for hit in reranker.rerank(one).candidates} for one in (given_order, shuffled)]
     assert scores[0] == scores[1]  # to the last bit
+
+
+SYSTEMS = {"headrank": headrank, "icr": icr, "qrhead": qrhead, "core": core, "qrranker": qrranker}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_reads_isolated_passages(folders, system):
+    reranker = SYSTEMS[system](folders["qwen3"], HeadSet("some", ((1, 0), (2, 3))), options=ISOLATED, device="cpu")
+    texts = ["Birds fly.", "x", "Fish swim. " * 9, "Birds fly."]
+    (one, other) = reranker.rerank_batch([ranking(texts), ranking(texts[::-1])])
+    by_text = [{texts[int(hit.docid[1:])]: hit.score for hit in one.candidates}]
+    by_text += [{texts[::-1][int(hit.docid[1:])]: hit.score for hit in other.candidates}]
+    assert by_text[0] == by_text[1]
+    assert len(set(by_text[0].values())) == 3
+
+
+@given(texts=st.lists(words, min_size=1, max_size=5), system=st.sampled_from([HEADRANK, ICR, CORE, QRRANKER]))
+@settings(max_examples=40, deadline=None)
+def test_spans_stay_inside_their_pieces(texts, system):
+    prompt = builder_of(system, separator="").build(ranking(texts))  # CoRe's token after the text would be another's
+    order = range(len(texts))[::-1] if system.template.reverse else range(len(texts))
+    starts, ends = prompt.boundaries[:-1], prompt.boundaries[1:]
+    for place, index in enumerate(order):
+        start, end = prompt.passages[index]
+        assert starts[place] <= start <= end <= ends[place]
+        assert prompt.shown[index].text in tiny_tokenizer().decode(prompt.token_ids[starts[place] : ends[place]])
+    assert prompt.rows[0] >= prompt.boundaries[-1]
 
 
 def test_place_in_the_label_is_refused_or_left_out(reranker):

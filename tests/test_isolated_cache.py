@@ -142,6 +142,13 @@ def test_any_change_of_a_weight_changes_the_digest():
 def test_reader_knows_a_model_by_its_weights(folder):
     reader = reranker_of(folder, PassageCache()).reader
     before = reader.key_identity["weights"]
+    assert reader.key_identity == {
+        "fingerprint": reader.source.fingerprint,
+        "revision": None,
+        "weights": before,
+        "depth": 3,
+        "dtype": "torch.float32",
+    }
     reader.model.layers[1].self_attn.q_proj.weight.data[0, 0] += 1
     assert weights_digest(reader.model) != before
 
