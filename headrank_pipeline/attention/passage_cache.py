@@ -28,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = "headrank_pipeline passage keys 1"
 
-# Elements of a weight that are widened to 64 bits at once for its checksum.
-_CHUNK = 2**22
-
 
 @dataclass(frozen=True, slots=True)
 class KeyValues:
@@ -138,23 +135,11 @@ def entry_name(identity: Mapping[str, Any], opening: np.ndarray, passage: np.nda
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Return a digest of all weights that is the same on every device.
+    """Return a SHA-256 over all weights, the same on every device.
 
     A folder's fingerprint reads only both ends of large files, which training may leave as they were.
     """
-    digest = sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        bits = weight.detach().contiguous().view(-1).view(_INTEGERS[weight.element_size()])
-        sums = torch.zeros(2, dtype=torch.int64, device=bits.device)
-        for part in bits.split(_CHUNK):
-            wide = part.long()
-            place = torch.arange(1, len(wide) + 1, device=bits.device)
-            sums = sums * 1_000_003 + torch.stack([wide.sum(), (wide * place).sum()])  # wraps around, on purpose
-        digest.update(f"{name}:{tuple(weight.shape)}:{weight.dtype}:{sums.tolist()}".encode())
-    return digest.hexdigest()
-
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return _checksum(model.state_dict())
 
 
 def _save(path: Path, name: str, entry: KeyValues) -> None:
@@ -187,7 +172,7 @@ def _load(path: Path, name: str, device: torch.device) -> KeyValues:
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
     digest = sha256()
-    for part in sorted(tensors):
-        digest.update(part.encode())
-        digest.update(tensors[part].contiguous().view(torch.uint8).numpy().data)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}:".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
