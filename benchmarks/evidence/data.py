@@ -1,0 +1,185 @@
+"""What the evidence is made from: test collections that are only evaluated, and training lists split by seed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+
+from headrank_pipeline.align.lists import GradedList, read_lists, save_lists, write_lists
+from headrank_pipeline.first_stage.index import build_index
+from headrank_pipeline.first_stage.lexical import bm25
+from headrank_pipeline.trec import Qrels, read_candidates, read_corpus, read_qrels, read_topics, write_candidates
+
+__all__ = ["LEARNED", "UNSEEN", "Judged", "Split", "judged_collections", "shortened", "split_lists"]
+
+UNSEEN = ("scifact", "dl19", "noveleval")
+LEARNED = ("antique_graded", "cranfield", "nfcorpus_preproc")
+TRAINING_HITS = 30
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A collection that systems are evaluated on, never more.
+
+    Args:
+        name: of the collection.
+        candidates: what the first stage found, with texts.
+        qrels: judgments.
+        depth: candidates reranked.
+    """
+
+    name: str
+    candidates: Path
+    qrels: Path
+    depth: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training lists of one seed; no query is in two of them.
+
+    Args:
+        selection: BM25's candidates, to choose heads by.
+        alignment: the same with the judged passages that BM25 missed, to train on.
+        dev: BM25's candidates, to stop training and to choose the interpolation weight by.
+        files: where they lie, in the same order.
+    """
+
+    selection: list[GradedList]
+    alignment: list[GradedList]
+    dev: list[GradedList]
+    files: tuple[Path, Path, Path]
+
+
+def judged_collections(data: Path, output: Path) -> list[Judged]:
+    """Return the unseen collections and the demo; BM25 runs where no candidates come with them.
+
+    Args:
+        data: folder of the collections.
+        output: candidates that BM25 finds are kept here.
+    """
+    demo = Path(str(files("headrank_pipeline") / "resources" / "demo"))
+    table = [
+        Judged("scifact", output / "scifact.jsonl", data / "scifact/qrels/test.tsv", 100),
+        Judged("dl19", data / "dl19/candidates.jsonl.gz", data / "dl19/qrels.txt", 100),
+        Judged("noveleval", data / "noveleval/candidates_bm25order.jsonl.gz", data / "noveleval/qrels.txt", 20),
+        Judged("demo", output / "demo.jsonl", demo / "qrels.tsv", 20),
+    ]
+    _retrieve_apart(data / "scifact", data / "scifact/corpus.jsonl.gz", table[0].qrels, table[0].candidates, 100)
+    _retrieve_apart(demo, demo / "corpus.jsonl", table[3].qrels, table[3].candidates, 20)
+    return table
+
+
+def shortened(collection: Judged, output: Path, queries: int) -> Judged:
+    """Return a collection's first judged queries as files of their own in `output`."""
+    stem = f"{collection.name}-first-{queries}"
+    candidates, qrels = output / f"{stem}.jsonl", output / f"{stem}.qrels"
+    if not candidates.exists():
+        grades = read_qrels(collection.qrels)
+        judged = (ranking for ranking in read_candidates(collection.candidates) if ranking.query.qid in grades)
+        kept = list(islice(judged, queries))
+        _write_qrels(qrels, {ranking.query.qid: grades[ranking.query.qid] for ranking in kept})
+        write_candidates(candidates, kept)
+    return replace(collection, candidates=candidates, qrels=qrels)
+
+
+def split_lists(data: Path, output: Path, *, seed: int, selection: int, alignment: int, dev: int) -> Split:
+    """Return the training lists of a seed: equal shares of every training collection, queries drawn at random.
+
+    Args:
+        data: folder of the collections.
+        output: lists are kept here.
+        seed: of the draw.
+        selection: lists to choose heads by.
+        alignment: lists to train on.
+        dev: lists to stop and to choose the weight by.
+
+    Raises:
+        ValueError: a collection with fewer queries than are asked of it.
+    """
+    names = ("selection", "alignment", "dev")
+    places = tuple(output / f"seed-{seed}" / f"{name}.jsonl" for name in names)
+    if not all(place.exists() for place in places):
+        parts: tuple[list[GradedList], ...] = ([], [], [])
+        for number, name in enumerate(LEARNED):
+            found, whole = _learned(data, output, name)
+            shares = [total // len(LEARNED) + (number < total % len(LEARNED)) for total in (selection, alignment, dev)]
+            qids = sorted(found.keys() & whole.keys())
+            if len(qids) < sum(shares):
+                raise ValueError(f"{name}: {len(qids)} queries with two grades, {sum(shares)} are asked for")
+            random.Random(f"{seed}/{name}").shuffle(qids)
+            for part, share, source in zip(parts, shares, (found, whole, found), strict=True):
+                part += [source[qid] for qid in qids[:share]]
+                qids = qids[share:]
+        for place, part in zip(places, parts, strict=True):
+            save_lists(place, part)
+    first, second, third = (read_lists(place) for place in places)
+    return Split(first, second, third, places)
+
+
+def _learned(data: Path, output: Path, name: str) -> tuple[dict[str, GradedList], dict[str, GradedList]]:
+    """Return BM25's lists of a training collection, and the same with every judged passage in them."""
+    folder, made = data / name, output / name
+    qrels, candidates = made.with_suffix(".qrels"), made.with_suffix(".jsonl")
+    corpus = folder / "corpus.jsonl.gz"
+    if not qrels.exists():
+        _write_qrels(qrels, _graded_enough(name, folder, {passage.docid for passage in read_corpus(corpus)}))
+    _retrieve_apart(folder, corpus, qrels, candidates, TRAINING_HITS)
+    lists = []
+    for source in (None, corpus):
+        place = output / f"{name}-{'found' if source is None else 'whole'}.jsonl"
+        if not place.exists():
+            write_lists(candidates, qrels, place, corpus=source)
+        lists.append({f"{name}/{graded.qid}": _renamed(graded, f"{name}/{graded.qid}") for graded in read_lists(place)})
+    return lists[0], lists[1]
+
+
+def _renamed(graded: GradedList, qid: str) -> GradedList:
+    """Return the list under a qid that no other collection has."""
+    ranking = graded.ranking
+    return replace(graded, ranking=replace(ranking, query=replace(ranking.query, qid=qid)))
+
+
+def _graded_enough(name: str, folder: Path, docids: set[str]) -> Qrels:
+    """Return the judgments of queries that tell relevant passages apart: two grades above 0 at least.
+
+    ANTIQUE's lowest label, 1, means "out of context or nonsense", so its grades are labels less 1 (three labels then
+    are two grades above 0, or two and a 0). Judged documents that the pre-processed NFCorpus lacks are left out.
+    """
+    file = {"antique_graded": "train.tsv", "cranfield": "test.tsv", "nfcorpus_preproc": "train.tsv.gz"}[name]
+    less = 1 if name == "antique_graded" else 0
+    grades = {
+        qid: {docid: grade - less for docid, grade in judged.items() if docid in docids}
+        for qid, judged in read_qrels(folder / "qrels" / file).items()
+    }
+    return {qid: judged for qid, judged in grades.items() if len({*judged.values()} - {0}) >= 2}
+
+
+def _write_qrels(path: Path, qrels: Qrels) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{qid} 0 {docid} {grade}\n" for qid, judged in qrels.items() for docid, grade in judged.items()]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _retrieve_apart(folder: Path, corpus: Path, qrels: Path, output: Path, hits: int) -> None:
+    """Run BM25 in a process of its own, so that Java's memory is free again when models are read."""
+    if output.exists():
+        return
+    process = multiprocessing.get_context("spawn").Process(target=_retrieve, args=(folder, corpus, qrels, output, hits))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"BM25 over {corpus} ended with exit code {process.exitcode}; its message is above")
+
+
+def _retrieve(folder: Path, corpus: Path, qrels: Path, output: Path, hits: int) -> None:
+    index = output.with_suffix(".index")
+    if not index.exists():
+        build_index(corpus, index)
+    judged = read_qrels(qrels)
+    queries = [query for query in read_topics(folder / "queries.jsonl") if query.qid in judged]
+    write_candidates(output, bm25(index, hits=hits).retrieve(queries))
