@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from headrank_pipeline.align.movable import Moves
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.cli import learning, main
 from headrank_pipeline.comparison.learning_figures import head_map, training_curves
-from headrank_pipeline.rerank.recipes import headrank
+from headrank_pipeline.rerank.recipes import HEADRANK, headrank
 from headrank_pipeline.trec import write_candidates
 
 PNG = b"\x89PNG"
@@ -96,6 +97,23 @@ def test_heads_are_selected_and_trained_into_a_folder_that_reranks(folder, tmp_p
     assert (again["end"], again["steps"]) == ("finished", 4)
     refused = invoke(*command, "--seed", 3, code=5)
     assert "holds a run that differs in config" in refused.stderr
+
+
+def test_a_trained_folder_is_selected_and_trained_on_with_its_own_prompt(folder, tmp_path):
+    model, output = shutil.copytree(folder / "model", tmp_path / "model"), tmp_path / "new"
+    template = HEADRANK.varied({"passages": "isolated", "passage_words": 7, "instruction": "Find:"}).template.describe()
+    recipe = {"name": "headrank", "template": {k: v for k, v in template.items() if k != "chat"}, "rule": {}}
+    (model / "recipe.json").write_text(json.dumps(recipe))
+    command = ("train", "--model", model, "--heads", "all", "--lists", folder / "train.jsonl", "--max-lists", 1,
+               "--moves", "qk", "--epochs", 1, "--no-figure", "--output", output)  # fmt: skip
+    invoke(*command)
+    assert json.loads((output / "recipe.json").read_text())["template"] == recipe["template"]
+    selected = [tmp_path / "own.json", tmp_path / "other.json"]
+    for heads, source in zip(selected, (model, folder / "model"), strict=True):
+        invoke("select-heads", "--model", source, "--lists", folder / "train.jsonl", "--num-heads", 2, "--window", 1,
+               "--no-figure", "--output", heads)  # fmt: skip
+    tokens = [HeadSet.load(heads).selection["lists"]["prompt_tokens"] for heads in selected]
+    assert tokens[0] < tokens[1]  # the same passages, cut to 7 words, under a shorter instruction
 
 
 def test_unknown_settings_are_refused(folder, tmp_path):

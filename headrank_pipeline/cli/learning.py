@@ -111,7 +111,12 @@ def select_heads(
         min(len(graded), config.max_lists or len(graded)), 0, unit=("list", "lists"), what="select heads"
     ) as bar:
         found = select(
-            loaded, _recipe(system, passages), graded, config, origin=origin, on_list=lambda _done: bar.advance(1)
+            loaded,
+            _recipe(system, model, passages),
+            graded,
+            config,
+            origin=origin,
+            on_list=lambda _done: bar.advance(1),
         )
     found.heads.save(output)
     found.table.save(output.with_suffix(".tsv"), scores=found.scores, chosen=found.heads)
@@ -209,7 +214,9 @@ def train(
     data = TrainingData(read_lists(lists)[:max_lists], read_lists(dev) if dev else (), origin)
     loaded = load(model, heads, device=device, dtype=dtype, revision=revision)
     directory = output / "training"
-    trainer = Trainer(loaded, _recipe("headrank", passages), data, config, directory=directory, overwrite=overwrite)
+    trainer = Trainer(
+        loaded, _recipe("headrank", model, passages), data, config, directory=directory, overwrite=overwrite
+    )
     with Progress(trainer.steps, trainer.done, unit=("step", "steps"), what="train") as bar:
         report = trainer.run(on_event=lambda event: bar.advance(1) if event["event"] == "step" else None)
     _export(trainer, report, output, export_dtype)
@@ -248,10 +255,11 @@ def _report(report: TrainingReport, output: Path, *, as_json: bool) -> None:
     click.echo(f"{report.end} after {report.steps} steps: {output}")
 
 
-def _recipe(system: str, passages: str | None) -> Recipe:
+def _recipe(system: str, model: str, passages: str | None) -> Recipe:
+    """Return a system's recipe; HeadRank's is the one that a trained folder names, which its weights belong to."""
     from headrank_pipeline.rerank import recipes
 
-    recipe: Recipe = getattr(recipes, system.upper())
+    recipe: Recipe = recipes.recipe_of(model) if system == "headrank" else getattr(recipes, system.upper())
     return recipe if passages is None else recipe.varied({"passages": passages})
 
 

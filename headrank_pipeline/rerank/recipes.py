@@ -49,6 +49,7 @@ __all__ = [
     "is_trained",
     "qrhead",
     "qrranker",
+    "recipe_of",
 ]
 
 CONTENT_FREE = "N/A"
@@ -283,7 +284,7 @@ def headrank(
                 f"headrank needs heads: {model} brings no {HEADS_FILE}; name a head set (--heads: a JSON file, a "
                 f"published name, 'all' or 'layers:10-13')"
             )
-    return _load(_trained(folder / RECIPE_FILE), model, heads, options, loading)
+    return _load(recipe_of(model), model, heads, options, loading)
 
 
 def icr(
@@ -381,8 +382,13 @@ def _embedded_facts() -> dict[str, Any]:
     return facts
 
 
-def _trained(path: Path) -> Recipe:
-    """Return HeadRank with the template and rule that a trained folder's weights belong to, where it names them."""
+def recipe_of(model: str | Path) -> Recipe:
+    """Return the prompt and rule that a trained folder's weights belong to (recipe.json); `HEADRANK` for other models.
+
+    Raises:
+        ValueError: a recipe.json that is not the template and rule of a trained model.
+    """
+    path = Path(model) / RECIPE_FILE
     if not path.is_file():
         return HEADRANK
     try:
