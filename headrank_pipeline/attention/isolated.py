@@ -86,7 +86,7 @@ def read_isolated(engine: Engine, lists: Sequence[Sequence[Prompt]], *, support:
     nothing = np.zeros(0, dtype=np.int64)
     before = _keys(engine, nothing, None, [opening]).get(opening.tobytes())
     distinct = {passage.tobytes(): passage for context in contexts for passage in context.passages}
-    keys = _keys(engine, opening, before, sorted(distinct.values(), key=_rank))
+    keys = _keys(engine, opening, before, sorted(distinct.values(), key=_by_length))
     rows = [[keys[passage.tobytes()] for passage in context.in_key_order()] for context in contexts]
     if before is not None:
         rows = [[before, *row] for row in rows]
@@ -101,8 +101,8 @@ class _Context:
     Attributes:
         opening: [o] int64 token ids.
         passages: token ids of each passage, in prompt order.
-        order: of `passages` in the keys: by length, then by tokens. Sums over keys so do not depend on the order of
-            candidates in the last bit either.
+        order: of `passages` in the keys: by length, then by tokens, so that sums over keys do not depend on the order
+            of candidates even in the last bit.
     """
 
     opening: np.ndarray
@@ -115,11 +115,13 @@ class _Context:
         for prompt in prompts:
             if prompt.boundaries is None:
                 raise ValueError("a causal prompt among prompts with isolated passages; read each layout apart")
-            if not np.array_equal(prompt.token_ids[: _question(prompt)], first.token_ids[: _question(first)]):
+            if not np.array_equal(
+                prompt.token_ids[: _question_start(prompt)], first.token_ids[: _question_start(first)]
+            ):
                 raise ValueError("prompts of one list differ before their questions; build the second by with_query")
         assert first.boundaries is not None
-        opening, *passages = np.split(first.token_ids[: _question(first)], first.boundaries[:-1])
-        return cls(opening, passages, sorted(range(len(passages)), key=lambda place: _rank(passages[place])))
+        opening, *passages = np.split(first.token_ids[: _question_start(first)], first.boundaries[:-1])
+        return cls(opening, passages, sorted(range(len(passages)), key=lambda place: _by_length(passages[place])))
 
     def __len__(self) -> int:
         return len(self.opening) + sum(map(len, self.passages))
@@ -142,13 +144,13 @@ class _Context:
         return _joined([_run(0, len(self.opening)), *runs])
 
 
-def _question(prompt: Prompt) -> int:
+def _question_start(prompt: Prompt) -> int:
     """Return the index of the question's first token."""
     assert prompt.boundaries is not None
     return int(prompt.boundaries[-1])
 
 
-def _rank(passage: np.ndarray) -> tuple[int, bytes]:
+def _by_length(passage: np.ndarray) -> tuple[int, bytes]:
     return -len(passage), passage.tobytes()
 
 
@@ -287,15 +289,11 @@ def _ask(
     read = engine.attend(
         questions.ids,
         look_back,
-        [
-            [(prompt.rows[0] - _question(prompt) + start, prompt.rows[1] - _question(prompt) + start)
-             for prompt, start in zip(prompts, starts, strict=True)]
-            for prompts, starts in zip(lists, questions.starts, strict=True)
-        ],
+        questions.rows(lists),
         columns.to(device) if support == "passages" else None,
         mask=questions.mask.to(device),
         positions=questions.positions.to(device),
-    )  # fmt: skip
+    )
     return [
         [
             read[b, g].index_select(1, torch.from_numpy(_joined([key_of_token[b], questions.keys(b, g)])).to(device))
@@ -328,7 +326,7 @@ class _Questions:
 
     @classmethod
     def of(cls, lists: Sequence[Sequence[Prompt]], contexts: Sequence[_Context]) -> _Questions:
-        tails = [[prompt.token_ids[_question(prompt) :] for prompt in prompts] for prompts in lists]
+        tails = [[prompt.token_ids[_question_start(prompt) :] for prompt in prompts] for prompts in lists]
         lengths = [list(map(len, group)) for group in tails]
         starts = [[0, *accumulate(group[:-1])] for group in lengths]
         longest, width = max(map(len, contexts)), max(map(sum, lengths))
@@ -346,9 +344,20 @@ class _Questions:
                 mask[b, 0, here, longest + here.start : longest + here.stop] = causal
         return cls(ids, positions, mask, starts, lengths, longest)
 
-    def keys(self, prompt: int, question: int) -> np.ndarray:
+    def rows(self, lists: Sequence[Sequence[Prompt]]) -> list[list[tuple[int, int]]]:
+        """Return the half-open spans [B][G] of the row tokens in `ids`."""
+        shifts = [
+            [start - _question_start(prompt) for prompt, start in zip(prompts, starts, strict=True)]
+            for prompts, starts in zip(lists, self.starts, strict=True)
+        ]
+        return [
+            [(prompt.rows[0] + shift, prompt.rows[1] + shift) for prompt, shift in zip(prompts, group, strict=True)]
+            for prompts, group in zip(lists, shifts, strict=True)
+        ]
+
+    def keys(self, b: int, g: int) -> np.ndarray:
         """Return the keys of one question's own tokens."""
-        return _run(self.longest + self.starts[prompt][question], self.lengths[prompt][question])
+        return _run(self.longest + self.starts[b][g], self.lengths[b][g])
 
 
 class _LookBack:
@@ -364,16 +373,19 @@ class _LookBack:
         self._rows, self._longest, self._deepest = rows, longest, deepest
 
     def __call__(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        key = self._before([[part.keys[layer] for part in row] for row in self._rows], key)
+        key = self._extended([[part.keys[layer] for part in row] for row in self._rows], key)
         if layer < self._deepest:
-            value = self._before([[part.values[layer] for part in row] for row in self._rows], value)
+            value = self._extended([[part.values[layer] for part in row] for row in self._rows], value)
         return key, value
 
-    def _before(self, rows: Sequence[Sequence[Tensor]], own: Tensor) -> Tensor:
-        """Return [B, K, longest + T, D]; joined at once, since copying is most of what a cached passage costs."""
+    def _extended(self, rows: Sequence[Sequence[Tensor]], own: Tensor) -> Tensor:
+        """Return [B, K, longest + T, D] from B times [n, K, D] and [B, K, T, D].
+
+        All at once: copying is most of what a cached passage costs.
+        """
         parts: list[Tensor] = []
         for row, tokens in zip(rows, own.transpose(1, 2), strict=True):
-            missing = self._longest - sum(map(len, row))
-            parts += [*row, tokens.new_zeros((missing, *tokens.shape[1:])), tokens]
+            padding = self._longest - sum(map(len, row))
+            parts += [*row, tokens.new_zeros((padding, *tokens.shape[1:])), tokens]
         joined = torch.cat(parts)
         return joined.view(len(rows), -1, *joined.shape[1:]).transpose(1, 2)

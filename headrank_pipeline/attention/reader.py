@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 Read = TypeVar("Read")
 
+# Isolated passages may run in passes of any size, and on a CPU small ones stay in its caches: with layers of Qwen3-0.6B
+# in float32, 2048 tokens took 0.7 of the time of 16384; 512 to 2048 were alike.
+_CPU_ROW_TOKENS = 2048
+
 
 @dataclass(frozen=True, slots=True)
 class FastPath:
@@ -271,7 +275,7 @@ class AttentionReader:
     @property
     def row_tokens(self) -> int:
         """Padded tokens of one pass over isolated passages."""
-        return self._room
+        return min(self._room, _CPU_ROW_TOKENS) if self.device.type == "cpu" else self._room
 
     def prefill(self, ids: Tensor, past: Past, *, mask: Tensor | None, positions: Tensor | None) -> None:
         """Run tokens [B, T] and read nothing; `past` sees their keys and values."""
