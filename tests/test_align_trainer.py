@@ -119,7 +119,7 @@ def test_distillation_follows_the_teacher(folder, tmp_path):
 # ------------------------------------------------------------------------------------------------- what may move
 
 
-@pytest.mark.parametrize("moves", ["lora", "qk", "all"])
+@pytest.mark.parametrize("moves", ["lora", "heads", "qk", "all"])
 def test_every_movable_weight_gets_a_gradient_and_no_other(folder, moves):
     loaded = fresh(folder)
     names = set_movable(loaded.model, moves)
@@ -130,10 +130,25 @@ def test_every_movable_weight_gets_a_gradient_and_no_other(folder, moves):
     with_gradient = {name for name, weight in loaded.model.named_parameters() if weight.grad is not None}
     assert with_gradient == set(names)
     assert not any(name.startswith("layers.1.mlp") or "layers.1.self_attn.v_proj" in name for name in names)
-    if moves == "qk":
+    if moves in ("heads", "qk"):
         assert {name.split(".")[3] for name in names} == {"q_proj", "k_proj", "q_norm", "k_norm"}
+        assert {name.split(".")[1] for name in names} == ({"1"} if moves == "heads" else {"0", "1"})
     if moves == "all":
         assert {"embed_tokens.weight", "layers.0.mlp.up_proj.weight", "layers.1.input_layernorm.weight"} <= set(names)
+
+
+def test_only_the_layers_that_are_read_move_with_the_heads(folder, tmp_path):
+    """Heads of layer 0 and 1 of three: q and k of both move, and nothing of the third is there."""
+    before = weights(fresh(folder))
+    loaded = load(folder, HeadSet("two", ((0, 1), (1, 0))), device="cpu")
+    Trainer(loaded, SHORT, TrainingData(LISTS), replace(QUICK, moves="heads", max_steps=1), directory=tmp_path).run()
+    moved = {name.split(".")[1] for name, weight in weights(loaded).items() if not torch.equal(weight, before[name])}
+    assert moved == {"0", "1"}
+    loaded = load(folder, HeadSet("deepest", ((1, 0),)), device="cpu")
+    config = replace(QUICK, moves="heads", max_steps=1)
+    Trainer(loaded, SHORT, TrainingData(LISTS), config, directory=tmp_path / "deepest").run()
+    moved = {name.split(".")[1] for name, weight in weights(loaded).items() if not torch.equal(weight, before[name])}
+    assert moved == {"1"}
 
 
 def test_lora_without_peft_is_a_missing_prerequisite(folder, monkeypatch):
@@ -143,7 +158,7 @@ def test_lora_without_peft_is_a_missing_prerequisite(folder, monkeypatch):
 
 
 def test_unknown_choice_of_weights_is_refused(folder):
-    with pytest.raises(ValueError, match="expected lora, qk or all"):
+    with pytest.raises(ValueError, match="expected lora, heads, qk or all"):
         set_movable(fresh(folder).model, "some")
 
 

@@ -1,9 +1,9 @@
-"""Which weights move in training: LoRA on q and k, q and k whole, or everything that the tapped rows depend on."""
+"""Which weights move in training: LoRA on q and k, q and k whole, those of the heads' layers, or all that matter."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -17,14 +17,20 @@ from headrank_pipeline.pipeline import MissingPrerequisite
 
 __all__ = ["Moves", "checkpointed_activations", "fold_lora", "load_movable", "movable_weights", "set_movable"]
 
-Moves = Literal["lora", "qk", "all"]
+Moves = Literal["lora", "heads", "qk", "all"]
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
 _QUERY_KEY = re.compile(r"self_attn\.(q_proj|k_proj|q_norm|k_norm)\.")
 
 
 def set_movable(
-    model: PreTrainedModel, moves: Moves, *, lora_rank: int = 16, lora_alpha: float = 32.0, lora_dropout: float = 0.0
+    model: PreTrainedModel,
+    moves: Moves,
+    *,
+    read: Collection[int] | None = None,
+    lora_rank: int = 16,
+    lora_alpha: float = 32.0,
+    lora_dropout: float = 0.0,
 ) -> list[str]:
     """Make the chosen weights of a frozen, truncated model trainable, in float32, and return their names.
 
@@ -33,7 +39,10 @@ def set_movable(
 
     Args:
         model: as `attention.model.load` returns it; LoRA modules are put into it, `fold_lora` takes them out again.
-        moves: ``lora`` on q and k, ``qk`` (their projections and norms, whole), or ``all`` that scores depend on.
+        moves: ``lora`` on q and k, ``qk`` (their projections and norms, whole) of every layer, ``heads``: the same of
+            the layers in `read` only, so that nothing is kept of the layers below the lowest of them, or ``all``
+            weights that scores depend on.
+        read: layers whose heads are read, from 0; None for the deepest one.
         lora_rank: rank of the low-rank updates.
         lora_alpha: their scale is alpha / rank.
         lora_dropout: on their input, while training.
@@ -45,23 +54,24 @@ def set_movable(
     depth = int(model.config.num_hidden_layers)
     if moves == "lora":
         _inject_lora(model, lora_rank, lora_alpha, lora_dropout)
-    elif moves not in ("qk", "all"):
-        raise ValueError(f"moves {moves!r}: expected lora, qk or all")
+    elif moves not in ("heads", "qk", "all"):
+        raise ValueError(f"moves {moves!r}: expected lora, heads, qk or all")
+    layers = frozenset(range(depth) if moves == "qk" else (depth - 1,) if read is None else read)
     chosen = []
     for name, weight in model.named_parameters():
-        weight.requires_grad_(_moves(name, moves, depth))
+        weight.requires_grad_(_moves(name, moves, layers, depth))
         if weight.requires_grad:
             weight.data = weight.data.float()
             chosen.append(name)
     return chosen
 
 
-def _moves(name: str, moves: Moves, depth: int) -> bool:
+def _moves(name: str, moves: Moves, layers: Collection[int], depth: int) -> bool:
     place = _LAYER.search(name)
     if moves == "lora":
         return ".lora_" in name
-    if moves == "qk":
-        return place is not None and _QUERY_KEY.match(place[2]) is not None
+    if moves in ("heads", "qk"):
+        return place is not None and int(place[1]) in layers and _QUERY_KEY.match(place[2]) is not None
     if place is None:
         return not name.startswith("norm.")  # embeddings move, the final norm is never reached
     deepest = int(place[1]) == depth - 1

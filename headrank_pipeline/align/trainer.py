@@ -138,6 +138,7 @@ class Trainer:
             set_movable(
                 loaded.model,
                 self.config.moves,
+                read={layer for layer, _ in loaded.heads.heads},
                 lora_rank=self.config.lora_rank,
                 lora_alpha=self.config.lora_alpha,
                 lora_dropout=self.config.lora_dropout,
