@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -125,8 +126,28 @@ def _attend(
             tap.see(layer, queries, key, attention_mask, float(kwargs["scaling"]))
         if layer == tap.stop_at:
             raise DeepestLayerRead
+        if attention_mask is not None:
+            dropout, scaling = float(kwargs["dropout"]), float(kwargs["scaling"])
+            return _grouped_attention(query, key, value, attention_mask, dropout=dropout, scaling=scaling), None
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output, None
+
+
+def _grouped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, dropout: float, scaling: float
+) -> Tensor:
+    """Return masked SDPA [B, T, A, D] without a copy of all keys and values for each query head that shares them.
+
+    With a mask transformers repeats them. Here the query heads of a key head become rows of one head: for the few rows
+    of a question that look back at all passages, copying was most of the time.
+    """
+    batch, query_heads, tokens, width = query.shape
+    group = query_heads // key.shape[1]
+    rows = query.reshape(batch, key.shape[1], group * tokens, width)
+    output = F.scaled_dot_product_attention(
+        rows, key, value, attn_mask=mask.repeat(1, 1, group, 1), dropout_p=dropout, scale=scaling
+    )
+    return output.reshape(batch, query_heads, tokens, width).transpose(1, 2).contiguous()
 
 
 @contextmanager
