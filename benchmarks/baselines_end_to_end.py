@@ -1,0 +1,175 @@
+"""Every system on real candidates, end to end through the command line, and compared: one command.
+
+    python benchmarks/baselines_end_to_end.py --data ../shared/data --output runs/baselines
+    python benchmarks/baselines_end_to_end.py --data ../shared/data --output runs/look --queries 3     # a quick look
+
+DL19 (43 queries, BM25 top 100) and NovelEval (21 queries, 20 passages in BM25 order). The attention systems read the
+embedded model. RankGPT, first-token and Qwen3-Reranker get a chat model of random weights with Qwen3's tokenizer, whose
+head prefers identifiers: **it ranks at random**; what is shown of them is that every candidate comes back once, what
+they cost, and how many replies had to be repaired. The same command continues an interrupted run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import logging as transformers_logging
+
+from headrank_pipeline.experiment.directory import RunDirectory
+from headrank_pipeline.experiment.manifest import read_json
+from headrank_pipeline.rerank.recipes import embedded_model
+from headrank_pipeline.trec import read_candidates, read_qrels, read_run
+
+COLLECTIONS = {"dl19": "candidates.jsonl.gz", "noveleval": "candidates_bm25order.jsonl.gz"}
+FAMILY = ("headrank", "icr", "qrhead", "core", "qrranker")
+GENERATIVE = ("rankgpt", "first-token", "qwen3-reranker")
+WINDOW = 20  # passages that RankGPT's prompt numbers
+COLUMNS = ("nDCG@10", "s/query", "passes/query", "read/query", "written/query", "formatting", "failed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with dl19, noveleval and qwen3_tokenizer")
+    parser.add_argument("--output", type=Path, required=True, help="run directories and reports, one per collection")
+    parser.add_argument("--queries", type=int, help="only the first so many of each collection")
+    parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS), choices=list(COLLECTIONS))
+    parser.add_argument("--systems", nargs="+", default=[*FAMILY, *GENERATIVE], choices=[*FAMILY, *GENERATIVE])
+    parser.add_argument("--batch-size", type=int, default=8)
+    arguments = parser.parse_args()
+    chat = save_chat_model(arguments.output / "random-chat-model", arguments.data / "qwen3_tokenizer")
+    for name in arguments.collections:
+        output = arguments.output / name
+        candidates = first(arguments.data / name / COLLECTIONS[name], output, arguments.queries)
+        qrels = judgments(arguments.data / name / "qrels.txt", candidates, output)
+        runs = [rerank(system, chat, candidates, qrels, output, arguments.batch_size) for system in arguments.systems]
+        print(table(name, compared(runs, output / "report")), flush=True)
+
+
+def save_chat_model(folder: Path, tokenizer: Path) -> Path:
+    """Save two layers of random weights that write identifiers more often than anything else, unless they are there."""
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=151936,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=40960,
+        tie_word_embeddings=False,
+    )
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    words.chat_template = (tokenizer / "chat_template_qwen3.jinja").read_text(encoding="utf-8")
+    identifiers = [f"[{rank}]" for rank in range(1, WINDOW + 1)]
+    words.add_tokens(identifiers)
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight[words.convert_tokens_to_ids(identifiers)] *= 20
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def first(candidates: Path, output: Path, queries: int | None) -> Path:
+    """Return the candidates, or a file with those of the first queries."""
+    if queries is None:
+        return candidates
+    output.mkdir(parents=True, exist_ok=True)
+    shortened = output / f"candidates-{queries}.jsonl"
+    with gzip.open(candidates, "rt", encoding="utf-8") as lines:
+        shortened.write_text("".join(islice(lines, queries)), encoding="utf-8")
+    return shortened
+
+
+def judgments(qrels: Path, candidates: Path, output: Path) -> Path:
+    """Return the judgments of the queries that are run: means go over all queries of a qrels file."""
+    qids = {ranking.query.qid for ranking in read_candidates(candidates)}
+    grades = read_qrels(qrels)
+    if grades.keys() == qids:
+        return qrels
+    output.mkdir(parents=True, exist_ok=True)
+    kept = output / f"qrels-{len(qids)}.txt"
+    lines = (f"{q} 0 {d} {grade}\n" for q, judged in grades.items() if q in qids for d, grade in judged.items())
+    kept.write_text("".join(lines), encoding="utf-8")
+    return kept
+
+
+def rerank(system: str, chat: Path, candidates: Path, qrels: Path, output: Path, batch_size: int) -> Path:
+    """Run one system with `headrank rerank` and return its run directory, checked."""
+    model = chat if system in GENERATIVE else embedded_model()
+    heads = ["--heads", embedded_model() / "heads.json"] if system in ("qrhead", "core", "qrranker") else []
+    command = ["rerank", "--candidates", candidates, "--qrels", qrels, "--output", output / system]
+    command += ["--system", system, "--model", model, *heads, "--batch-size", batch_size, "--device", "cpu"]
+    headrank(command, allowed=(0, 7))  # 7: some queries failed, which the table says
+    for expected, found in lists(candidates, output / system):
+        if sorted(expected) != sorted(found):
+            raise SystemExit(f"{output / system}: {len(found)} docids for {len(expected)} candidates, or others")
+    return output / system
+
+
+def lists(candidates: Path, run: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the docids given and returned of every query that did not fail."""
+    returned = read_run(RunDirectory(run).run)
+    failed = read_json(RunDirectory(run).manifest)["totals"]["failed"]
+    for ranking in read_candidates(candidates):
+        if ranking.query.qid not in failed:
+            yield list(ranking.docids), [candidate.docid for candidate in returned[ranking.query.qid]]
+
+
+def compared(runs: list[Path], report: Path) -> list[dict[str, Any]]:
+    """Return the rows of `headrank compare`, whose report stays in a folder."""
+    done = headrank(["compare", *runs, "--output", report, "--measure", "nDCG@10", "--json"], allowed=(0,))
+    rows: list[dict[str, Any]] = json.loads(done)["systems"]
+    return rows
+
+
+def headrank(arguments: list[Any], allowed: tuple[int, ...]) -> str:
+    """Run the command and return what it printed."""
+    words = [str(argument) for argument in arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "headrank_pipeline", *words], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    if done.returncode not in allowed:
+        raise SystemExit(f"headrank {' '.join(words)}: ended with status {done.returncode}")
+    return done.stdout
+
+
+def table(collection: str, rows: list[dict[str, Any]]) -> str:
+    lines = [f"| {collection} | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for row in rows:
+        rate = row["queries_per_second"]
+        cells = [
+            shown(row["nDCG@10"], ".4f"),
+            shown(1 / rate if rate else None, ".2f"),
+            shown(row["forward_passes"], ",.0f"),
+            shown(row["prompt_tokens"], ",.0f"),
+            shown(row["generated_tokens"], ",.0f"),
+            shown(row["formatting_success"], ".0%"),
+            shown(row["failed"], "g"),
+        ]
+        lines.append(f"| {row['system']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    main()
