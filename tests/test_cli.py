@@ -60,6 +60,28 @@ def rerank_arguments(files: dict[str, Path], model: Path) -> list[object]:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("tokens", ["auto", "100"])
+def test_tokens_of_a_pass_are_in_the_manifest(files, model, tokens):
+    result = invoke(*rerank_arguments(files, model), "--batch-tokens", tokens)
+    assert result.exit_code == 0, result.stderr
+    reranker = json.loads((files["output"] / "manifest.json").read_text())["identity"]["reranker"]
+    assert str(reranker["batch_tokens"]) == tokens
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-tokens", "0"], "'0': expected a whole number from 1, or auto"),
+        (["--batch-tokens", "many"], "'many': expected a whole number from 1, or auto"),
+        (["--system", "rankgpt", "--batch-tokens", "auto"], "'auto': expected a whole number from 1"),
+    ],
+)
+def test_tokens_of_a_pass_that_are_no_number_are_refused(files, model, arguments, message):
+    result = invoke(*rerank_arguments(files, model), *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 # -------------------------------------------------------------------------------------------------------- evaluate
 
 

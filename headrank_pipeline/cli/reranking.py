@@ -70,6 +70,11 @@ RERANKER_OPTIONS = (
         metavar="GIB",
         help="Of it, what is held on the device; also without a folder.  [default: 2 with a folder, else 0]",
     ),
+    click.option(
+        "--batch-tokens",
+        metavar="N",
+        help="Tokens of one forward pass, or auto: what free memory allows.  [default: 16384]",
+    ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …"),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--revision", help="Revision of a Hugging Face model."),
@@ -165,6 +170,7 @@ def load_reranker(
     passages: str | None,
     passage_cache: Path | None,
     passage_cache_memory: float | None,
+    batch_tokens: str | None,
     options: tuple[str, ...],
     device: str,
     dtype: str,
@@ -189,6 +195,8 @@ def load_reranker(
                 f"--chat does not go with --system {system}, which uses the model's own chat template"
             )
         loading = {"device": device, "dtype": dtype, "revision": revision, "max_prompt_tokens": max_prompt_tokens}
+        if batch_tokens is not None:
+            loading["batch_tokens"] = _tokens(batch_tokens)
         built = load_baseline(system, model, {"heads": heads, **loading, **baseline, **changes}, offline=offline)
         return _mixed(built, first_stage_weight)
     refuse_flags(system, baseline)
@@ -201,6 +209,8 @@ def load_reranker(
     loading = {"device": device, "dtype": dtype, "revision": revision}
     if max_prompt_tokens is not None:
         loading["max_prompt_tokens"] = max_prompt_tokens
+    if batch_tokens is not None:
+        loading["batch_tokens"] = _tokens(batch_tokens, or_else="auto")
     if chat is not None:
         loading["chat"] = chat
     if caches:
@@ -213,6 +223,16 @@ def _passage_cache(folder: Path | None, gibibytes: float | None) -> PassageCache
 
     held = {} if gibibytes is None else {"memory_bytes": int(gibibytes * 2**30)}
     return PassageCache(folder, **held)
+
+
+def _tokens(text: str, or_else: str | None = None) -> int | str:
+    """Return a number of tokens, or the one word that may stand for it."""
+    if text == or_else:
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        words = "a whole number from 1" if or_else is None else f"a whole number from 1, or {or_else}"
+        raise click.BadParameter(f"{text!r}: expected {words}", param_hint="--batch-tokens")
+    return int(text)
 
 
 def _mixed(reranker: Reranker, first_stage_weight: float | None) -> Reranker:
