@@ -68,18 +68,11 @@ def test_tokens_of_a_pass_are_in_the_manifest(files, model, tokens):
     assert str(reranker["batch_tokens"]) == tokens
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--batch-tokens", "0"], "'0': expected a whole number from 1, or auto"),
-        (["--batch-tokens", "many"], "'many': expected a whole number from 1, or auto"),
-        (["--system", "rankgpt", "--batch-tokens", "auto"], "'auto': expected a whole number from 1"),
-    ],
-)
-def test_tokens_of_a_pass_that_are_no_number_are_refused(files, model, arguments, message):
-    result = invoke(*rerank_arguments(files, model), *arguments)
+@pytest.mark.parametrize("tokens", ["0", "many"])
+def test_tokens_of_a_pass_that_are_no_number_are_refused(files, model, tokens):
+    result = invoke(*rerank_arguments(files, model), "--batch-tokens", tokens)
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert f"{tokens!r}: expected a whole number from 1, or auto" in result.stderr
 
 
 # -------------------------------------------------------------------------------------------------------- evaluate

@@ -53,6 +53,16 @@ PASSAGES_OPTION = click.option(
     type=click.Choice(["causal", "isolated"]),
     help="What a passage sees: those before it, or the opening and itself only.  [default: as trained, else causal]",
 )
+
+
+def _tokens(ctx: click.Context, option: click.Parameter, text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"{text!r}: expected a whole number from 1, or auto")
+    return int(text)
+
+
 RERANKER_OPTIONS = (
     click.option("--model", required=True, help="Folder of a model, or its Hugging Face name."),
     click.option("--heads", help="Head set: JSON file, published name, 'all' or 'layers:10-13'."),
@@ -73,6 +83,7 @@ RERANKER_OPTIONS = (
     click.option(
         "--batch-tokens",
         metavar="N",
+        callback=_tokens,
         help="Tokens of one forward pass, or auto: what free memory allows.  [default: 16384]",
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …"),
@@ -170,7 +181,7 @@ def load_reranker(
     passages: str | None,
     passage_cache: Path | None,
     passage_cache_memory: float | None,
-    batch_tokens: str | None,
+    batch_tokens: int | str | None,
     options: tuple[str, ...],
     device: str,
     dtype: str,
@@ -186,6 +197,7 @@ def load_reranker(
     if offline:
         _forbid_hub()
     loading: dict[str, Any]
+    budgets = {"max_prompt_tokens": max_prompt_tokens, "batch_tokens": batch_tokens}
     caches = passage_cache is not None or passage_cache_memory is not None
     if system in BASELINES:
         if caches:
@@ -194,9 +206,7 @@ def load_reranker(
             raise click.UsageError(
                 f"--chat does not go with --system {system}, which uses the model's own chat template"
             )
-        loading = {"device": device, "dtype": dtype, "revision": revision, "max_prompt_tokens": max_prompt_tokens}
-        if batch_tokens is not None:
-            loading["batch_tokens"] = _tokens(batch_tokens)
+        loading = {"device": device, "dtype": dtype, "revision": revision, **budgets}
         built = load_baseline(system, model, {"heads": heads, **loading, **baseline, **changes}, offline=offline)
         return _mixed(built, first_stage_weight)
     refuse_flags(system, baseline)
@@ -206,13 +216,9 @@ def load_reranker(
     if heads is None and needs_heads:
         raise click.UsageError(f"--heads is required with --system {system}: which heads to read")
     chosen = {} if heads is None else {"heads": heads}
+    given = {**budgets, "chat": chat}
     loading = {"device": device, "dtype": dtype, "revision": revision}
-    if max_prompt_tokens is not None:
-        loading["max_prompt_tokens"] = max_prompt_tokens
-    if batch_tokens is not None:
-        loading["batch_tokens"] = _tokens(batch_tokens, or_else="auto")
-    if chat is not None:
-        loading["chat"] = chat
+    loading |= {name: value for name, value in given.items() if value is not None}
     if caches:
         loading["passage_cache"] = _passage_cache(passage_cache, passage_cache_memory)
     return _mixed(build(model, **chosen, options=changes, **loading), first_stage_weight)
@@ -223,16 +229,6 @@ def _passage_cache(folder: Path | None, gibibytes: float | None) -> PassageCache
 
     held = {} if gibibytes is None else {"memory_bytes": int(gibibytes * 2**30)}
     return PassageCache(folder, **held)
-
-
-def _tokens(text: str, or_else: str | None = None) -> int | str:
-    """Return a number of tokens, or the one word that may stand for it."""
-    if text == or_else:
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        words = "a whole number from 1" if or_else is None else f"a whole number from 1, or {or_else}"
-        raise click.BadParameter(f"{text!r}: expected {words}", param_hint="--batch-tokens")
-    return int(text)
 
 
 def _mixed(reranker: Reranker, first_stage_weight: float | None) -> Reranker:
