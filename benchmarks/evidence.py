@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import shlex
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ PLANNED = (
 )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", type=Path, required=True, help="folder of the frozen model")
     options.add_argument("--data", type=Path, required=True, help="folder of the collections")
@@ -92,11 +93,14 @@ def main() -> None:
     options.add_argument("--cache", type=float, default=4.0, help="GiB for keys of isolated passages, per job")
     options.add_argument("--jobs", type=int, default=1, help="seeds at a time, each in a process of its own")
     options.add_argument("--threads", type=int, help="of torch")
-    chosen = options.parse_args()
+    chosen = options.parse_args(arguments)
     _start(chosen.threads)
     if chosen.quick:
         chosen.lists, chosen.seeds, chosen.order_queries = (6, 9, 6), min(chosen.seeds, 2), 3
-    run(chosen, command=shlex.join(["python", *sys.argv]))
+    run(
+        chosen,
+        command=shlex.join(["python", "benchmarks/evidence.py", *(sys.argv[1:] if arguments is None else arguments)]),
+    )
 
 
 def run(chosen: argparse.Namespace, *, command: str) -> None:

@@ -42,10 +42,13 @@ class Judged:
 class Split:
     """The training lists of one seed; no query is in two of them.
 
+    All of them are what BM25 found, as at test time. Judged passages that it missed are left out: they have few of the
+    query's words, and beside BM25's unjudged hits they would teach that such words speak against a passage.
+
     Args:
-        selection: BM25's candidates, to choose heads by.
-        alignment: the same with the judged passages that BM25 missed, to train on.
-        dev: BM25's candidates, to stop training and to choose the interpolation weight by.
+        selection: to choose heads by.
+        alignment: to train on.
+        dev: to stop training and to choose the interpolation weight by.
         files: where they lie, in the same order.
     """
 
@@ -106,14 +109,14 @@ def split_lists(data: Path, output: Path, *, seed: int, selection: int, alignmen
     if not all(place.exists() for place in places):
         parts: tuple[list[GradedList], ...] = ([], [], [])
         for number, name in enumerate(LEARNED):
-            found, whole = _learned(data, output, name)
+            found = _learned(data, output, name)
             shares = [total // len(LEARNED) + (number < total % len(LEARNED)) for total in (selection, alignment, dev)]
-            qids = sorted(found.keys() & whole.keys())
+            qids = sorted(found)
             if len(qids) < sum(shares):
                 raise ValueError(f"{name}: {len(qids)} queries with two grades, {sum(shares)} are asked for")
             random.Random(f"{seed}/{name}").shuffle(qids)
-            for part, share, source in zip(parts, shares, (found, whole, found), strict=True):
-                part += [source[qid] for qid in qids[:share]]
+            for part, share in zip(parts, shares, strict=True):
+                part += [found[qid] for qid in qids[:share]]
                 qids = qids[share:]
         for place, part in zip(places, parts, strict=True):
             save_lists(place, part)
@@ -121,21 +124,16 @@ def split_lists(data: Path, output: Path, *, seed: int, selection: int, alignmen
     return Split(first, second, third, places)
 
 
-def _learned(data: Path, output: Path, name: str) -> tuple[dict[str, GradedList], dict[str, GradedList]]:
-    """Return BM25's lists of a training collection, and the same with every judged passage in them."""
+def _learned(data: Path, output: Path, name: str) -> dict[str, GradedList]:
+    """Return BM25's graded lists of a training collection; a qid starts with the collection's name."""
     folder, made = data / name, output / name
-    qrels, candidates = made.with_suffix(".qrels"), made.with_suffix(".jsonl")
+    qrels, candidates, lists = (made.with_suffix(ending) for ending in (".qrels", ".jsonl", ".lists.jsonl"))
     corpus = folder / "corpus.jsonl.gz"
-    if not qrels.exists():
+    if not lists.exists():
         _write_qrels(qrels, _graded_enough(name, folder, {passage.docid for passage in read_corpus(corpus)}))
-    _retrieve_apart(folder, corpus, qrels, candidates, TRAINING_HITS)
-    lists = []
-    for source in (None, corpus):
-        place = output / f"{name}-{'found' if source is None else 'whole'}.jsonl"
-        if not place.exists():
-            write_lists(candidates, qrels, place, corpus=source)
-        lists.append({f"{name}/{graded.qid}": _renamed(graded, f"{name}/{graded.qid}") for graded in read_lists(place)})
-    return lists[0], lists[1]
+        _retrieve_apart(folder, corpus, qrels, candidates, TRAINING_HITS)
+        write_lists(candidates, qrels, lists)
+    return {f"{name}/{graded.qid}": _renamed(graded, f"{name}/{graded.qid}") for graded in read_lists(lists)}
 
 
 def _renamed(graded: GradedList, qid: str) -> GradedList:
