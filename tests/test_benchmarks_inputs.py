@@ -243,3 +243,14 @@ def test_the_pins_hold_for_the_collections_at_hand(shared_data, caplog):
     next(iter(qrels.values()))["one more"] = 1
     facts.compare_with_pin("beir-scifact", "qrels", facts.qrels_sha256(qrels), "here")
     assert "here: qrels differ from the pinned ones of beir-scifact" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["trec-news", "robust04", "signal1m", "bioasq"])
+def test_a_benchmark_that_nobody_supplies_says_which_files_to_fetch_and_how_to_pass_them(name, files, tmp_path):
+    wanted = load_benchmark(ROOT / "pipelines" / "extra" / f"beir-{name}.yaml")
+    for given, flag in ((LocalFiles(), "qrels; pass --qrels FILE"), (LocalFiles(qrels=files["qrels"]), "topics; pass")):
+        with pytest.raises(FileNotFoundError, match=f"beir-{name} names no ir_datasets entry for its {flag}") as caught:
+            resolve_inputs(wanted, given, RunDirectory(tmp_path))
+        for file in (f"topics.beir-v1.0.0-{name}.test.tsv.gz", f"qrels.beir-v1.0.0-{name}.test.txt"):
+            assert file in str(caught.value)
+        assert "--topics and --qrels" in str(caught.value) and "--corpus or --index" in str(caught.value)

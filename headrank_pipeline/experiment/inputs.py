@@ -178,7 +178,10 @@ def _judged_topics(
 def _dataset_id(benchmark: Benchmark, local: LocalFiles, what: str, flag: str) -> str:
     dataset = benchmark.collection.ir_datasets
     if dataset is None:
-        raise FileNotFoundError(f"benchmark {benchmark.name} names no ir_datasets entry for its {what}; pass {flag}")
+        told = f" ({benchmark.notes})" if benchmark.notes else ""
+        raise FileNotFoundError(
+            f"benchmark {benchmark.name} names no ir_datasets entry for its {what}; pass {flag}{told}"
+        )
     if local.offline:
         raise FileNotFoundError(
             f"--offline: the {what} of {benchmark.name} would come from ir_datasets ({dataset}), which may open a "
