@@ -36,7 +36,7 @@ __all__ = ["run"]
 _FILES = ("corpus", "topics", "qrels", "index", "candidates", "exclusions")
 _RERANKER = (
     "system", "model", "heads", "max_prompt_tokens", "passage_words", "passages", "passage_cache",
-    "passage_cache_memory", "options", "device", "dtype", "revision", *BASELINE_FLAGS,
+    "passage_cache_memory", "batch_tokens", "options", "device", "dtype", "revision", *BASELINE_FLAGS,
 )  # fmt: skip
 # Flags that say which benchmarks are run and how it is reported; the others belong to each benchmark's own command.
 _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run", "output", "as_json", "overwrite"}
