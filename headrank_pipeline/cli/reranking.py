@@ -6,7 +6,9 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +19,7 @@ from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, ta
 
 if TYPE_CHECKING:
     from headrank_pipeline.attention.passage_cache import PassageCache
+    from headrank_pipeline.experiment.batches import Workers
     from headrank_pipeline.experiment.judgement import Judged
     from headrank_pipeline.experiment.runner import Outcome
     from headrank_pipeline.pipeline import Reranker
@@ -29,6 +32,7 @@ __all__ = [
     "default_output",
     "load_reranker",
     "measures_table",
+    "open_reranker",
     "path_option",
     "report",
     "rerank",
@@ -99,6 +103,13 @@ RERANKER_OPTIONS = (
 )
 RUN_OPTIONS = (
     click.option("--batch-size", default=8, show_default=True, help="Queries handed to the reranker at once."),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes that rerank, each with a model, and a GPU where there are any; more than 1 needs Ray.",
+    ),
     click.option("--tag", help="Last column of the run.  [default: the system's name]"),
     click.option("--overwrite", is_flag=True, help="Start anew where the output holds another run."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
@@ -136,6 +147,7 @@ def rerank(
     measures: tuple[str, ...],
     relevance_level: int,
     batch_size: int,
+    workers: int,
     tag: str | None,
     overwrite: bool,
     as_json: bool,
@@ -150,16 +162,18 @@ def rerank(
     judgement = None
     if qrels is not None:
         judgement = Judgement(qrels=qrels, measures=measures or DEFAULT_MEASURES, relevance_level=relevance_level)
-    plan = RunPlan(
-        output=output,
-        supply=supply_from_file(candidates),
-        reranker=load_reranker(**reranker),
-        depth=depth,
-        batch_size=batch_size,
-        tag=tag or reranker["system"],
-        judgement=judgement,
-    )
-    report(ctx, execute(plan, overwrite=overwrite, command=command_line()), as_json=as_json)
+    with open_reranker(workers, **reranker) as opened:
+        plan = RunPlan(
+            output=output,
+            supply=supply_from_file(candidates),
+            reranker=opened,
+            depth=depth,
+            batch_size=batch_size,
+            tag=tag or reranker["system"],
+            judgement=judgement,
+        )
+        outcome = execute(plan, overwrite=overwrite, command=command_line())
+    report(ctx, outcome, as_json=as_json)
 
 
 def default_output(benchmark: str, system: str, model: str) -> Path:
@@ -170,6 +184,20 @@ def default_output(benchmark: str, system: str, model: str) -> Path:
         'runs/beir-scifact/headrank-qwen3-0.6b'
     """
     return Path("runs") / benchmark / f"{system}-{re.sub(r'[^a-z0-9._-]+', '-', Path(model).name.lower())}"
+
+
+@contextmanager
+def open_reranker(workers: int, **flags: Any) -> Iterator[Reranker | Workers]:
+    """Give the reranker that the flags describe, in this process or in workers that end with the context."""
+    if workers == 1:
+        yield load_reranker(**flags)
+        return
+    from headrank_pipeline.experiment import scaleout
+
+    # An endpoint's model is elsewhere: its workers need no GPU.
+    device = "cpu" if flags.get("endpoint") else flags["device"]
+    with scaleout.workers(partial(load_reranker, **flags), workers, device=device) as started:
+        yield started
 
 
 def load_reranker(

@@ -17,13 +17,14 @@ from headrank_pipeline.cli.reranking import (
     RERANKER_OPTIONS,
     RUN_OPTIONS,
     default_output,
-    load_reranker,
+    open_reranker,
     path_option,
     report,
     with_options,
 )
 
 if TYPE_CHECKING:
+    from headrank_pipeline.experiment.batches import Workers
     from headrank_pipeline.experiment.benchmark import Benchmark
     from headrank_pipeline.experiment.inputs import LocalFiles
     from headrank_pipeline.experiment.runner import Outcome
@@ -86,11 +87,16 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     if given["dry_run"]:
         _show(jobs, _choice(given), as_json=given["as_json"])
         return
-    reranker = load_reranker(**{name: given[name] for name in _RERANKER}, offline=given["offline"])
-    if not several:
-        report(ctx, jobs[0].execute(given, reranker, command_line()), as_json=given["as_json"])
-        return
-    _run_several(ctx, jobs, given, reranker)
+    flags = {name: given[name] for name in _RERANKER}
+    with open_reranker(given["workers"], **flags, offline=given["offline"]) as reranker:
+        if several:
+            suite = _run_several(jobs, given, reranker)
+        else:
+            outcome = jobs[0].execute(given, reranker, command_line())
+    if several:
+        _report_suite(ctx, suite, given)
+    else:
+        report(ctx, outcome, as_json=given["as_json"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,7 @@ class _Job:
     output: Path
     command: str
 
-    def execute(self, given: dict[str, Any], reranker: Reranker, command: str) -> Outcome:
+    def execute(self, given: dict[str, Any], reranker: Reranker | Workers, command: str) -> Outcome:
         from headrank_pipeline.experiment.directory import RunDirectory
         from headrank_pipeline.experiment.inputs import resolve_inputs
         from headrank_pipeline.experiment.runner import RunPlan, execute
@@ -199,8 +205,8 @@ def _file_flags(local: LocalFiles, files: dict[str, Any]) -> list[str]:
 # --------------------------------------------------------------------------------------------------- several benchmarks
 
 
-def _run_several(ctx: click.Context, jobs: Sequence[_Job], given: dict[str, Any], reranker: Reranker) -> None:
-    from headrank_pipeline.experiment.suite import SUMMARY, run_suite
+def _run_several(jobs: Sequence[_Job], given: dict[str, Any], reranker: Reranker | Workers) -> Suite:
+    from headrank_pipeline.experiment.suite import run_suite
 
     by_name = {job.benchmark.name: job for job in jobs}
 
@@ -208,8 +214,17 @@ def _run_several(ctx: click.Context, jobs: Sequence[_Job], given: dict[str, Any]
         job = by_name[benchmark.name]
         return job.execute(given, reranker, job.command)
 
-    folder = given["output"] or default_output("all", given["system"], given["model"])
-    suite = run_suite({job.benchmark: job.output for job in jobs}, folder / SUMMARY, run_one)
+    return run_suite({job.benchmark: job.output for job in jobs}, _summary(given), run_one)
+
+
+def _summary(given: dict[str, Any]) -> Path:
+    from headrank_pipeline.experiment.suite import SUMMARY
+
+    folder: Path = given["output"] or default_output("all", given["system"], given["model"])
+    return folder / SUMMARY
+
+
+def _report_suite(ctx: click.Context, suite: Suite, given: dict[str, Any]) -> None:
     if given["as_json"]:
         echo_json(suite.to_dict())
     else:
@@ -217,7 +232,7 @@ def _run_several(ctx: click.Context, jobs: Sequence[_Job], given: dict[str, Any]
         for row in suite.rows:
             if row.message:
                 click.echo(f"  {row.name}: {row.status}: {row.message}")
-        click.echo(f"summary: {folder / SUMMARY}")
+        click.echo(f"summary: {_summary(given)}")
     if any(row.status != "done" for row in suite.rows):
         ctx.exit(PARTIAL)
 
