@@ -20,7 +20,6 @@ DEV_SHARE = 0.25
 
 # name -> (judgments, candidates that come with the collection or None for BM25 over its corpus)
 TRAINING = {
-    "scifact": ("qrels/train.tsv", None),
     "nfcorpus_preproc": ("qrels/train.tsv.gz", None),
     "cranfield": ("qrels/test.tsv", None),
     "antique_graded": ("qrels/train.tsv", None),

@@ -69,18 +69,18 @@ def piece_vectors(pieces: list[str]) -> Tensor:
     return torch.nn.functional.normalize(torch.cat(found), dim=-1).clone()
 
 
-def text_vectors(texts: list[str], *, max_tokens: int = 128) -> Tensor:
-    """Return [T, 384]: the encoder's vector of each text, of length 1."""
-    tokenizer, encoder = AutoTokenizer.from_pretrained(encoder_folder()), _encoder()
+def text_vectors(texts: list[str], *, max_tokens: int = 160) -> Tensor:
+    """Return [T, 384]: the encoder's vector of each text, of length 1; computed in bfloat16."""
+    tokenizer, encoder = AutoTokenizer.from_pretrained(encoder_folder()), _encoder().bfloat16()
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     vectors = torch.empty(len(texts), encoder.config.hidden_size)
     with torch.inference_mode():
-        for start in range(0, len(order), 64):
-            part = order[start : start + 64]
+        for start in range(0, len(order), 256):
+            part = order[start : start + 256]
             batch = tokenizer(
                 [texts[i] for i in part], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
             )
-            hidden, mask = encoder(**batch).last_hidden_state, batch["attention_mask"][..., None]
+            hidden, mask = encoder(**batch).last_hidden_state.float(), batch["attention_mask"][..., None]
             vectors[part] = (hidden * mask).sum(1) / mask.sum(1)
     return torch.nn.functional.normalize(vectors, dim=-1)
 
