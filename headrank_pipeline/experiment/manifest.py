@@ -137,14 +137,15 @@ def environment() -> dict[str, Any]:
 
 
 def usage() -> dict[str, Any]:
-    """Return the GPU this process uses, and what it held at most of its memory and its own [bytes]."""
+    """Return torch's threads and GPU in this process, and what it held at most of its memory and the GPU's [bytes]."""
+    torch = sys.modules.get("torch")  # looked at only where it is loaded already
+    threads = None if torch is None else int(torch.get_num_threads())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    return {**_gpu(), "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024}
+    memory = {"peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024}
+    return {"threads": threads, **_gpu(torch), **memory}
 
 
-def _gpu() -> dict[str, Any]:
-    # Looked at only where it is loaded already.
-    torch = sys.modules.get("torch")
+def _gpu(torch: Any) -> dict[str, Any]:
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return {"gpu": None}
     return {"gpu": str(torch.cuda.get_device_name()), "gpu_peak_memory_bytes": int(torch.cuda.max_memory_allocated())}
