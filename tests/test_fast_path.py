@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -160,6 +161,16 @@ def test_model_is_left_as_it_was(folders):
     AttentionReader(loaded).read(prompts(builder()))
     assert {name: list(module.__dict__) for name, module in loaded.model.named_modules()} == before
     assert all(not module._forward_pre_hooks for module in loaded.model.modules())
+
+
+def test_readings_of_two_threads_do_not_meet(folders):
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    made = prompts(builder(), lists=6)
+    reader = AttentionReader(loaded, batch_tokens=1)
+    expected = reader.read(made)
+    with ThreadPoolExecutor(4) as threads:
+        for read in threads.map(lambda _: reader.read(made), range(12)):
+            assert max(differences(read, expected)) <= TOLERANCE
 
 
 # --------------------------------------------------------------------------------------------------------- kernels

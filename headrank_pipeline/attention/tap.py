@@ -163,7 +163,10 @@ def spared_deepest_layer(model: PreTrainedModel, tap: Tap) -> Iterator[None]:
         return
 
     def read_sparingly(module: Any, positional: tuple[Any, ...], given: dict[str, Any]) -> None:
-        queries = None if tap.rows is None else _row_queries(module, tap.rows, given)
+        running = given.get("tap")  # not `tap`: another thread's pass over this model may be in its block, too
+        if running is None:
+            return
+        queries = None if running.rows is None else _row_queries(module, running.rows, given)
         _without(module, "q_proj", "v_proj").forward(*positional, **given, row_queries=queries)
 
     # A hook, so that modules keep their names: LoRA and checkpoints know the projections by them.
