@@ -30,8 +30,8 @@ _WORTH_ATTENTION = 2**31
 
 # Query rows of one head multiplied at once: more do not run faster, fewer waste less above the diagonal.
 _BLOCK_ROWS = 128
-# Row logits held at once, in values; only prompts beyond 4096 tokens per 128 rows make blocks smaller.
-_BLOCK_LOGITS = 2**20
+# Row logits held at once: 32 MiB. Blocks become smaller beyond 32,768 tokens where two heads share a key.
+_BLOCK_LOGITS = 2**23
 
 
 def has_fast_products(device: torch.device) -> bool:
