@@ -30,7 +30,7 @@ import torch
 from speed.meter import ceilings, measure
 from speed.models import SHAPES, Shape, find_tokenizer, ranking, real_passages, save_random_model
 from speed.report import draw, fits, heading, line, summarised
-from speed.ways import Loaded, Way, load_models, tokens_of, ways
+from speed.ways import Loaded, Way, built, load_models, ways
 
 from headrank_pipeline.attention.model import choose_device, choose_dtype
 
@@ -55,15 +55,16 @@ def main() -> None:
         save_random_model(shape, find_tokenizer(chosen.data), Path(folder))
         whole = bool(WHOLE & set(chosen.ways))
         models = load_models(Path(folder), shape, str(device), chosen.dtype, whole=whole)
-        book.loading = models.seconds
-        print("loading: " + ", ".join(f"{name} {took:.1f} s" for name, took in models.seconds.items()), flush=True)
-        slow = 1 if chosen.quick else chosen.repeats
-        timed = list(ways(models, Path(folder), chosen.ways, slow_repeats=slow, device=str(device), dtype=chosen.dtype))
+        book.loading = models.loading
+        for name, took in models.loading.items():
+            peak = "" if took["mebibytes"] is None else f", {took['mebibytes']:,.0f} MiB at the peak"
+            print(f"loading the {name} model: {took['seconds']:.1f} s{peak}", flush=True)
+        timed = list(ways(models, chosen.ways, slow_repeats=1 if chosen.quick else chosen.repeats))
         run(timed, models, shape, book, chosen)
     finish(
         book,
         chosen.output,
-        f"Qwen3-{shape.name}, {shape.depth} of {shape.layers} layers, {dtype}".replace("torch.", ""),
+        f"Qwen3-{shape.name.upper()}, {shape.depth} of {shape.layers} layers, {dtype}".replace("torch.", ""),
     )
 
 
@@ -117,7 +118,7 @@ class Book:
         self.path, self.settings = path, settings
         self.measured: dict[str, Any] = {}
         self.ceilings: dict[str, float] = {}
-        self.loading: dict[str, float] = {}
+        self.loading: dict[str, Any] = {}
         if path.is_file() and not fresh:
             kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["settings"] != settings:
@@ -141,9 +142,11 @@ class Book:
 def run(timed: list[Way], models: Loaded, shape: Shape, book: Book, chosen: argparse.Namespace) -> None:
     device = models.truncated.model.device
     lists = {count: ranking(real_passages(chosen.data, count, chosen.words)) for count in chosen.passages}
-    lengths = {count: tokens_of(models.truncated, lists[count]) for count in chosen.passages}
-    for count, (tokens, seconds) in lengths.items():
-        print(f"{count} passages: {tokens} tokens, prompt built in {1000 * seconds:.0f} ms", flush=True)
+    lengths = {}
+    for count in chosen.passages:
+        prompt = built(models.truncated, lists[count])
+        lengths[count] = len(prompt.result)
+        print(f"{count} passages: {lengths[count]} tokens, built in {1000 * prompt.seconds:.0f} ms", flush=True)
     print(f"estimate: {estimate(timed, lengths, shape, book, chosen.repeats) / 60:.0f} minutes", flush=True)
     small = ranking(real_passages(chosen.data, 2, chosen.words))
     for way in timed:
@@ -152,7 +155,7 @@ def run(timed: list[Way], models: Loaded, shape: Shape, book: Book, chosen: argp
     print(heading())
     for repeat in range(chosen.repeats):
         for count in chosen.passages:
-            tokens = lengths[count][0]
+            tokens = lengths[count]
             for way in timed:
                 flops = None if way.layers is None else shape.prefill_flops(tokens, way.layers)
                 entry = book.entry(way, count, tokens, flops)
@@ -174,11 +177,11 @@ def run(timed: list[Way], models: Loaded, shape: Shape, book: Book, chosen: argp
                     )
 
 
-def estimate(timed: list[Way], lengths: dict[int, tuple[int, float]], shape: Shape, book: Book, repeats: int) -> float:
+def estimate(timed: list[Way], lengths: dict[int, int], shape: Shape, book: Book, repeats: int) -> float:
     """Return seconds: products at 70 % of the ceiling; a generated token takes as long as reading all weights."""
     total = 0.0
     for way in timed:
-        for count, (tokens, _) in lengths.items():
+        for count, tokens in lengths.items():
             done = len(book.measured.get(f"{way.name}, {count}", {}).get("readings", []))
             left = max(0, min(repeats, way.repeats) - done)
             flops = shape.prefill_flops(tokens, way.layers or shape.layers / 2)

@@ -13,11 +13,14 @@ from scipy.stats import spearmanr
 
 Row = dict[str, Any]
 
+# The ways that others are divided by.
+FLOOR, REFERENCE, GENERATION = "plain truncated prefill", "reference: ICR, QRHead", "RankGPT"
+
 COLUMNS = (
     # heading, width, field, format
     ("P", 4, "passages", "d"),
     ("s", 8, "seconds", ".2f"),
-    ("min-max", 13, "spread", "s"),
+    ("min-max", 16, "spread", "s"),
     ("CPU s", 8, "cpu", ".1f"),
     ("/ floor", 8, "to_floor", ".2f"),
     ("ref /", 7, "from_reference", ".1f"),
@@ -37,9 +40,9 @@ def summarised(measured: Mapping[str, Any], ceilings: Mapping[str, float]) -> li
     for row in rows:
         beside = {other["name"]: other for other in rows if other["passages"] == row["passages"]}
         for field, name, inverse in (
-            ("to_floor", "plain truncated prefill", False),
-            ("from_reference", "reference: ICR, QRHead", True),
-            ("from_generation", "RankGPT", True),
+            ("to_floor", FLOOR, False),
+            ("from_reference", REFERENCE, True),
+            ("from_generation", GENERATION, True),
         ):
             if name in beside:
                 ratio = row["seconds"] / beside[name]["seconds"]

@@ -12,7 +12,6 @@ h  isolated passages whose keys lie in the passage cache
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,16 +24,17 @@ from generation_cost import answering
 from headrank_pipeline.attention.budget import free_memory
 from headrank_pipeline.attention.heads import all_heads
 from headrank_pipeline.attention.kernels import fast_products
-from headrank_pipeline.attention.model import LoadedModel, load
+from headrank_pipeline.attention.model import LoadedModel, choose_device, load
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import AttentionReader, FastPath
 from headrank_pipeline.attention.tap import IMPLEMENTATION
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
 from headrank_pipeline.rerank.recipes import HEADRANK, ICR, AttentionReranker
+from speed.meter import Reading, measure
 from speed.models import HEAD_DIM, KEY_HEADS, Shape
+from speed.report import FLOOR, GENERATION, REFERENCE
 
-STOCK = FastPath(early_exit=False, spared_deepest=False, fast_products=False)
 CACHE_BYTES = 16 * 2**30
 
 
@@ -65,65 +65,112 @@ class Way:
 
 @dataclass
 class Loaded:
-    """The models that the ways share, and what loading them took [seconds]."""
+    """The models that the ways share, and what loading each of them took."""
 
+    folder: Path
     shape: Shape
+    dtype: str
     truncated: LoadedModel
     whole: LoadedModel | None
-    seconds: dict[str, float]
+    loading: dict[str, dict[str, Any]]
+
+    def needs_whole(self) -> LoadedModel:
+        assert self.whole is not None, "ways that run every layer were not announced to load_models"
+        return self.whole
 
 
 def load_models(folder: Path, shape: Shape, device: str, dtype: str, *, whole: bool) -> Loaded:
     """Load the truncated model, and the whole one where a way needs it."""
-    seconds: dict[str, float] = {}
-    loaded: dict[str, LoadedModel] = {}
     heads = {"truncated": shape.head_set, "whole": all_heads(shape.layers, shape.heads)}
-    for name in ["truncated", "whole"][: 1 + whole]:
-        started = time.perf_counter()
-        loaded[name] = load(folder, heads[name], device=device, dtype=dtype)
-        seconds[name] = time.perf_counter() - started
-    return Loaded(shape, loaded["truncated"], loaded.get("whole"), seconds)
+    loaded = {
+        name: measure(lambda name=name: load(folder, heads[name], device=device, dtype=dtype), choose_device(device))
+        for name in ["truncated", "whole"][: 1 + whole]
+    }
+    for one in loaded.values():  # weights are mapped files: read them now, or the first pass is charged for it
+        for weight in one.result.model.parameters():
+            weight.float().sum()
+    return Loaded(
+        folder,
+        shape,
+        dtype,
+        loaded["truncated"].result,
+        loaded["whole"].result if whole else None,
+        {name: {"seconds": one.seconds, "mebibytes": mebibytes(one)} for name, one in loaded.items()},
+    )
 
 
-def ways(models: Loaded, folder: Path, letters: str, *, slow_repeats: int, device: str, dtype: str) -> Iterator[Way]:
-    """Yield the ways whose letters are asked for."""
-    shape = models.shape
-    keys = shape.hidden * KEY_HEADS * HEAD_DIM / shape.layer_weights
-    ours = shape.depth - 1 + keys  # of the deepest layer the keys alone are worth counting
-    if "a" in letters:
-        yield Way("a", "ours", reranker(models.truncated), same_scores=True, layers=ours)
-    if "b" in letters:
-        queries_keys_values = keys * (2 + shape.heads / KEY_HEADS)
-        off = {"fast_products": ours, "spared_deepest": shape.depth - 1 + queries_keys_values}
-        for switch, layers in off.items():
-            run = reranker(models.truncated, FastPath(**{switch: False}))
-            yield Way("b", f"without {switch}", run, same_scores=True, layers=layers)
-        assert models.whole is not None
-        run = reranker(replace(models.whole, heads=shape.head_set), FastPath(early_exit=False))
-        yield Way("b", "without early_exit", run, same_scores=True, layers=shape.layers)
-        calibrated = HEADRANK.varied({"content_free": "N/A"})
-        yield Way("b", "ours, with N/A", reranker(models.truncated, recipe=calibrated), layers=ours)
-        run = reranker(models.truncated, FastPath(shared_prefix=False), calibrated)
-        yield Way("b", "with N/A, without shared_prefix", run, layers=2 * ours, repeats=slow_repeats)
-    if "c" in letters:
-        assert models.whole is not None
-        run = reranker(models.whole, STOCK, replace(ICR, template=HEADRANK.template))
-        yield Way("c", "reference: ICR, QRHead", run, layers=shape.layers, repeats=slow_repeats)
-    if "d" in letters:
-        assert models.whole is not None
-        yield eager(models.whole, shape, slow_repeats)
-    if "e" in letters:
-        run = prefill(models.truncated, fast=False)
-        yield Way("e", "plain truncated prefill", run, layers=shape.depth)
-        yield Way("e", "the same, our products", prefill(models.truncated, fast=True), layers=shape.depth)
-    if "f" in letters:
-        writer = answering(rankgpt(str(folder), device=device, dtype=dtype))
-        yield Way("f", "RankGPT", lambda ranking: scores(writer.rerank(ranking)), repeats=1)
-    if "g" in letters:
-        isolated = HEADRANK.varied({"passages": "isolated"})
-        yield Way("g", "isolated passages", reranker(models.truncated, recipe=isolated))
-    if "h" in letters:
-        yield cached(models.truncated)
+def mebibytes(reading: Reading) -> float | None:
+    """Return the peak above what was held before."""
+    return None if reading.peak is None or reading.held is None else (reading.peak - reading.held) / 2**20
+
+
+def ways(models: Loaded, letters: str, *, slow_repeats: int) -> Iterator[Way]:
+    """Yield the ways whose letters are asked for; slow ones are to be repeated less often."""
+    makers = {"a": ours, "b": less, "c": reference, "d": eager, "e": floor, "f": generation, "g": isolated, "h": cached}
+    for letter in letters:
+        for way in makers[letter](models):
+            yield replace(way, repeats=min(way.repeats, slow_repeats)) if letter in "cd" else way
+
+
+def ours(models: Loaded) -> Iterator[Way]:
+    yield Way("a", "ours", reranker(models.truncated), same_scores=True, layers=layers_of_ours(models.shape))
+
+
+def layers_of_ours(shape: Shape) -> float:
+    """Return how many whole layers are run; of the deepest one the keys alone are worth counting."""
+    return shape.depth - 1 + shape.hidden * KEY_HEADS * HEAD_DIM / shape.layer_weights
+
+
+def less(models: Loaded) -> Iterator[Way]:
+    shape, whole = models.shape, models.needs_whole()
+    layers = layers_of_ours(shape)
+    for switch in ("fast_products", "spared_deepest"):  # the deepest layer's queries and values are not counted
+        run = reranker(models.truncated, FastPath(**{switch: False}))
+        yield Way("b", f"without {switch}", run, same_scores=True, layers=layers)
+    run = reranker(replace(whole, heads=shape.head_set), FastPath(early_exit=False))
+    yield Way("b", "without early_exit", run, same_scores=True, layers=shape.layers)
+    calibrated = HEADRANK.varied({"content_free": "N/A"})
+    yield Way("b", "ours, with N/A", reranker(models.truncated, recipe=calibrated), layers=layers)
+    run = reranker(models.truncated, FastPath(shared_prefix=False), calibrated)
+    yield Way("b", "with N/A, without shared_prefix", run, layers=2 * layers)
+
+
+def reference(models: Loaded) -> Iterator[Way]:
+    recipe = replace(ICR, template=HEADRANK.template)
+    for name, enabled in ((REFERENCE, False), ("reference, our products", True)):
+        fast = FastPath(early_exit=False, spared_deepest=False, fast_products=enabled)
+        yield Way("c", name, reranker(models.needs_whole(), fast, recipe), layers=models.shape.layers)
+
+
+def floor(models: Loaded) -> Iterator[Way]:
+    for name, fast in ((FLOOR, False), ("prefill, our products", True)):
+        yield Way("e", name, prefill(models.truncated, fast=fast), layers=models.shape.depth)
+
+
+def generation(models: Loaded) -> Iterator[Way]:
+    device = models.truncated.model.device
+    writer = answering(rankgpt(str(models.folder), device=str(device), dtype=models.dtype))
+
+    def with_our_products(ranking: Ranking) -> dict[str, float]:
+        with fast_products(device):
+            return scores(writer.rerank(ranking))
+
+    yield Way("f", GENERATION, lambda ranking: scores(writer.rerank(ranking)), repeats=1)
+    yield Way("f", "RankGPT, our products", with_our_products, repeats=1)
+
+
+def isolated(models: Loaded) -> Iterator[Way]:
+    yield Way("g", "isolated passages", reranker(models.truncated, recipe=HEADRANK.varied({"passages": "isolated"})))
+
+
+def cached(models: Loaded) -> Iterator[Way]:
+    reader = AttentionReader(models.truncated, passage_cache=PassageCache(memory_bytes=CACHE_BYTES))
+    made = AttentionReranker(reader, HEADRANK.varied({"passages": "isolated"}))
+
+    def warm(ranking: Ranking) -> None:
+        made.rerank(replace(ranking, query=replace(ranking.query, text="another question that came before")))
+
+    yield Way("h", "isolated, keys cached", lambda ranking: scores(made.rerank(ranking)), prepare=warm)
 
 
 def reranker(
@@ -138,16 +185,6 @@ def scores(ranking: Ranking) -> dict[str, float]:
     return {candidate.docid: candidate.score for candidate in ranking.candidates}
 
 
-def cached(loaded: LoadedModel) -> Way:
-    reader = AttentionReader(loaded, passage_cache=PassageCache(memory_bytes=CACHE_BYTES))
-    made = AttentionReranker(reader, HEADRANK.varied({"passages": "isolated"}))
-
-    def warm(ranking: Ranking) -> None:
-        made.rerank(replace(ranking, query=replace(ranking.query, text="another question that came before")))
-
-    return Way("h", "isolated, keys cached", lambda ranking: scores(made.rerank(ranking)), prepare=warm)
-
-
 def prefill(loaded: LoadedModel, *, fast: bool) -> Callable[[Ranking], None]:
     builder = AttentionReranker(AttentionReader(loaded), HEADRANK).builder
 
@@ -159,7 +196,8 @@ def prefill(loaded: LoadedModel, *, fast: bool) -> Callable[[Ranking], None]:
     return run
 
 
-def eager(loaded: LoadedModel, shape: Shape, repeats: int) -> Way:
+def eager(models: Loaded) -> Iterator[Way]:
+    loaded, shape = models.needs_whole(), models.shape
     builder = AttentionReranker(AttentionReader(loaded), HEADRANK).builder
 
     def run(ranking: Ranking) -> None:
@@ -172,7 +210,7 @@ def eager(loaded: LoadedModel, shape: Shape, repeats: int) -> Way:
         free = free_memory(loaded.model.device)
         return f"{needed / 2**30:.0f} GiB of attention, {free / 2**30:.0f} free" if needed > free / 2 else None
 
-    return Way("d", "eager, output_attentions", run, layers=shape.layers, repeats=repeats, why_not=why_not)
+    yield Way("d", "eager, output_attentions", run, layers=shape.layers, why_not=why_not)
 
 
 @contextmanager
@@ -184,9 +222,7 @@ def implementation(model: Any, name: str) -> Iterator[None]:
         model.set_attn_implementation(IMPLEMENTATION)
 
 
-def tokens_of(loaded: LoadedModel, ranking: Ranking) -> tuple[int, float]:
-    """Return the length of the list's prompt and the seconds that building it takes."""
+def built(loaded: LoadedModel, ranking: Ranking) -> Reading:
+    """Return the list's prompt, and how long it took to build."""
     builder = AttentionReranker(AttentionReader(loaded), HEADRANK).builder
-    started = time.perf_counter()
-    length = len(builder.build(ranking))
-    return length, time.perf_counter() - started
+    return measure(lambda: builder.build(ranking), torch.device("cpu"))
