@@ -29,6 +29,24 @@ PASSAGES = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Tests that take minutes are asked for."""
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker of those tests."""
+    config.addinivalue_line("markers", "slow: takes minutes; runs with --slow only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip them otherwise."""
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --slow"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real collections; tests that need it are skipped where it is absent."""

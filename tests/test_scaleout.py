@@ -121,6 +121,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(candidates, tmp_pa
 
 
 @needs_ray
+@pytest.mark.slow
 def test_workers_continue_what_one_process_began_and_the_other_way_round(candidates, tmp_path, running_ray):
     execute(plan(candidates, tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
@@ -151,6 +152,7 @@ def named_by_its_process() -> Overlap:
 
 
 @needs_ray
+@pytest.mark.slow
 def test_what_keeps_a_worker_from_its_reranker_is_told_in_its_own_words(candidates, tmp_path, running_ray):
     with pytest.raises(MissingPrerequisite) as caught:
         rerank(candidates, tmp_path / "run", without_gpu)
@@ -215,6 +217,7 @@ def processes_of(session: int) -> list[str]:
 
 
 @needs_ray
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_an_interrupted_run_can_be_continued_and_leaves_nothing_behind(candidates, tmp_path):
     # Not below tmp_path: the names of Ray's sockets there would be too long.

@@ -107,6 +107,7 @@ class RayWorkers:
         """
         import ray
 
+        self._usage = {}
         if not batches.open:
             return
         seen: set[str] = set()
