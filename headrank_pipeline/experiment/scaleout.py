@@ -38,7 +38,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 # A batch whose worker died is tried again so often: it may be the batch that kills it.
 _RETRIES = 3
-# Bytes for batches on their way, of which Ray Data fills about half; the rest of the machine is for models.
+# Bytes for batches on their way; Ray would take a third of the machine, whose memory is for models.
 _OBJECT_STORE = 512 * 2**20
 _SILENT = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 _OF_OUR_OWN = _SILENT | {
