@@ -40,7 +40,7 @@ WHOLE = set("bcd")  # ways that run layers above the deepest head
 
 def main() -> None:
     chosen = arguments()
-    shape = cut(SHAPES[chosen.shape], chosen.layers)
+    shape = cut(SHAPES[chosen.shape], chosen.layers, chosen.depth)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     device = choose_device(chosen.device)
@@ -72,6 +72,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="0.6b")
     parser.add_argument("--layers", type=int, help="layers of the whole model; the depth shrinks with it")
+    parser.add_argument("--depth", type=int, help="layers that the heads need; default: about 70 %% of them")
     parser.add_argument("--passages", type=int, nargs="+", default=[20, 40, 100])
     parser.add_argument("--words", type=int, default=100, help="words per passage")
     parser.add_argument("--ways", default="abcdefgh", help="letters of speed/ways.py")
@@ -91,10 +92,12 @@ def arguments() -> argparse.Namespace:
     return chosen
 
 
-def cut(shape: Shape, layers: int | None) -> Shape:
-    if layers is None:
-        return shape
-    return replace(shape, layers=layers, depth=max(2, round(shape.depth * layers / shape.layers)))
+def cut(shape: Shape, layers: int | None, depth: int | None) -> Shape:
+    layers = layers or shape.layers
+    depth = depth or max(2, round(shape.depth * layers / shape.layers))
+    if not 2 <= depth <= layers:
+        raise SystemExit(f"--depth {depth}: expected 2 to {layers}, the model's layers")
+    return replace(shape, layers=layers, depth=depth)
 
 
 def settings(chosen: argparse.Namespace, shape: Shape, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -306,5 +305,5 @@ def test_4b_with_100_passages_fits_a_card_of_24_gb():
     shape = Qwen34B()
     layer = 2560 * 128 * (32 + 8 + 8 + 32) + 3 * 2560 * 9728
     weights = 2 * (36 * layer + 151936 * 2560)
-    tokens = 100 * math.ceil(100 * 1.5)
+    tokens = 15_420  # 100 passages of 100 words of SciFact in Qwen3's tokens, with the prompt around them
     assert weights + tokens * budget.bytes_per_token(shape, 1152, torch.bfloat16) < 24 * 10**9
