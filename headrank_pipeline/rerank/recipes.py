@@ -46,7 +46,6 @@ __all__ = [
     "embedded_model",
     "headrank",
     "icr",
-    "is_trained",
     "qrhead",
     "qrranker",
     "recipe_of",
@@ -365,21 +364,11 @@ def embedded_model() -> Path:
     return Path(str(files("headrank_pipeline") / "resources" / "model"))
 
 
-def is_trained() -> bool:
-    """Return whether the embedded model's own configuration says that its weights were trained."""
-    return bool(_embedded_facts().get("trained", False))
-
-
 def embedded_first_stage_weight() -> float:
     """Return BM25's weight beside the embedded model, chosen on its training lists (see its model card)."""
-    weight: float = _embedded_facts()["bm25_interpolation"]["weight"]  # of the model
-    return 1.0 - weight
-
-
-def _embedded_facts() -> dict[str, Any]:
     config = json.loads((embedded_model() / "config.json").read_text(encoding="utf-8"))
-    facts: dict[str, Any] = config.get("headrank", {})
-    return facts
+    weight: float = config["headrank"]["bm25_interpolation"]["weight"]  # of the model
+    return 1.0 - weight
 
 
 def recipe_of(model: str | Path) -> Recipe:
