@@ -40,6 +40,7 @@ from evidence.learned import (
 )
 from evidence.orders import reranked_in_orders
 from evidence.report import Comparison, Results, picture, planned_tests, tables
+from evidence.settings import ALIGNMENT, setting
 
 from headrank_pipeline.align.selection import CRITERIA, SelectionConfig
 from headrank_pipeline.comparison.analysis import middle_zone
@@ -53,16 +54,6 @@ FIRST_STAGE = "BM25"
 ALL_HEADS = "all heads"
 ICR = "all heads, ICR's rule"
 MIXED, FUSED = f"{FULL}, interpolated", f"{FULL}, rank fusion"
-# Chosen on training lists (docs/learning.md); everything else is the product's default.
-ALIGNMENT: dict[str, Any] = {
-    "moves": "all",
-    "learning_rate": 5e-4,
-    "epochs": 2,
-    "list_size": 12,
-    "precision": "bfloat16",
-    "objective.beta": 1.0,
-    "objective.pairs": 16,
-}
 
 PLANNED = (
     Comparison("selected heads against all heads", SELECTED, ALL_HEADS),
@@ -88,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--order-queries", type=int, default=20, help="of each collection, for order sensitivity")
     options.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a training setting")
     options.add_argument("--quick", action="store_true", help="few queries, lists and steps: does everything run?")
-    options.add_argument("--depth", type=int, default=100, help="candidates reranked at most")
+    options.add_argument("--depth", type=int, default=50, help="candidates reranked at most; the others follow")
     options.add_argument("--dtype", default="bfloat16", help="of the weights, where test collections are read")
     options.add_argument("--cache", type=float, default=4.0, help="GiB for keys of isolated passages, per job")
     options.add_argument("--jobs", type=int, default=1, help="seeds at a time, each in a process of its own")
@@ -117,7 +108,7 @@ def run(chosen: argparse.Namespace, *, command: str) -> None:
         cache_bytes=int(chosen.cache * 2**30),
         training_words=chosen.training_words,
         selection=SelectionConfig(num_heads=chosen.num_heads, window=chosen.window),
-        training={**ALIGNMENT, **dict(_setting(text) for text in chosen.set)},
+        training={**ALIGNMENT, **dict(setting(text) for text in chosen.set)},
         command=command,
     )
     settings = {
@@ -260,14 +251,6 @@ def _side_tables(zones: list[dict[str, Any]], orders: list[dict[str, Any]]) -> l
         [[r["system"], r["collection"], r["queries"], r["kendall_tau"], r["lowest"], r["highest"]] for r in orders],
     )  # fmt: skip
     return [first, second]
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def _claim(path: Path, settings: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from headrank_pipeline.first_stage.index import build_index
 from headrank_pipeline.first_stage.lexical import bm25
 from headrank_pipeline.trec import Qrels, read_candidates, read_corpus, read_qrels, read_topics, write_candidates
 
-__all__ = ["LEARNED", "UNSEEN", "Judged", "Split", "judged_collections", "shortened", "split_lists"]
+__all__ = ["LEARNED", "UNSEEN", "Judged", "Split", "judged_collections", "learned_lists", "shortened", "split_lists"]
 
 UNSEEN = ("scifact", "dl19", "noveleval")
 LEARNED = ("antique_graded", "cranfield", "nfcorpus_preproc")
@@ -109,7 +109,7 @@ def split_lists(data: Path, output: Path, *, seed: int, selection: int, alignmen
     if not all(place.exists() for place in places):
         parts: tuple[list[GradedList], ...] = ([], [], [])
         for number, name in enumerate(LEARNED):
-            found = _learned(data, output, name)
+            found = learned_lists(data, output, name)
             shares = [total // len(LEARNED) + (number < total % len(LEARNED)) for total in (selection, alignment, dev)]
             qids = sorted(found)
             if len(qids) < sum(shares):
@@ -124,7 +124,7 @@ def split_lists(data: Path, output: Path, *, seed: int, selection: int, alignmen
     return Split(first, second, third, places)
 
 
-def _learned(data: Path, output: Path, name: str) -> dict[str, GradedList]:
+def learned_lists(data: Path, output: Path, name: str) -> dict[str, GradedList]:
     """Return BM25's graded lists of a training collection; a qid starts with the collection's name."""
     folder, made = data / name, output / name
     qrels, candidates, lists = (made.with_suffix(ending) for ending in (".qrels", ".jsonl", ".lists.jsonl"))
