@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModel
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from embedded_model.in_batch import Frame, shares
 
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.recipes import AttentionReranker, embedded_model, headrank
@@ -77,5 +85,23 @@ def test_the_configuration_says_whether_the_model_was_trained() -> None:
 
 def test_the_model_folder_stays_under_12_mb() -> None:
     sizes = {path.name: path.stat().st_size for path in embedded_model().iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "heads.json", "README.md"} <= set(sizes)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "heads.json", "recipe.json", "README.md"} <= set(
+        sizes
+    )
     assert sum(sizes.values()) < 12_000_000
+
+
+def test_the_pass_that_taught_it_scores_as_the_product_does(reranker: AttentionReranker) -> None:
+    """Questions of a batch share passages and frame there; every head of the heads read must see the same."""
+    model = AutoModel.from_pretrained(embedded_model(), dtype=torch.float32).eval()
+    encode = reranker.reader.tokenizer.backend_tokenizer.encode
+    passages = [encode(text, add_special_tokens=False).ids for text in PASSAGES.values()]
+    queries = [encode(text, add_special_tokens=False).ids for text in SENTENCES.values()]
+    layers = sorted({layer for layer, _ in reranker.reader.heads.heads})
+    frame = Frame.of(reranker.reader.tokenizer, reranker.builder.template)
+    with torch.no_grad():
+        found = shares(model, frame, passages, queries, torch.arange(len(passages)), layers)
+    scores = torch.stack([found[layer][:, head] for layer, head in reranker.reader.heads.heads]).mean(0)
+    for row, docid in enumerate(SENTENCES):
+        ours = {candidate.docid: candidate.score for candidate in reranker.rerank(ranking(docid)).candidates}
+        assert scores[row].tolist() == pytest.approx([ours[name] for name in PASSAGES], abs=1e-5)
