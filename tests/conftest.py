@@ -1,10 +1,11 @@
 """Shared fixtures: the real collections beside the project, and indexes that are built once per session."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
@@ -45,6 +46,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --slow"))
+
+
+@pytest.fixture(autouse=True)
+def package_log() -> Iterator[None]:
+    """A command that runs in this process takes the package's log to itself; the next test has it back."""
+    package = logging.getLogger("headrank_pipeline")
+    kept = package.propagate, package.level, list(package.handlers)
+    yield
+    package.propagate, package.handlers = kept[0], kept[2]
+    package.setLevel(kept[1])
 
 
 @pytest.fixture(scope="session")

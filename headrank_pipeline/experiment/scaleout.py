@@ -9,10 +9,12 @@ The only module that sees Ray, which it imports when workers are asked for (docs
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import pickle
 import secrets
+import signal
 import socket
 import sys
 import traceback
@@ -40,6 +42,7 @@ _PACKAGE = __name__.partition(".")[0]
 _RETRIES = 3
 # Bytes for batches on their way; Ray would take a third of the machine, whose memory is for models.
 _OBJECT_STORE = 512 * 2**20
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 _SILENT = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 _OF_OUR_OWN = _SILENT | {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on the loopback interface, as Ray does there
@@ -329,7 +332,7 @@ def _ray(*, slots: int) -> Iterator[tuple[Any, bool]]:
     if running or "RAY_ADDRESS" in os.environ:
         ray = _imported()
         if not running:
-            with _environment(_SILENT), _silent_stderr():
+            with _environment(_SILENT), _silent_stderr(), _signals_kept():
                 ray.init(**quiet)
         try:
             yield ray, False
@@ -342,7 +345,7 @@ def _ray(*, slots: int) -> Iterator[tuple[Any, bool]]:
     own = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with _environment(_OF_OUR_OWN | own), TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         ray = _imported()
-        with _silent_stderr():
+        with _silent_stderr(), _signals_kept():
             ray.init(
                 num_cpus=slots,
                 include_dashboard=False,
@@ -400,6 +403,24 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Inside the block others may handle crashes; afterwards who did so before does again.
+
+    A JVM in this process needs SIGSEGV for its own ends; Ray and Python's faulthandler, which Ray turns on, would take
+    it for a crash.
+    """
+    sigaction = ctypes.CDLL(None).sigaction
+    kept = {number: ctypes.create_string_buffer(256) for number in _CRASHES}  # struct sigaction has 152 bytes on Linux
+    for number, action in kept.items():
+        sigaction(number, None, action)
+    try:
+        yield
+    finally:
+        for number, action in kept.items():
+            sigaction(number, action, None)
 
 
 @contextmanager
