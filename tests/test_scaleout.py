@@ -1,5 +1,6 @@
 """Several workers against one process, with the runner's small reranker; Ray is started once for the module."""
 
+import ctypes
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from test_runner import Interrupting, Overlap, manifest_of, plan, ranking_of
 
 from headrank_pipeline.cli import main
 from headrank_pipeline.experiment.runner import execute
-from headrank_pipeline.experiment.scaleout import workers
+from headrank_pipeline.experiment.scaleout import _signals_kept, workers
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
@@ -254,3 +255,19 @@ def test_an_interrupted_run_can_be_continued_and_leaves_nothing_behind(candidate
     execute(plan(candidates, tmp_path / "whole"))
     execute(plan(candidates, tmp_path / "run"))
     assert same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_whoever_handled_crashes_before_ray_does_so_after_it():
+    """A JVM in this process needs SIGSEGV; Ray and faulthandler take it."""
+    sigaction = ctypes.CDLL(None).sigaction
+
+    def handler() -> bytes:
+        action = ctypes.create_string_buffer(256)
+        sigaction(signal.SIGSEGV, None, action)
+        return action.raw[:8]
+
+    before = handler()
+    with _signals_kept():
+        signal.signal(signal.SIGSEGV, lambda *_: None)
+        assert handler() != before
+    assert handler() == before
