@@ -27,6 +27,10 @@ from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
 
+# Ray in the process of a JVM that other tests started has crashed that JVM later: these run on their own, with
+# `pytest tests/test_scaleout.py --slow`.
+pytestmark = pytest.mark.slow
+
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra 'ray')")
 
 
