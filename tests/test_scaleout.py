@@ -1,6 +1,5 @@
 """Several workers against one process, with the runner's small reranker; Ray is started once for the module."""
 
-import ctypes
 import json
 import os
 import signal
@@ -22,14 +21,10 @@ from test_runner import Interrupting, Overlap, manifest_of, plan, ranking_of
 
 from headrank_pipeline.cli import main
 from headrank_pipeline.experiment.runner import execute
-from headrank_pipeline.experiment.scaleout import _signals_kept, workers
+from headrank_pipeline.experiment.scaleout import workers
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
-
-# Ray in the process of a JVM that other tests started has crashed that JVM later: these run on their own, with
-# `pytest tests/test_scaleout.py --slow`.
-pytestmark = pytest.mark.slow
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra 'ray')")
 
@@ -261,17 +256,38 @@ def test_an_interrupted_run_can_be_continued_and_leaves_nothing_behind(candidate
     assert same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_whoever_handled_crashes_before_ray_does_so_after_it():
-    """A JVM in this process needs SIGSEGV; Ray and faulthandler take it."""
+BESIDE_A_JVM = dedent("""
+    import ctypes, sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    from test_runner import Overlap
+    from headrank_pipeline.experiment.scaleout import workers
+    from headrank_pipeline.first_stage.lexical import bm25
+    from headrank_pipeline.records import Query
+
+    CRASHES = (4, 7, 8, 11)  # SIGILL, SIGBUS, SIGFPE, SIGSEGV
     sigaction = ctypes.CDLL(None).sigaction
 
-    def handler() -> bytes:
-        action = ctypes.create_string_buffer(256)
-        sigaction(signal.SIGSEGV, None, action)
-        return action.raw[:8]
+    def handlers():
+        actions = [ctypes.create_string_buffer(256) for _ in CRASHES]
+        for number, action in zip(CRASHES, actions):
+            sigaction(number, None, action)
+        return [action.raw[:8] for action in actions]
 
-    before = handler()
-    with _signals_kept():
-        signal.signal(signal.SIGSEGV, lambda *_: None)
-        assert handler() != before
-    assert handler() == before
+    first_stage = bm25(Path(sys.argv[2]), hits=3)
+    found = list(first_stage.retrieve([Query("q", "flea")]))
+    of_the_jvm = handlers()
+    with workers(Overlap, 1):
+        during = handlers()
+    assert found == list(first_stage.retrieve([Query("q", "flea")]))
+    print(during == of_the_jvm, handlers() == of_the_jvm)
+""")
+
+
+@needs_ray
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the C library of Linux for signal handlers")
+def test_a_jvm_keeps_its_signals_while_ray_runs_and_afterwards(tiny_index):
+    """A JVM handles SIGSEGV and its like for its own ends; Ray takes them when it starts, and drops them at its end."""
+    command = [sys.executable, "-c", BESIDE_A_JVM, str(Path(__file__).parent), str(tiny_index)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.stdout, done.returncode) == ("True True\n", 0), done.stderr

@@ -338,7 +338,8 @@ def _ray(*, slots: int) -> Iterator[tuple[Any, bool]]:
             yield ray, False
         finally:
             if not running:
-                ray.shutdown()
+                with _signals_kept():
+                    ray.shutdown()
         return
     # The environment is set before the import, which reads some of it. What can be imported here can be imported in
     # the workers: they have to make what `build` names.
@@ -356,7 +357,8 @@ def _ray(*, slots: int) -> Iterator[tuple[Any, bool]]:
         try:
             yield ray, True
         finally:
-            ray.shutdown()
+            with _signals_kept():
+                ray.shutdown()
 
 
 def _imported() -> Any:
@@ -409,8 +411,8 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 def _signals_kept() -> Iterator[None]:
     """Inside the block others may handle crashes; afterwards who did so before does again.
 
-    A JVM in this process needs SIGSEGV for its own ends; Ray and Python's faulthandler, which Ray turns on, would take
-    it for a crash.
+    A JVM in this process needs SIGSEGV for its own ends. When Ray starts, its handlers and Python's faulthandler would
+    take it for a crash; when Ray ends, it leaves the signals to the system, which ends the process.
     """
     sigaction = ctypes.CDLL(None).sigaction
     kept = {number: ctypes.create_string_buffer(256) for number in _CRASHES}  # struct sigaction has 152 bytes on Linux
