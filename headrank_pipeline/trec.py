@@ -8,7 +8,7 @@ errors. Every writer is atomic. Scores are written under the one tie rule (`run_
 | topics     | TSV ``qid<tab>text``, BEIR JSONL, TREC ``<top><num><title>``      |                                  |
 | qrels      | TREC four columns, BEIR TSV with its header                       |                                  |
 | run        | ``qid Q0 docid rank score tag``                                   | the same                         |
-| candidates | JSONL of Pyserini's REST server and rank_llm, or one JSON array   | JSONL                            |
+| candidates | JSONL of Pyserini's REST server or rank_llm, or one JSON array    | JSONL of either                  |
 | corpus     | BEIR JSONL, ``{id, contents}`` JSONL, TSV ``docid<tab>text``      |                                  |
 """
 
@@ -19,7 +19,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.tie_rule import run_scores, six_decimal_scores
 
 __all__ = [
+    "CandidateLayout",
     "Passage",
     "Qrels",
     "atomic_writer",
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 Qrels = dict[str, dict[str, int]]
+CandidateLayout = Literal["rank_llm", "pyserini"]
 PathLike = str | os.PathLike[str]
 
 _BEIR_QRELS_HEADER = ["query-id", "corpus-id", "score"]
@@ -252,8 +254,10 @@ def _printed(score: float) -> str:
 def read_candidates(path: PathLike) -> Iterator[Ranking]:
     """Yield one ranking per request of a candidates file, in file order.
 
-    A request is ``{"query": {"qid", "text"}, "candidates": [{"docid", "score", "doc": {"title", "text"}}]}``, one a
-    line, or all of them in one JSON array. ``doc`` may be a string or be absent; ``rank`` is not read.
+    A request is ``{"query": {"qid", "text"}, "candidates": [{"docid", "score", "doc": {"title", "text"}}]}`` (rank_llm,
+    Anserini's REST server) or ``{"query": {"qid", "query_txt"}, "candidates": [{"docid", "score", "document_txt"}]}``
+    (the reply of Pyserini's REST server); one a line, or all of them in one JSON array. ``doc`` may be a string; the
+    passage may be absent; ``rank`` is not read.
 
     Raises:
         FileNotFoundError: no such file.
@@ -275,26 +279,45 @@ def read_candidates(path: PathLike) -> Iterator[Ranking]:
         yield ranking
 
 
-def candidate_line(ranking: Ranking) -> str:
-    """Return one line of a candidates file, without its end; floats survive exactly, None fields are left out.
+def candidate_line(ranking: Ranking, layout: CandidateLayout = "rank_llm") -> str:
+    """Return one line of a candidates file, without its end; floats survive exactly.
+
+    Args:
+        ranking: the candidates of one query.
+        layout: ``rank_llm`` keeps title and text apart and leaves out what is None; ``pyserini`` is the reply of
+            Pyserini's REST server, which has one text per passage: the title goes before it, on a line of its own.
+
+    Raises:
+        ValueError: a candidate without text, in Pyserini's layout.
 
     Examples:
-        >>> candidate_line(Ranking(Query("q1", "flea"), (Candidate("d1", 0.5, "Fleas."),)))[52:]
+        >>> ranking = Ranking(Query("q1", "flea"), (Candidate("d1", 0.5, "Fleas."),))
+        >>> candidate_line(ranking)[52:]
         '": [{"docid": "d1", "score": 0.5, "rank": 1, "doc": {"text": "Fleas."}}]}'
+        >>> candidate_line(ranking, "pyserini")[57:]
+        '": [{"docid": "d1", "score": 0.5, "document_txt": "Fleas."}]}'
     """
+    query, candidates = ranking.query, ranking.candidates
+    if layout == "pyserini":
+        return json.dumps(
+            {
+                "query": {"qid": query.qid, "query_txt": query.text},
+                "candidates": [_server_record(candidate, query.qid) for candidate in candidates],
+            }
+        )
     return json.dumps(
         {
-            "query": {"qid": ranking.query.qid, "text": ranking.query.text},
-            "candidates": [_candidate_record(c, rank) for rank, c in enumerate(ranking.candidates, start=1)],
+            "query": {"qid": query.qid, "text": query.text},
+            "candidates": [_candidate_record(candidate, rank) for rank, candidate in enumerate(candidates, start=1)],
         }
     )
 
 
-def write_candidates(path: PathLike, rankings: Iterable[Ranking]) -> int:
+def write_candidates(path: PathLike, rankings: Iterable[Ranking], layout: CandidateLayout = "rank_llm") -> int:
     """Write a candidates file atomically and return the number of queries; a query without candidates is kept.
 
     Raises:
-        ValueError: a qid that occurs twice.
+        ValueError: a qid that occurs twice, or what `candidate_line` refuses.
     """
     seen: set[str] = set()
     with atomic_writer(path) as file:
@@ -302,7 +325,7 @@ def write_candidates(path: PathLike, rankings: Iterable[Ranking]) -> int:
             if ranking.query.qid in seen:
                 raise ValueError(f"{path}: qid {ranking.query.qid} was given twice; every qid once")
             seen.add(ranking.query.qid)
-            file.write(candidate_line(ranking) + "\n")
+            file.write(candidate_line(ranking, layout) + "\n")
     return len(seen)
 
 
@@ -312,6 +335,16 @@ def _candidate_record(candidate: Candidate, rank: int) -> dict[str, Any]:
     if known := {name: value for name, value in doc.items() if value is not None}:
         record["doc"] = known
     return record
+
+
+def _server_record(candidate: Candidate, qid: str) -> dict[str, Any]:
+    if candidate.text is None:
+        raise ValueError(
+            f"qid {qid} docid {candidate.docid}: no text, which Pyserini's layout requires; write rank_llm's, or take "
+            f"candidates from an index that stores passages"
+        )
+    text = f"{candidate.title}\n{candidate.text}" if candidate.title else candidate.text
+    return {"docid": candidate.docid, "score": float(candidate.score), "document_txt": text}
 
 
 def _requests(path: PathLike) -> Iterator[tuple[str, Any]]:
@@ -332,7 +365,9 @@ def _ranking(request: Any) -> Ranking:
     if not isinstance(found, list):
         raise ValueError("'candidates': expected a list of {docid, score, doc}")
     qid = foreign_id(first_field(query, ("qid",), "query"), "query")
-    text = string_field(first_field(query, ("text",), "query"), "query text", "query")
+    if qid == "":
+        raise ValueError("query: the qid is empty; a REST server echoes the qid that it is asked with: send one")
+    text = string_field(first_field(query, ("text", "query_txt"), "query"), "query text", "query")
     return Ranking(Query(qid, text), tuple(_candidate(record, rank) for rank, record in enumerate(found, start=1)))
 
 
@@ -344,7 +379,9 @@ def _candidate(record: Any, rank: int) -> Candidate:
     score = first_field(record, ("score",), where)
     if isinstance(score, bool) or not isinstance(score, int | float):
         raise ValueError(f"{where} docid {docid}: score {score!r}: expected a number")
-    doc = record.get("doc")
+    doc, served = record.get("doc"), record.get("document_txt")
+    if doc is None and served is not None:
+        return Candidate(docid, _finite(score, where), string_field(served, "document_txt", f"{where} docid {docid}"))
     if doc is None:
         return Candidate(docid, _finite(score, where))
     title, text = passage_from_raw(doc, docid) if isinstance(doc, str) else title_and_text(doc, docid)

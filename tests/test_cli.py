@@ -284,6 +284,28 @@ def test_index_and_retrieve_give_candidates_with_text_or_a_run(tiny_corpus, tmp_
     assert invoke(*arguments, "--output", tmp_path / "x.trec", "--fields", "title").exit_code == 2
 
 
+def test_a_saved_run_becomes_candidates_by_a_text_source(tiny_corpus, tiny_index, tmp_path):
+    run, topics, output = tmp_path / "run.trec", tmp_path / "topics.tsv", tmp_path / "cand.jsonl"
+    run.write_text("q1 Q0 007 1 2.5 other\nq1 Q0 d2 2 1.5 other\nq9 Q0 d2 1 1 other\n")
+    topics.write_text("q1\tflea\nq2\tzebra\n")
+    arguments = ["retrieve", "--run", run, "--topics", topics, "--output", output]
+    for texts in (tiny_corpus, tiny_index):
+        assert invoke(*arguments, "--texts", texts).stdout == f"{output}: 1 queries\n"
+        [found] = read_candidates(output)
+        assert [(c.docid, c.title, c.text) for c in found.candidates] == [
+            ("007", "", "Spies and one flea."), ("d2", "Dog", "The dog sleeps."),
+        ]  # fmt: skip
+    assert invoke(*arguments, "--texts", tiny_corpus, "--layout", "pyserini", "--hits", 1).exit_code == 0
+    assert json.loads(output.read_text())["candidates"] == [
+        {"docid": "007", "score": 2.5, "document_txt": "Spies and one flea."}
+    ]
+    for wrong in (["--index", tiny_index], ["--dense"]):
+        assert invoke(*arguments, *wrong).exit_code == 2
+    assert invoke(*arguments, "--texts", tmp_path / "gone").exit_code == 4
+    result = invoke("retrieve", "--index", tiny_index, "--texts", tiny_corpus, *arguments[3:])
+    assert (result.exit_code, "--texts is for --run and --dense" in result.stderr) == (2, True)
+
+
 def test_run_reranks_saved_candidates_of_a_benchmark(files, model):
     arguments = [
         "run", PIPELINES / "beir-scifact.yaml", "--candidates", files["candidates"], "--qrels", files["qrels"],

@@ -1,14 +1,17 @@
 """Saved first stages: no Java behind them, except to make what is saved."""
 
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from headrank_pipeline.first_stage import bm25, saved_candidates, saved_run
 from headrank_pipeline.first_stage.index import sha256
+from headrank_pipeline.first_stage.jvm import start_jvm
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.trec import write_candidates, write_run
+from headrank_pipeline.trec import candidate_line, write_candidates, write_run
 
 FLEA = Query("q1", "flea")
 
@@ -43,6 +46,45 @@ def test_saved_candidates_give_back_the_file(tiny_index, tmp_path):
     assert source.queries() == [Query("q2", "dog"), FLEA]
     assert list(source.retrieve(source.queries())) == rankings
     assert list((source % 2).retrieve([FLEA])) == [rankings[1].cut(2)]
+
+
+def test_candidates_are_read_and_written_as_pyserinis_rest_server_does(tiny_index, tmp_path, monkeypatch):
+    client, index = rest_server(tiny_index, monkeypatch)
+    asked = [Query("007", "flea"), Query("7", "dog")]
+    replies = [
+        client.post(f"/v1/indexes/{index}/search", json={"query": query.text, "qid": query.qid, "hits": 3}).text
+        for query in asked
+    ]
+    (tmp_path / "replies.jsonl").write_text("\n".join(replies) + "\n", encoding="utf-8")
+    source = saved_candidates(tmp_path / "replies.jsonl")
+    ours = list((bm25(tiny_index, k1=0.9, b=0.4) % 3).retrieve(asked))
+    assert source.queries() == asked
+    assert [[(c.docid, c.score, c.text) for c in r.candidates] for r in source.retrieve(asked)] == [
+        [(c.docid, c.score, c.text) for c in r.candidates] for r in ours
+    ]
+
+    from pyserini.server.models import Hits
+
+    for reply, ranking in zip(map(Hits.model_validate_json, replies), ours, strict=True):
+        written = Hits.model_validate_json(candidate_line(ranking, "pyserini"))
+        assert (written.query, [c.docid for c in written.candidates]) == (reply.query, list(ranking.docids))
+        assert written.candidates[0].document_txt.endswith("\n" + reply.candidates[0].document_txt)  # below its title
+
+
+def rest_server(index: Path, monkeypatch):
+    """Pyserini's own server in this process, with our index in place of the one that it downloads when imported."""
+    start_jvm()
+    from fastapi.testclient import TestClient
+    from pyserini.search.lucene import LuceneSearcher
+
+    # It imports an encoder of images, too, that Pyserini's requirements leave out; no text goes through it.
+    images = SimpleNamespace(UniIRQueryEncoder=None)
+    monkeypatch.setitem(sys.modules, "pyserini.encode.optional._uniir", images)
+    monkeypatch.setattr(LuceneSearcher, "from_prebuilt_index", lambda name: LuceneSearcher(str(index)))
+    from pyserini.server.rest.app import app
+    from pyserini.server.search_controller import DEFAULT_INDEX
+
+    return TestClient(app), DEFAULT_INDEX
 
 
 def test_saved_sources_need_no_java(tmp_path, fresh_python):

@@ -254,6 +254,17 @@ def test_docs_of_other_tools_are_understood(tmp_path, doc, expected):
     assert (candidate.title, candidate.text) == expected
 
 
+def test_a_passage_of_pyserinis_server_is_its_text_as_it_stands(tmp_path):
+    served = {"query": {"qid": "q1", "query_txt": "flea"}}
+    served["candidates"] = [{"docid": "d", "score": 1.5, "document_txt": '{"text": "A"}', "document_img_path": None}]
+    found = Ranking(Query("q1", "flea"), (Candidate("d", 1.5, '{"text": "A"}'),))
+    assert list(read_candidates(file(tmp_path, json.dumps(served)))) == [found]
+    assert write_candidates(tmp_path / "again", [found], "pyserini") == 1
+    assert list(read_candidates(tmp_path / "again")) == [found]
+    with pytest.raises(ValueError, match="qid q1 docid d: no text, which Pyserini's layout requires"):
+        candidate_line(Ranking(Query("q1", "flea"), (Candidate("d", 1.0),)), "pyserini")
+
+
 def test_whole_number_ids_of_other_tools_become_strings(tmp_path):
     path = file(tmp_path, request(264014, [{"docid": 7, "score": 2.0}, {"docid": "007", "score": 1.0}]))
     assert next(read_candidates(path)) == Ranking(Query("264014", "flea"), (Candidate("7", 2.0), Candidate("007", 1.0)))
@@ -276,6 +287,7 @@ def test_a_json_array_of_requests_is_read_too(tmp_path):
         (request("q2", None), "input:2: 'candidates': expected a list"),
         (request("q0"), "input:2: qid q0 was given before at .*input:1"),
         (request("q2", text=" "), "input:2: qid q2: query text ' ' is empty"),
+        (request(""), "input:2: query: the qid is empty; a REST server echoes the qid that it is asked with"),
         (request(1.5), "input:2: query: id 1.5: expected a string or a whole number"),
         (request(True), "input:2: query: id True: expected a string or a whole number"),
         (request("q2", ["d"]), "input:2: candidate 1: expected an object"),

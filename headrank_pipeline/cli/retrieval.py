@@ -16,6 +16,9 @@ from headrank_pipeline.cli.reporting import echo_json
 
 if TYPE_CHECKING:
     from headrank_pipeline.first_stage.index import IndexSummary
+    from headrank_pipeline.pipeline import Source
+    from headrank_pipeline.records import Query
+    from headrank_pipeline.trec import CandidateLayout
 
 __all__ = ["index", "retrieve"]
 
@@ -72,7 +75,11 @@ def index(
 
 
 @click.command()
-@click.option("--index", required=True, help="Folder of an index, or the name of a prebuilt one of Pyserini.")
+@click.option("--index", help="Folder of an index, or the name of a prebuilt one of Pyserini.")
+@click.option("--run", type=click.Path(path_type=Path), help="In place of --index: a TREC run that was saved.")
+@click.option(
+    "--texts", help="With --run or --dense: where passages come from: corpus file, Lucene index or ir_datasets:ID."
+)
 @click.option("--topics", required=True, type=click.Path(path_type=Path), help="TSV, BEIR JSONL or TREC topics.")
 @click.option(
     "--output",
@@ -88,10 +95,19 @@ def index(
 @click.option("--dense", is_flag=True, help="The index is one of vectors; k1, b and fields do not apply.")
 @click.option("--encoder", help="With --dense: for the queries.  [default: the index's own]")
 @click.option("--threads", default=1, show_default=True)
-@click.option("--tag", help="Last column of a TREC run.  [default: bm25 or dense]")
+@click.option("--tag", help="Last column of a TREC run.  [default: bm25, dense or saved]")
+@click.option(
+    "--layout",
+    type=click.Choice(["rank_llm", "pyserini"]),
+    default="rank_llm",
+    show_default=True,
+    help="Of candidates: as rank_llm, or as the replies of Pyserini's REST server; rerank reads both.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def retrieve(
-    index: str,
+    index: str | None,
+    run: Path | None,
+    texts: str | None,
     topics: Path,
     output: Path,
     hits: int,
@@ -103,28 +119,54 @@ def retrieve(
     encoder: str | None,
     threads: int,
     tag: str | None,
+    layout: CandidateLayout,
     as_json: bool,
 ) -> None:
-    """Retrieve candidates with BM25, or with --dense from a FAISS or Lucene HNSW index."""
-    from headrank_pipeline.first_stage import dense as dense_source
-    from headrank_pipeline.first_stage.lexical import bm25
+    """Retrieve candidates with BM25, or with --dense by vectors; or give those of a saved --run their texts."""
     from headrank_pipeline.trec import read_topics, write_candidates, write_run
 
-    boosts = dict(_boost(field) for field in fields) or None
     queries = read_topics(topics)
-    if dense:
-        source = dense_source(index, encoder, hits=hits, threads=threads, remove_query=remove_query)
+    if run is not None:
+        if index or dense or encoder or fields or remove_query:
+            raise click.UsageError(
+                "--run is taken as it is: drop --index, --dense, --encoder, --fields, --remove-query"
+            )
+        method, source, queries = "saved", *_saved(run, queries, texts, hits)
+    elif index is None:
+        raise click.UsageError("pass --index, to search it, or --run, a TREC run that was saved")
+    elif dense:
+        from headrank_pipeline.first_stage import dense as dense_source
+
+        method = "dense"
+        source = dense_source(index, encoder, texts=texts, hits=hits, threads=threads, remove_query=remove_query)
     else:
+        from headrank_pipeline.first_stage.lexical import bm25
+
+        if texts is not None:
+            raise click.UsageError("--texts is for --run and --dense; BM25 takes passages from its index")
+        boosts = dict(_boost(field) for field in fields) or None
+        method = "bm25"
         source = bm25(index, k1=k1, b=b, hits=hits, threads=threads, fields=boosts, remove_query=remove_query)
     rankings = source.retrieve(queries)
     if output.name.endswith((".jsonl", ".jsonl.gz")):
-        write_candidates(output, rankings)
+        write_candidates(output, rankings, layout)
     else:
-        write_run(output, rankings, tag or ("dense" if dense else "bm25"))
+        write_run(output, rankings, tag or method)
     if as_json:
         echo_json({"output": str(output), "queries": len(queries), "source": source.describe()})
     else:
         click.echo(f"{output}: {len(queries)} queries")
+
+
+def _saved(run: Path, topics: list[Query], texts: str | None, hits: int) -> tuple[Source, list[Query]]:
+    """Return a saved run as a first stage, and those topics that it has candidates for."""
+    from headrank_pipeline.first_stage import saved_run
+
+    source = saved_run(run, topics, texts)
+    queries = source.queries()
+    if len(queries) < len(topics):
+        logger.warning("%s: has no candidates for %d of %d topics", run, len(topics) - len(queries), len(topics))
+    return source % hits, queries
 
 
 def _dense_index(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headrank_pipeline.first_stage.index import sha256
+from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
 from headrank_pipeline.pipeline import Queries, Source, as_queries
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_candidates, read_corpus, read_run, read_topics
@@ -32,13 +33,15 @@ def saved_run(
     Args:
         path: the run, ``qid Q0 docid rank score tag``.
         topics: the queries: a topics file, or the records.
-        corpus: where the passages' text comes from; without it candidates have no text.
+        corpus: where the passages' text comes from: a corpus file, of which only the run's passages are kept, or what
+            `passage_lookup` takes (a Lucene index, ``ir_datasets:ID``); without it candidates have no text.
         allow_missing: give a query that the run lacks an empty ranking instead of an error.
 
     Raises:
         FileNotFoundError: no such file; when made, not when first read.
     """
-    _check_files(run=path, corpus=corpus, topics=topics if isinstance(topics, str | os.PathLike) else None)
+    _check_files(run=path, topics=topics if isinstance(topics, str | os.PathLike) else None)
+    lookup = None if corpus is None or Path(corpus).is_file() else _lookup(corpus)
 
     @lru_cache(maxsize=2)
     def load(hits: int | None) -> dict[str, Ranking]:
@@ -49,19 +52,29 @@ def saved_run(
             raise ValueError(f"{path}: none of its qids ({', '.join(list(run)[:3])}, …) is among the topics")
         if len(kept) < len(run):
             _log.warning("%s: %d of its %d queries are not among the topics", path, len(run) - len(kept), len(run))
+        if lookup is not None:
+            return {qid: Ranking(q, with_texts(run[qid], lookup, f"{path}: qid {qid}")) for qid, q in kept.items()}
         if corpus is not None:
             _add_text({qid: run[qid] for qid in kept}, corpus, path)
         return {qid: Ranking(query, tuple(run[qid])) for qid, query in kept.items()}
 
     description = {"stage": "saved_run", "path": str(path), "corpus": None if corpus is None else str(corpus)}
-    return SavedSource(Path(path), load, description, None if corpus is None else Path(corpus), allow_missing)
+    file = None if corpus is None or lookup is not None else Path(corpus)
+    return SavedSource(Path(path), load, description, file, allow_missing)
+
+
+def _lookup(corpus: PathLike) -> Lookup:
+    try:
+        return passage_lookup(corpus)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{corpus}: no such corpus file or index ({error})") from error
 
 
 def saved_candidates(path: PathLike, *, allow_missing: bool = False) -> SavedSource:
     """Return a first stage that answers from a candidates file (JSONL of Pyserini's REST server or of rank_llm).
 
     Args:
-        path: the candidates file; it holds queries and, as a rule, texts.
+        path: the candidates file (see `read_candidates`); it holds queries and, as a rule, texts.
         allow_missing: give a query that the file lacks an empty ranking instead of an error.
 
     Raises:
