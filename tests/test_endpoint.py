@@ -129,10 +129,12 @@ def serving(reply):
     server = Server(reply)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server
+    finally:  # a thread that serves on would keep a failed test's process from ending
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def with_server(server, **options):
