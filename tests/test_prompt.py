@@ -154,6 +154,23 @@ def test_a_token_across_two_passages_belongs_to_the_earlier_one():
     assert len(taken) == len(set(taken))
 
 
+@pytest.mark.parametrize("passages", ["causal", "isolated"])
+def test_a_prompt_that_fits_is_tokenised_once(monkeypatch, passages):
+    builder = PromptBuilder(
+        tiny_tokenizer(), replace(QRRANKER.template, passages=passages, label=""), max_prompt_tokens=999
+    )
+    encoded = []
+
+    class Noting:
+        def encode(self, text, **options):
+            encoded.append(text)
+            return tiny_tokenizer().backend_tokenizer.encode(text, **options)
+
+    monkeypatch.setattr(builder, "_encode", Noting())
+    prompt = builder.build(ranking("Birds fly.", "Fish swim."))
+    assert "".join(encoded) == prompt.text
+
+
 def test_more_passages_than_the_budget_holds_are_refused_by_name():
     candidates = ranking(*(f"number {i} " * 20 for i in range(50)))
     with pytest.raises(ValueError, match=r"qid q1: 50 passages do not fit: .* rerank fewer \(--depth\)"):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from headrank_pipeline.attention.passage_cache import KeyValues, PassageCache, entry_name
 from headrank_pipeline.attention.prompt import Prompt
-from headrank_pipeline.attention.tap import Past, Support
+from headrank_pipeline.attention.tap import Past, Support, to_device
 
 __all__ = ["Engine", "cached_passages", "read_isolated"]
 
@@ -229,7 +229,7 @@ def _prefill_rows(engine: Engine, rows: Sequence[np.ndarray], before: KeyValues 
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = torch.from_numpy(tokens)
     unpadded = torch.from_numpy(_joined([_run(row * width, length) for row, length in enumerate(lengths)]))
-    recorder = _Recorder(unpadded.to(engine.device), before, engine.depth)
+    recorder = _Recorder(to_device(unpadded, engine.device), before, engine.depth)
     if before is None:  # plain causal rows, which need no mask
         engine.prefill(ids, recorder, mask=None, positions=None)
     else:
@@ -290,13 +290,15 @@ def _ask(
         questions.ids,
         look_back,
         questions.rows(lists),
-        columns.to(device) if support == "passages" else None,
-        mask=questions.mask.to(device),
-        positions=questions.positions.to(device),
+        to_device(columns, device) if support == "passages" else None,
+        mask=to_device(questions.mask, device),
+        positions=to_device(questions.positions, device),
     )
     return [
         [
-            read[b, g].index_select(1, torch.from_numpy(_joined([key_of_token[b], questions.keys(b, g)])).to(device))
+            read[b, g].index_select(
+                1, to_device(torch.from_numpy(_joined([key_of_token[b], questions.keys(b, g)])), device)
+            )
             for g in range(len(prompts))
         ]
         for b, prompts in enumerate(lists)

@@ -285,12 +285,13 @@ class PromptBuilder:
         changes = _Changes()
         query = self._neutralise(ranking.query.text, changes)
         shown = [self._prepare(ranking.query.qid, candidate, changes) for candidate in ranking.candidates]
-        shown = self._fit(ranking.query.qid, query, shown, changes)
-        return self._tokenise(query, shown, changes.counts())
+        shown, layout, tokens = self._fit(ranking.query.qid, query, shown, changes)
+        return self._prompt(shown, layout, tokens, changes.counts())
 
     def with_query(self, prompt: Prompt, query: str) -> Prompt:
         """Return the same passages, cut as they are in `prompt`, asked another query (the content-free one)."""
-        return self._tokenise(query, prompt.shown, {})
+        layout = self._layout(query, prompt.shown)
+        return self._prompt(prompt.shown, layout, self._tokens(layout), {})
 
     def _neutralise(self, text: str, changes: _Changes) -> str:
         text, found = neutralised(text, self._controls)
@@ -313,8 +314,14 @@ class PromptBuilder:
                 text = text[: words[limit - 1]]
         return replace(candidate, text=text, title=title)
 
-    def _fit(self, qid: str, query: str, shown: list[Candidate], changes: _Changes) -> list[Candidate]:
-        """Cut texts, the longest first, until the prompt is within the budget and each text within its limit."""
+    def _fit(
+        self, qid: str, query: str, shown: list[Candidate], changes: _Changes
+    ) -> tuple[list[Candidate], _Layout, _Tokens]:
+        """Cut texts, the longest first, until the prompt is within the budget and each text within its limit.
+
+        Returns:
+            The candidates as they are then, and their prompt, tokenised.
+        """
         shown, order = list(shown), self._order(len(shown))
         for slack in (0, 0, 1, 2, 4, 8, 16, 32):
             layout = self._layout(query, shown)
@@ -324,7 +331,7 @@ class PromptBuilder:
             caps = self._caps(qid, lengths, tokens)
             too_long = [place for place, length in enumerate(lengths) if length > caps[place]]
             if not too_long:
-                return shown
+                return shown, layout, tokens
             # Cut text may split into more tokens than were kept (a word's beginning is not its first pieces), so each
             # round that does not settle cuts a little more than it must.
             for place in too_long:
@@ -410,9 +417,10 @@ class PromptBuilder:
             boundaries.append(len(ids))
         return _Tokens(np.array(ids, dtype=np.int64), starts, ends, np.array(boundaries[:-1], dtype=np.int64))
 
-    def _tokenise(self, query: str, shown: Sequence[Candidate], counts: dict[str, int]) -> Prompt:
-        layout = self._layout(query, shown)
-        tokens = self._tokens(layout)
+    def _prompt(
+        self, shown: Sequence[Candidate], layout: _Layout, tokens: _Tokens, counts: Mapping[str, int]
+    ) -> Prompt:
+        """Return the prompt of a tokenised layout, its columns and rows found."""
         length, isolated = len(tokens.ids), self.template.passages == "isolated"
         in_prompt_order = np.zeros((len(shown), 2), dtype=np.int64)
         taken = 0

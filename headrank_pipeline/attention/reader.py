@@ -3,17 +3,20 @@
 Without calibration a prompt costs one forward pass. With a content-free query the passages are read once: their keys
 stay in a cache, and both queries follow in one short second pass as two branches that do not see each other.
 
+On a GPU a pass is queued and Python goes on: no layer waits for the device (`to_device`), so that the prompts of the next
+pass can be made meanwhile (`AttentionReader.stream`).
+
 What makes it fast is in `FastPath`, switch by switch; what each is worth is in docs/performance.md.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +29,11 @@ from headrank_pipeline.attention.kernels import fast_products, has_fast_products
 from headrank_pipeline.attention.model import LoadedModel
 from headrank_pipeline.attention.passage_cache import PassageCache, weights_digest
 from headrank_pipeline.attention.prompt import Prompt
-from headrank_pipeline.attention.tap import DeepestLayerRead, Past, Support, Tap, spared_deepest_layer
+from headrank_pipeline.attention.tap import DeepestLayerRead, Past, Support, Tap, spared_deepest_layer, to_device
 
 __all__ = ["AttentionReader", "FastPath"]
 
 logger = logging.getLogger(__name__)
-
-Read = TypeVar("Read")
 
 # Isolated passages may run in passes of any size, and on a CPU small ones stay in its caches: with layers of Qwen3-0.6B
 # in float32, 2048 tokens took 0.7 of the time of 16384; 512 to 2048 were alike.
@@ -48,12 +49,15 @@ class FastPath:
         spared_deepest: of that layer compute the keys and the queries of the rows only (needs `early_exit`).
         shared_prefix: read the passages once for a query and its content-free query; off: two whole passes.
         fast_products: large products and causal attention on a CPU through oneDNN (`attention.kernels`).
+        build_ahead: rerankers build the prompts of the next pass while a GPU is busy with the present one; off: those
+            of all queries before the first pass.
     """
 
     early_exit: bool = True
     spared_deepest: bool = True
     shared_prefix: bool = True
     fast_products: bool = True
+    build_ahead: bool = True
 
 
 class AttentionReader:
@@ -133,8 +137,7 @@ class AttentionReader:
             One [H, N] float32 tensor per prompt on the reader's device: mean over rows, H in the head set's order,
             each row of it summing to 1.
         """
-        lengths = [(len(prompt), _longest_row(prompt)) for prompt in prompts]
-        return self._read_in_batches(lengths, lambda batch: self.forward([prompts[i] for i in batch], support=support))
+        return [read for (read,) in self._read([(prompt,) for prompt in prompts], support)]
 
     def read_calibrated(
         self, pairs: Sequence[tuple[Prompt, Prompt]], *, support: Support = "all"
@@ -148,53 +151,88 @@ class AttentionReader:
         Returns:
             One pair of [H, N] float32 tensors per pair of prompts.
         """
-        if not self.fast.shared_prefix:
-            readings = self.read([prompt for pair in pairs for prompt in pair], support=support)
-            return list(zip(readings[::2], readings[1::2], strict=True))
-        lengths = [
-            (len(first) + len(second) - _shared_prefix(first, second), _longest_row(first)) for first, second in pairs
-        ]
-        return self._read_in_batches(lengths, lambda batch: self._read_branches([pairs[i] for i in batch], support))
+        return [(first, second) for first, second in self._read(pairs, support)]
 
-    def _read_in_batches(
-        self, lengths: Sequence[tuple[int, int]], read: Callable[[list[int]], list[Read]]
-    ) -> list[Read]:
-        """Return what `read` returns for every index, called with batches that fit into memory.
+    def stream(self, lists: Iterable[tuple[Prompt, ...]], *, support: Support = "all") -> Iterator[tuple[Tensor, ...]]:
+        """Yield what `read` or `read_calibrated` return, for lists that are made as they are needed.
+
+        Those of the next pass are drawn before the present pass's readings are yielded: on a GPU, whose passes are
+        queued, making them takes no time of its own. No thread does it, and nothing is drawn further ahead.
 
         Args:
-            lengths: tokens of each prompt, and of the longest part of it that goes through one pass whole.
-            read: indices -> one reading each.
+            lists: one prompt each, or two as in `read_calibrated`. They are read in their order, neighbours together:
+                give the longest first.
+            support: as in `read`.
+
+        Yields:
+            One [H, N] float32 tensor per prompt of a list, in the order of `lists`.
 
         Raises:
             MemoryError: a single prompt does not fit.
         """
-        found: dict[int, Read] = {}
-        waiting = sorted(range(len(lengths)), key=lambda i: (-lengths[i][0], i))
-        with torch.inference_mode(), fast_products(self.device, enabled=self.fast.fast_products):
-            while waiting:
-                batch = _first_batch(waiting, [length for length, _ in lengths], self._room)
-                readings = self._unless_out_of_memory(read, batch)
-                if readings is None:
-                    self._make_room([lengths[index] for index in batch])
-                    continue
-                found.update(zip(batch, readings, strict=True))
-                del waiting[: len(batch)]
-        return [found[index] for index in range(len(lengths))]
+        readings: list[tuple[Tensor, ...]] = []
+        for batch in self._batches(lists):
+            yield from readings
+            readings = self._read_batch(batch, support)
+        yield from readings
 
-    def _unless_out_of_memory(self, read: Callable[[list[int]], list[Read]], batch: list[int]) -> list[Read] | None:
+    def _read(self, lists: Sequence[tuple[Prompt, ...]], support: Support) -> list[tuple[Tensor, ...]]:
+        """Return the readings of lists in any order, batched by length."""
+        longest_first = sorted(range(len(lists)), key=lambda i: (-self._tokens(lists[i]), i))
+        readings = self.stream((lists[index] for index in longest_first), support=support)
+        found = dict(zip(longest_first, readings, strict=True))
+        return [found[index] for index in range(len(lists))]
+
+    def _batches(self, lists: Iterable[tuple[Prompt, ...]]) -> Iterator[list[tuple[Prompt, ...]]]:
+        """Yield neighbours that fit into a pass when they are padded to the longest of them."""
+        batch: list[tuple[Prompt, ...]] = []
+        longest = 0
+        for prompts in lists:
+            tokens = self._tokens(prompts)
+            if batch and (len(batch) + 1) * max(longest, tokens) > self._room:
+                yield batch
+                batch, longest = [], 0
+            batch.append(prompts)
+            longest = max(longest, tokens)
+        if batch:
+            yield batch
+
+    def _tokens(self, prompts: tuple[Prompt, ...]) -> int:
+        """Return how many tokens of a list go through a pass."""
+        if len(prompts) == 1 or not self.fast.shared_prefix:
+            return max(map(len, prompts))
+        first, second = prompts
+        return len(first) + len(second) - _shared_prefix(first, second)
+
+    def _read_batch(self, batch: list[tuple[Prompt, ...]], support: Support) -> list[tuple[Tensor, ...]]:
+        """Return the readings of lists that fit into one pass, or into smaller ones where memory runs out."""
+        with torch.inference_mode(), fast_products(self.device, enabled=self.fast.fast_products):
+            readings = self._unless_out_of_memory(batch, support)
+        if readings is None:
+            self._make_room(batch)
+            return [read for part in self._batches(batch) for read in self._read_batch(part, support)]
+        return readings
+
+    def _unless_out_of_memory(
+        self, batch: list[tuple[Prompt, ...]], support: Support
+    ) -> list[tuple[Tensor, ...]] | None:
         try:
-            return read(batch)
+            if len(batch[0]) == 2 and self.fast.shared_prefix:
+                return self._read_branches([(first, second) for first, second in batch], support)
+            passes = [self.forward(prompts, support=support) for prompts in zip(*batch, strict=True)]
+            return list(zip(*passes, strict=True))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             logger.debug("%s", error)
         return None  # after the handler: what failed no longer holds its tensors
 
-    def _make_room(self, lengths: Sequence[tuple[int, int]]) -> None:
-        """Halve the tokens of a pass, after one over prompts of these lengths (`_read_in_batches`) did not fit."""
-        (longest, row), tokens = lengths[0], len(lengths) * lengths[0][0]
+    def _make_room(self, batch: Sequence[tuple[Prompt, ...]]) -> None:
+        """Halve the tokens of a pass, after one over these lists did not fit."""
+        longest, row = max(map(self._tokens, batch)), max(_longest_row(prompt) for prompt in batch[0])
+        tokens = len(batch) * longest
         smaller = min(self._room, tokens) // 2
-        if len(lengths) == 1 and smaller < row:
+        if len(batch) == 1 and smaller < row:
             raise MemoryError(
                 f"a prompt of {longest} tokens does not fit into the memory of {self.device} beside "
                 f"{self.source.name} in {self.model.dtype}; rerank fewer passages (--depth), shorten them "
@@ -221,9 +259,9 @@ class AttentionReader:
         read = self._collect(tap)
         return [read[b, 0, :, : len(prompt)].clone() for b, prompt in enumerate(prompts)]
 
-    def _read_branches(self, pairs: Sequence[tuple[Prompt, Prompt]], support: Support) -> list[tuple[Tensor, Tensor]]:
+    def _read_branches(self, pairs: Sequence[tuple[Prompt, Prompt]], support: Support) -> list[tuple[Tensor, ...]]:
         if any(first.boundaries is not None for first, _ in pairs):
-            return [(first, second) for first, second in read_isolated(self, pairs, support=support)]
+            return [tuple(reads) for reads in read_isolated(self, pairs, support=support)]
         shared = [_shared_prefix(first, second) for first, second in pairs]
         longest = max(shared)
         cache = DynamicCache()
@@ -310,7 +348,7 @@ class AttentionReader:
         try:
             with spared:
                 self.model(
-                    input_ids=ids.to(self.device),
+                    input_ids=to_device(ids, self.device),
                     attention_mask=mask,
                     position_ids=positions,
                     past_key_values=cache,
@@ -328,7 +366,7 @@ class AttentionReader:
     def _collect(self, tap: Tap) -> Tensor:
         """Return [B, G, H, S] in the head set's order."""
         read = torch.cat([tap.read[layer] for layer in sorted(tap.read)], dim=2)
-        return read[:, :, self._as_listed.to(read.device)]
+        return read[:, :, to_device(self._as_listed, read.device)]
 
     def _padded(self, ids: Sequence[Tensor]) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
@@ -345,14 +383,14 @@ class AttentionReader:
                 rows[b, part] = torch.arange(start, end)
                 weights[b, g, part] = 1.0 / (end - start)
                 filled = part.stop
-        return rows.to(self.device), weights.to(self.device)
+        return to_device(rows, self.device), to_device(weights, self.device)
 
     def _columns(self, prompts: Sequence[Prompt], width: int) -> Tensor:
         columns = torch.zeros((len(prompts), width), dtype=torch.bool)
         for b, prompt in enumerate(prompts):
             for start, end in prompt.passages.tolist():
                 columns[b, start:end] = True
-        return columns.to(self.device)
+        return to_device(columns, self.device)
 
 
 @dataclass(frozen=True)
@@ -393,24 +431,12 @@ class _Branches:
                 positions[b, here] = prefixes[b] + torch.arange(len(tail))
                 causal = torch.ones((len(tail), len(tail)), dtype=torch.bool).tril()
                 mask[b, 0, here, longest + here.start : longest + here.stop] = causal
-        return cls(ids, positions.to(device), mask.to(device), offsets, lengths, longest)
+        return cls(ids, to_device(positions, device), to_device(mask, device), offsets, lengths, longest)
 
     def gather(self, read: Tensor, prompt: int, branch: int, prefix: int) -> Tensor:
         """Return [H, N] over the tokens of one branch's whole prompt from [H, longest + T]."""
         start = self.longest + self.offsets[prompt][branch]
         return torch.cat([read[:, :prefix], read[:, start : start + self.lengths[prompt][branch]]], dim=1)
-
-
-def _first_batch(waiting: Sequence[int], lengths: Sequence[int], room: int) -> list[int]:
-    """Return as many of the waiting indices, given longest first, as fit into the room at the first one's length.
-
-    Examples:
-        >>> _first_batch([2, 0, 1], [5, 1, 6], 12)
-        [2, 0]
-        >>> _first_batch([2, 0, 1], [5, 1, 6], 1)
-        [2]
-    """
-    return list(waiting[: max(1, room // lengths[waiting[0]])])
 
 
 def _longest_row(prompt: Prompt) -> int:

@@ -36,6 +36,7 @@ __all__ = [
     "mean_attention",
     "register",
     "spared_deepest_layer",
+    "to_device",
 ]
 
 IMPLEMENTATION = "headrank_tap"
@@ -248,11 +249,13 @@ def mean_attention(
     key_heads, keys = key.shape[1], key.shape[2]
     result = key.new_zeros((batch, weights.shape[1], len(heads), keys), dtype=torch.float32)
     row_queries = queries.float() * scaling  # scaled first: half-precision products overflow (QRHead PR 3)
-    owners = heads // (query_heads // key_heads)  # on the host, like `heads`: the device is never waited for
+    owners = heads // (query_heads // key_heads)  # on the host, like `heads`: asking a device would mean waiting for it
     for owner in sorted(set(owners.tolist())):
-        mine = (owners == owner).nonzero()[:, 0]
-        head_queries, head_keys = row_queries[:, heads[mine]], key[:, owner, None].float()
-        step = max(1, _MAX_LOGITS // (batch * len(mine) * keys))
+        places = (owners == owner).nonzero()[:, 0]
+        mine = to_device(places, key.device)
+        head_queries = row_queries.index_select(1, to_device(heads[places], key.device))
+        head_keys = key[:, owner, None].float()
+        step = max(1, _MAX_LOGITS // (batch * len(places) * keys))
         for start in range(0, rows.shape[1], step):
             part = slice(start, start + step)
             visible = _visible(rows[:, part], keys, mask, columns)  # [B, r, S]
@@ -263,6 +266,15 @@ def mean_attention(
                 attention = attention.masked_fill(~visible.any(-1)[:, None, :, None], 0.0)
             result[:, :, mine] += torch.einsum("bgr,bmrs->bgms", weights[:, :, part], attention)
     return result
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device without waiting for what the device is still busy with.
+
+    A GPU copies pinned memory when it comes to it; from any other memory Python would wait until it has.
+    """
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def _visible(rows: Tensor, keys: int, mask: Tensor | None, columns: Tensor | None) -> Tensor:

@@ -8,12 +8,13 @@ where we differ, the function's docstring says so and an option undoes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -35,8 +36,11 @@ from headrank_pipeline.attention.prompt import (
 )
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.scoring import ScoringRule, pool_tokens, token_scores
-from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "AttentionReranker",
@@ -208,17 +212,39 @@ class AttentionReranker(Reranker):
         Raises:
             ValueError: a candidate without text, a list that does not fit the budget, or scores that are not finite.
         """
-        filled = [index for index, ranking in enumerate(rankings) if ranking.candidates]
-        prompts = [self.builder.build(rankings[index]) for index in filled]
-        once = self.recipe.rule.content_free is None and self.recipe.template.passages == "causal"
-        passes = 1 if once else 2  # the passages, then what is asked about them
-        cached = [self._cached(prompt) for prompt in prompts]
-        reranked = list(rankings)
-        for index, prompt, kept, scores in zip(filled, prompts, cached, self._scores(prompts), strict=True):
-            ranking = rankings[index]
-            notes = {**ranking.notes, **prompt.counts, "forward_passes": passes, **kept}
-            reranked[index] = replace(ranking, notes=notes).rescored(scores)
+        reranked = []
+        for attempt in self._attempts(rankings):
+            if isinstance(attempt, Failure):
+                raise attempt.error
+            reranked.append(attempt)
         return reranked
+
+    def _attempts(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
+        """A query whose prompt cannot be built fails alone; prompts are built as passes need them."""
+        attempts: list[Ranking | Failure] = list(rankings)
+        rule = self.recipe.rule
+        waiting: deque[tuple[int, Prompt, dict[str, int]]] = deque()  # built, and not yet scored
+
+        def lists() -> Iterator[tuple[Prompt, ...]]:
+            for index in _longest_first(rankings):
+                try:
+                    prompt = self.builder.build(rankings[index])
+                    blank = rule.content_free
+                    prompts = (prompt,) if blank is None else (prompt, self.builder.with_query(prompt, blank))
+                except ValueError as error:
+                    attempts[index] = Failure(rankings[index].query, error)
+                    continue
+                waiting.append((index, prompt, self._cached(prompt)))
+                yield prompts
+
+        # the passages, then what is asked about them
+        passes = 1 if rule.content_free is None and self.recipe.template.passages == "causal" else 2
+        needed = lists() if self.reader.fast.build_ahead else list(lists())
+        for readings in self.reader.stream(needed, support=rule.support):
+            index, prompt, kept = waiting.popleft()
+            notes = {**rankings[index].notes, **prompt.counts, "forward_passes": passes, **kept}
+            attempts[index] = replace(rankings[index], notes=notes).rescored(self._scores(prompt, *readings))
+        return attempts
 
     def _cached(self, prompt: Prompt) -> dict[str, int]:
         """Return how many of the passages lay in the passage cache before the query came, where there is one."""
@@ -226,18 +252,12 @@ class AttentionReranker(Reranker):
             return {}
         return {"passages": len(prompt.passages), "passages_cached": cached_passages(self.reader, prompt)}
 
-    def _scores(self, prompts: Sequence[Prompt]) -> list[list[float]]:
-        rule, weights = self.recipe.rule, self.reader.heads.weights
-        if rule.content_free is None:
-            tokens = [
-                token_scores(read, None, rule, weights) for read in self.reader.read(prompts, support=rule.support)
-            ]
-        else:
-            pairs = [(prompt, self.builder.with_query(prompt, rule.content_free)) for prompt in prompts]
-            both = self.reader.read_calibrated(pairs, support=rule.support)
-            tokens = [token_scores(read, blank, rule, weights) for read, blank in both]
-        pairs_of = zip(tokens, prompts, strict=True)
-        return [pool_tokens(scores, prompt.passages, rule).tolist() for scores, prompt in pairs_of]
+    def _scores(self, prompt: Prompt, read: Tensor, blank: Tensor | None = None) -> list[float]:
+        rule = self.recipe.rule
+        scores: list[float] = pool_tokens(
+            token_scores(read, blank, rule, self.reader.heads.weights), prompt.passages, rule
+        ).tolist()
+        return scores
 
     def describe(self) -> dict[str, Any]:
         """Return everything that can change a score, with digests of the template and the heads."""
@@ -249,6 +269,20 @@ class AttentionReranker(Reranker):
             "rule": self.recipe.rule.describe(),
             "max_prompt_tokens": self.builder.max_prompt_tokens,
         }
+
+
+def _longest_first(rankings: Sequence[Ranking]) -> list[int]:
+    """Return the indices of the rankings that have candidates, by what can be told of length without a tokenizer.
+
+    Examples:
+        >>> from headrank_pipeline.records import Candidate, Query
+        >>> short, long = (Ranking(Query(text, "x"), (Candidate("d", 1.0, text),)) for text in ("ab", "abc"))
+        >>> _longest_first([short, Ranking(Query("none", "x"), ()), long])
+        [2, 0]
+    """
+    characters = [sum(len(candidate.text or "") for candidate in ranking.candidates) for ranking in rankings]
+    filled = [index for index, ranking in enumerate(rankings) if ranking.candidates]
+    return sorted(filled, key=lambda index: (-characters[index], index))
 
 
 def headrank(
