@@ -20,6 +20,7 @@ from headrank_pipeline.attention import budget, kernels
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.kernels import blockwise_causal_attention, fast_products
 from headrank_pipeline.attention.model import load
+from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader, FastPath
 from headrank_pipeline.attention.scoring import passage_mass
@@ -373,6 +374,42 @@ def test_automatic_budget_follows_free_memory(folders, monkeypatch, caplog):
         assert f"passes of up to {tokens} tokens" in caplog.text
         assert reader.describe()["batch_tokens"] == "auto"
         assert max(differences(reader.read(made), AttentionReader(loaded, batch_tokens=1).read(made))) <= TOLERANCE
+
+
+def test_automatic_budget_leaves_room_for_the_keys_that_an_isolated_list_keeps(folders, monkeypatch):
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    sizes = (loaded.model.config, len(HEADS.heads), torch.float32)
+    whole, keeping = budget.bytes_per_token(*sizes), budget.kept_bytes_per_token(*sizes)
+    made_by = builder(passages="isolated")
+    short, long = prompts(made_by, lists=1, passages=3)[0], prompts(made_by, lists=1, passages=60)[0]
+    room = len(long) // 3
+    monkeypatch.setattr(budget, "free_memory", lambda device: int(room * whole / 0.8) + 1)
+    largest = {}
+    for name, prompt in (("short", short), ("long", long)):
+        reader = AttentionReader(loaded, batch_tokens="auto")
+        passes = []
+
+        def noted(ids, *rest, passes=passes, prefill=reader.prefill, **more):
+            passes.append(ids)
+            prefill(ids, *rest, **more)
+
+        monkeypatch.setattr(reader, "prefill", noted)
+        (read,) = reader.read([prompt])
+        assert (read - AttentionReader(loaded, batch_tokens=10**5).read([prompt])[0]).abs().max() <= TOLERANCE
+        largest[name] = max(ids.numel() for ids in passes)
+    kept = int(long.boundaries[-1] - long.boundaries[0])
+    assert largest["long"] * (whole - keeping) + kept * keeping <= room * whole
+    assert largest["long"] > room / 4  # and no smaller than it must be
+
+
+def test_automatic_budget_leaves_room_for_the_passage_cache(folders, monkeypatch):
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    per_token = budget.bytes_per_token(loaded.model.config, len(HEADS.heads), torch.float32)
+    monkeypatch.setattr(budget, "free_memory", lambda device: 10**6)
+    reader = AttentionReader(loaded, batch_tokens="auto", passage_cache=PassageCache(memory_bytes=500_000))
+    assert reader.row_tokens(0) == 300_000 // per_token
+    with pytest.raises(ValueError, match=r"may hold 2\.0 GiB more, cpu has 0\.0 GiB free; .*--passage-cache-memory"):
+        AttentionReader(loaded, batch_tokens="auto", passage_cache=PassageCache())
 
 
 def test_free_memory_of_a_cpu_is_known():

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors import safe_open
 from tiny_models import tiny_model
 
+from headrank_pipeline.attention import passage_cache
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.passage_cache import KeyValues, PassageCache, entry_name, weights_digest
 from headrank_pipeline.cli import main
@@ -237,12 +239,48 @@ def test_causal_passages_have_no_cache(folder, tmp_path):
         headrank(folder, HEADS, device="cpu", passage_cache=tmp_path)
 
 
+def test_folder_keeps_what_was_used_last_within_its_limit(tmp_path):
+    def entry():
+        return KeyValues((torch.zeros(2, 1, 400),), ())
+
+    cpu = torch.device("cpu")
+    PassageCache(tmp_path).put("once", entry())
+    size = files(tmp_path)[0].stat().st_size
+    limit = 10 * size
+    cache = PassageCache(tmp_path, memory_bytes=0, folder_bytes=limit)
+    names = [f"{n:02}" for n in range(30)]
+    for second, name in enumerate(["once", *names]):  # clocks may be coarse
+        if second:
+            cache.put(name, entry())
+        os.utime(cache._path(name), (second, second))
+        assert cache.get(names[0], cpu) is not None or second < 1
+        assert sum(path.stat().st_size for path in files(tmp_path)) <= limit
+    assert [path.stem for path in files(tmp_path)] == [names[0], *names[-8:]]  # a sixteenth is left free
+    assert "once" not in cache
+
+
+def test_an_entry_that_another_process_deletes_meanwhile_is_missing_and_no_more(tmp_path, caplog, monkeypatch):
+    cache = PassageCache(tmp_path, memory_bytes=0)
+    cache.put("a", KeyValues((torch.zeros(2, 1, 4),), ()))
+
+    def deleted_then_opened(path, **options):
+        path.unlink()
+        return safe_open(path, **options)
+
+    monkeypatch.setattr(passage_cache, "safe_open", deleted_then_opened)
+    with caplog.at_level(logging.WARNING):
+        assert cache.get("a", torch.device("cpu")) is None
+    assert not warnings_of(caplog)
+
+
 def test_unusable_places_and_sizes_are_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="expected a folder, this is a file"):
         PassageCache(tmp_path / "file")
     with pytest.raises(ValueError, match="memory_bytes -1"):
         PassageCache(memory_bytes=-1)
+    with pytest.raises(ValueError, match="folder_bytes -1"):
+        PassageCache(tmp_path, folder_bytes=-1)
 
 
 def invoke(*arguments, code=0):
@@ -258,11 +296,17 @@ def test_command_line_counts_hits_in_the_manifest(folder, tmp_path):
     HEADS.save(tmp_path / "heads.json")
     write_candidates(tmp_path / "candidates.jsonl", [ranking(qid="q1"), ranking(query="other", qid="q2")])
     command = ["rerank", "--candidates", tmp_path / "candidates.jsonl", "--model", folder, "--device", "cpu"]
+    said = invoke(*command, "--passage-cache-limit", 1, "--output", tmp_path / "other", code=2)
+    assert "--passage-cache-limit bounds a folder" in said
     command += ["--passage-cache", tmp_path / "cache", "--passage-cache-memory", 0.01, "--batch-size", 1]
     reads = ["--heads", tmp_path / "heads.json"]
     invoke(*command, *reads, "--passages", "isolated", "--output", tmp_path / "run")
     notes = json.loads((tmp_path / "run" / "manifest.json").read_text())["totals"]["notes"]
     assert (notes["passages"], notes["passages_cached"]) == (2 * len(TEXTS), len(TEXTS))
+    assert files(tmp_path / "cache")
+    limited = ["--passage-cache-limit", 0, "--option", "label=* "]
+    invoke(*command, *reads, *limited, "--passages", "isolated", "--output", tmp_path / "none")
+    assert not files(tmp_path / "cache")
     said = invoke(*command, *reads, "--output", tmp_path / "other", code=5)
     assert "a passage cache needs isolated passages" in said
     said = invoke(*command, "--system", "rankgpt", "--output", tmp_path / "other", code=2)

@@ -11,7 +11,16 @@ from typing import Any, Literal
 
 import torch
 
-__all__ = ["BATCH_TOKENS", "TokenBudget", "bytes_per_token", "free_memory", "is_out_of_memory"]
+__all__ = [
+    "BATCH_TOKENS",
+    "TokenBudget",
+    "batch_tokens_for",
+    "bytes_per_token",
+    "free_memory",
+    "is_out_of_memory",
+    "kept_bytes_per_token",
+    "tokens_beside",
+]
 
 # Tokens of one forward pass, padding included. More fill a GPU better; a single longer prompt goes alone.
 BATCH_TOKENS = 16384
@@ -24,7 +33,9 @@ _SHARE_USED = 0.8
 TokenBudget = int | Literal["auto"]
 
 
-def batch_tokens_for(budget: TokenBudget, config: Any, heads: int, dtype: torch.dtype, device: torch.device) -> int:
+def batch_tokens_for(
+    budget: TokenBudget, config: Any, heads: int, dtype: torch.dtype, device: torch.device, *, reserved: int = 0
+) -> int:
     """Return the padded tokens of one forward pass.
 
     Args:
@@ -33,12 +44,20 @@ def batch_tokens_for(budget: TokenBudget, config: Any, heads: int, dtype: torch.
         heads: number of heads read.
         dtype: of the weights, which are loaded already.
         device: where they lie.
+        reserved: what a passage cache may still fill of the free memory [bytes].
 
     Raises:
-        ValueError: a budget below 1, another word than ``auto``, or ``auto`` where free memory cannot be told.
+        ValueError: a budget below 1, another word than ``auto``, or ``auto`` where free memory cannot be told or is
+            all reserved.
     """
     if budget == "auto":
-        fitting = int(_SHARE_USED * free_memory(device) / bytes_per_token(config, heads, dtype))
+        free = free_memory(device)
+        fitting = int((_SHARE_USED * free - reserved) / bytes_per_token(config, heads, dtype))
+        if reserved and fitting < 1:
+            raise ValueError(
+                f"batch_tokens auto: the passage cache may hold {reserved / 2**30:.1f} GiB more, {device} has "
+                f"{free / 2**30:.1f} GiB free; let it hold less (--passage-cache-memory)"
+            )
         return max(1, min(_MOST_TOKENS, fitting))
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise ValueError(f"batch_tokens {budget!r}: expected auto or a whole number of at least 1")
@@ -50,8 +69,7 @@ def bytes_per_token(config: Any, heads: int, dtype: torch.dtype) -> int:
 
     The larger of the MLP's peak (residual, normalised input, gate, its activation, up, and their product) and that of
     the attention (residual, normalised input, queries three times while they are rotated, keys and values likewise,
-    one more in float32 inside the norms), plus the keys and values kept of all layers when a content-free query
-    follows, plus the readings: H float32 values, twice while they are put in order.
+    one more in float32 inside the norms), plus what is kept of it (`kept_bytes_per_token`).
 
     Args:
         config: hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, num_hidden_layers.
@@ -62,9 +80,36 @@ def bytes_per_token(config: Any, heads: int, dtype: torch.dtype) -> int:
     queries, keys = config.num_attention_heads * width, config.num_key_value_heads * width
     mlp = 2 * config.hidden_size + 4 * config.intermediate_size
     attention = 2 * config.hidden_size + 3 * queries + 4 * keys
-    cached = 2 * keys * config.num_hidden_layers
-    exact = 4 * max(config.hidden_size, queries) + 2 * 4 * heads
-    return int((max(mlp, attention) + cached) * dtype.itemsize + exact)
+    exact = 4 * max(config.hidden_size, queries)
+    return int(max(mlp, attention) * dtype.itemsize + exact) + kept_bytes_per_token(config, heads, dtype)
+
+
+def kept_bytes_per_token(config: Any, heads: int, dtype: torch.dtype) -> int:
+    """Return what is kept of a token after its pass, while more is asked about it [bytes]; arguments as above.
+
+    The keys and values of all layers, for a content-free query or the question to isolated passages, and the readings:
+    H float32 values, twice while they are put in order.
+    """
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_key_value_heads * width * config.num_hidden_layers * dtype.itemsize + 2 * 4 * heads)
+
+
+def tokens_beside(kept: int, room: int, config: Any, heads: int, dtype: torch.dtype) -> int:
+    """Return the tokens of a pass over a part of `kept` tokens that are all to be kept.
+
+    It takes no more memory than a pass of `room` tokens; at most `room`, and 1 where nothing is left.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> config = SimpleNamespace(
+        ...     hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        ...     num_hidden_layers=3,
+        ... )
+        >>> [tokens_beside(kept, 300, config, 4, torch.float32) for kept in (300, 800, 5000)]
+        [300, 126, 1]
+    """
+    whole, keeping = bytes_per_token(config, heads, dtype), kept_bytes_per_token(config, heads, dtype)
+    return max(1, min(room, (room * whole - kept * keeping) // (whole - keeping)))
 
 
 def free_memory(device: torch.device) -> int:

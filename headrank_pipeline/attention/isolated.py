@@ -42,9 +42,8 @@ class Engine(Protocol):
     def depth(self) -> int:
         """Number of layers run; of the last one only the keys count."""
 
-    @property
-    def row_tokens(self) -> int:
-        """Padded tokens of one pass."""
+    def row_tokens(self, kept: int) -> int:
+        """Return the padded tokens of one pass, where the keys of `kept` tokens in all are to be held."""
 
     def prefill(self, ids: Tensor, past: Past, *, mask: Tensor | None, positions: Tensor | None) -> None:
         """Run tokens [B, T] and read nothing; `past` sees their keys and values."""
@@ -66,7 +65,7 @@ def read_isolated(engine: Engine, lists: Sequence[Sequence[Prompt]], *, support:
     """Return the attention of each prompt's row tokens to its tokens.
 
     Args:
-        engine: runs the passes, at most `engine.row_tokens` padded passage tokens in each.
+        engine: runs the passes; `engine.row_tokens` bounds the padded passage tokens in each.
         lists: the G prompts of each list ask different queries of the same passages (query and content-free query).
         support: the softmax runs over ``all`` visible tokens or over the ``passages`` tokens only.
 
@@ -195,7 +194,7 @@ def _keys(
             missing.append(passage)
         else:
             keys[passage.tobytes()] = found
-    for rows in _row_batches(missing, engine.row_tokens):
+    for rows in _row_batches(missing, engine.row_tokens(sum(map(len, passages)))):
         for row, filled in zip(rows, _prefill_rows(engine, rows, before), strict=True):
             keys[row.tobytes()] = filled
             if cache is not None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +29,10 @@ __all__ = ["KeyValues", "PassageCache", "entry_name", "weights_digest"]
 logger = logging.getLogger(__name__)
 
 _FORMAT = "headrank_pipeline passage keys 1"
+
+# A folder is looked through when this share of its limit has been written since the last time, and then left with as
+# much below it.
+_SLACK = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +58,32 @@ class KeyValues:
 
 
 class PassageCache:
-    """Keys and values by entry name: the most recently used in memory, all of them in a folder where one is given.
+    """Keys and values by entry name: the most recently used in memory, and more of them in a folder where one is given.
 
-    Several processes may share a folder: files appear whole or not at all. It grows without bound; delete it when it is
-    too large. A file that cannot be trusted is reported, computed again and replaced.
+    Several processes may share a folder: files appear whole or not at all, and what another one deletes is computed
+    again. A file that cannot be trusted is reported, computed again and replaced.
 
     Args:
         folder: made where it is missing; None: memory only.
         memory_bytes: of the entries held in memory, on the reader's device. 0: none.
+        folder_bytes: of the files in the folder; those that were not used for longest go first. Each process that
+            writes may exceed it by a sixteenth for a while.
 
     Raises:
         ValueError: a negative size, or a folder that is a file.
     """
 
-    def __init__(self, folder: str | Path | None = None, *, memory_bytes: int = 2 * 2**30) -> None:
-        if memory_bytes < 0:
-            raise ValueError(f"memory_bytes {memory_bytes}: expected 0 or more")
+    def __init__(
+        self, folder: str | Path | None = None, *, memory_bytes: int = 2 * 2**30, folder_bytes: int = 64 * 2**30
+    ) -> None:
+        for size_name, size in (("memory_bytes", memory_bytes), ("folder_bytes", folder_bytes)):
+            if size < 0:
+                raise ValueError(f"{size_name} {size}: expected 0 or more")
         self.folder = None if folder is None else Path(folder)
         self.memory_bytes = memory_bytes
         self.held_bytes = 0
+        self.folder_bytes = folder_bytes
+        self._written: float = float("inf")  # since the folder was looked through; it never was
         self._held: OrderedDict[str, KeyValues] = OrderedDict()
         if self.folder is not None:
             if self.folder.exists() and not self.folder.is_dir():
@@ -89,9 +102,13 @@ class PassageCache:
             return None
         try:
             loaded = _load(self._path(name), name, device)
+        except FileNotFoundError:
+            return None  # another process made room
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             logger.warning("%s cannot be trusted (%s); its passage is computed again", self._path(name), error)
             return None
+        with suppress(OSError):  # the folder may be another's, or the file gone
+            os.utime(self._path(name))  # used now
         self._hold(name, loaded)
         return loaded
 
@@ -104,7 +121,22 @@ class PassageCache:
         entry = entry.compact()
         self._hold(name, entry)
         if self.folder is not None:
-            _save(self._path(name), name, entry)
+            self._written += _save(self._path(name), name, entry)
+            if self._written > _SLACK * self.folder_bytes:
+                self._make_room(self.folder)
+
+    def _make_room(self, folder: Path) -> None:
+        """Delete the files that were not used for longest until the folder is a little below its limit."""
+        files = sorted(_sizes(folder))
+        total = sum(size for _, size, _ in files)
+        excess = total - (1 - _SLACK) * self.folder_bytes
+        for _, size, path in files:
+            if excess <= 0:
+                break
+            path.unlink(missing_ok=True)
+            total, excess = total - size, excess - size
+        logger.debug("%s holds %d bytes", folder, total)
+        self._written = 0.0
 
     def _hold(self, name: str, entry: KeyValues) -> None:
         if (before := self._held.pop(name, None)) is not None:
@@ -142,7 +174,16 @@ def weights_digest(model: torch.nn.Module) -> str:
     return _checksum(model.state_dict())
 
 
-def _save(path: Path, name: str, entry: KeyValues) -> None:
+def _sizes(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """Yield when each entry was last used, its bytes and its file."""
+    for path in folder.glob("*/*.safetensors"):
+        with suppress(FileNotFoundError):  # another process was faster
+            status = path.stat()
+            yield status.st_mtime, status.st_size, path
+
+
+def _save(path: Path, name: str, entry: KeyValues) -> int:
+    """Write an entry and return its bytes."""
     tensors = {"keys": torch.stack(entry.keys).cpu()}
     if entry.values:
         tensors["values"] = torch.stack(entry.values).cpu()
@@ -156,6 +197,7 @@ def _save(path: Path, name: str, entry: KeyValues) -> None:
         except BaseException:
             Path(draft.name).unlink(missing_ok=True)
             raise
+    return len(data)
 
 
 def _load(path: Path, name: str, device: torch.device) -> KeyValues:

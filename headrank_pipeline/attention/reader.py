@@ -3,8 +3,8 @@
 Without calibration a prompt costs one forward pass. With a content-free query the passages are read once: their keys
 stay in a cache, and both queries follow in one short second pass as two branches that do not see each other.
 
-On a GPU a pass is queued and Python goes on: no layer waits for the device (`to_device`), so that the prompts of the next
-pass can be made meanwhile (`AttentionReader.stream`).
+On a GPU a pass is queued and Python goes on: no layer waits for the device (`to_device`), so that the prompts of the
+next pass can be made meanwhile (`AttentionReader.stream`).
 
 What makes it fast is in `FastPath`, switch by switch; what each is worth is in docs/performance.md.
 """
@@ -23,7 +23,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from headrank_pipeline.attention.budget import BATCH_TOKENS, TokenBudget, batch_tokens_for, is_out_of_memory
+from headrank_pipeline.attention.budget import (
+    BATCH_TOKENS,
+    TokenBudget,
+    batch_tokens_for,
+    is_out_of_memory,
+    tokens_beside,
+)
 from headrank_pipeline.attention.isolated import read_isolated
 from headrank_pipeline.attention.kernels import fast_products, has_fast_products
 from headrank_pipeline.attention.model import LoadedModel
@@ -95,9 +101,9 @@ class AttentionReader:
         read_order = [(layer, head) for layer in layers for head in self._heads[layer].tolist()]
         position = {head: index for index, head in enumerate(read_order)}
         self._as_listed = torch.tensor([position[head] for head in self.heads.heads])
-        self._room = batch_tokens_for(
-            batch_tokens, loaded.model.config, len(self.heads.heads), loaded.model.dtype, self.device
-        )
+        self._sizes = (loaded.model.config, len(self.heads.heads), loaded.model.dtype)
+        reserved = 0 if passage_cache is None else passage_cache.memory_bytes - passage_cache.held_bytes
+        self._room = batch_tokens_for(batch_tokens, *self._sizes, self.device, reserved=reserved)
         if batch_tokens == "auto":
             logger.info("passes of up to %d tokens fit into the free memory of %s", self._room, self.device)
 
@@ -310,10 +316,10 @@ class AttentionReader:
         """Number of layers run."""
         return self.heads.depth
 
-    @property
-    def row_tokens(self) -> int:
-        """Padded tokens of one pass over isolated passages."""
-        return min(self._room, _CPU_ROW_TOKENS) if self.device.type == "cpu" else self._room
+    def row_tokens(self, kept: int) -> int:
+        """Return the padded tokens of one pass over a part of isolated passages of `kept` tokens in all."""
+        room = tokens_beside(kept, self._room, *self._sizes) if self.batch_tokens == "auto" else self._room
+        return min(room, _CPU_ROW_TOKENS) if self.device.type == "cpu" else room
 
     def prefill(self, ids: Tensor, past: Past, *, mask: Tensor | None, positions: Tensor | None) -> None:
         """Run tokens [B, T] and read nothing; `past` sees their keys and values."""

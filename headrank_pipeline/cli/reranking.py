@@ -85,6 +85,12 @@ RERANKER_OPTIONS = (
         help="Of it, what is held on the device; also without a folder.  [default: 2 with a folder, else 0]",
     ),
     click.option(
+        "--passage-cache-limit",
+        type=click.FloatRange(min=0),
+        metavar="GIB",
+        help="What the folder may hold; what was not used for longest goes first.  [default: 64]",
+    ),
+    click.option(
         "--batch-tokens",
         metavar="N",
         callback=_tokens,
@@ -209,6 +215,7 @@ def load_reranker(
     passages: str | None,
     passage_cache: Path | None,
     passage_cache_memory: float | None,
+    passage_cache_limit: float | None,
     batch_tokens: int | str | None,
     options: tuple[str, ...],
     device: str,
@@ -226,6 +233,8 @@ def load_reranker(
         _forbid_hub()
     loading: dict[str, Any]
     budgets = {"max_prompt_tokens": max_prompt_tokens, "batch_tokens": batch_tokens}
+    if passage_cache_limit is not None and passage_cache is None:
+        raise click.UsageError("--passage-cache-limit bounds a folder; name it with --passage-cache")
     caches = passage_cache is not None or passage_cache_memory is not None
     if system in BASELINES:
         if caches:
@@ -248,15 +257,16 @@ def load_reranker(
     loading = {"device": device, "dtype": dtype, "revision": revision}
     loading |= {name: value for name, value in given.items() if value is not None}
     if caches:
-        loading["passage_cache"] = _passage_cache(passage_cache, passage_cache_memory)
+        loading["passage_cache"] = _passage_cache(passage_cache, passage_cache_memory, passage_cache_limit)
     return _mixed(build(model, **chosen, options=changes, **loading), first_stage_weight)
 
 
-def _passage_cache(folder: Path | None, gibibytes: float | None) -> PassageCache:
+def _passage_cache(folder: Path | None, memory: float | None, limit: float | None) -> PassageCache:
+    """Return the cache that the flags describe, sizes in GiB."""
     from headrank_pipeline.attention.passage_cache import PassageCache
 
-    held = {} if gibibytes is None else {"memory_bytes": int(gibibytes * 2**30)}
-    return PassageCache(folder, **held)
+    given = {"memory_bytes": memory, "folder_bytes": limit}
+    return PassageCache(folder, **{name: int(size * 2**30) for name, size in given.items() if size is not None})
 
 
 def _mixed(reranker: Reranker, first_stage_weight: float | None) -> Reranker:
