@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="layers kept; default: all to select, 70 %% to train")
     parser.add_argument("--lists", type=int, default=3)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="of the weights, to select and to train")
     parser.add_argument("--repeat", type=int, default=4, help="demo passages joined to one, for lists of real length")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -69,7 +70,8 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, float]:
     from headrank_pipeline.attention.reader import AttentionReader
     from headrank_pipeline.rerank.recipes import HEADRANK
 
-    loaded = random_model(arguments, selects=arguments.what == "selection")
+    dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    loaded = random_model(arguments, selects=arguments.what == "selection", dtype=dtype)
     lists = demo_lists(arguments.lists, arguments.repeat)
     scorer = ListScorer(AttentionReader(loaded), HEADRANK)
     tokens = sum(len(prompt) for prompt in scorer.prompts(lists)) / len(lists)

@@ -256,12 +256,30 @@ def test_every_epoch_draws_other_passages_in_another_order(folder, tmp_path, mon
     assert len({frozenset(docids) for docids in seen}) > 1
 
 
+@pytest.mark.parametrize("data", [TrainingData(LISTS), TrainingData(LISTS, DEV)], ids=["no dev lists", "dev lists"])
+def test_averaged_weights_are_the_running_mean_of_those_of_each_step(folder, tmp_path, data):
+    steady = replace(QUICK, decay="none", warmup=0.0)
+    alone = TrainingData(LISTS)
+    after = [weights(trained(folder, tmp_path / f"{n}", replace(steady, max_steps=n), alone)[0]) for n in (1, 2)]
+    before = weights(fresh(folder))
+    mean = {n: 0.5625 * before[n] + 0.1875 * after[0][n] + 0.25 * after[1][n] for n in before}
+    config = replace(steady, max_steps=2, averaging=0.75)
+    loaded, report = trained(folder, tmp_path / "averaged", config, data)
+    assert report.best_step == 2
+    for name, weight in weights(loaded).items():
+        torch.testing.assert_close(weight, mean[name], rtol=0, atol=1e-6)
+    if data.dev:
+        scorer = ListScorer(AttentionReader(loaded), SHORT)
+        assert mean_ndcg(scorer, DEV) == pytest.approx(report.dev_best, abs=1e-9)
+
+
 # ---------------------------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("moves", ["lora", "all"])
-def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, tmp_path, moves):
+@pytest.mark.parametrize(("moves", "averaging"), [("lora", None), ("lora", 0.5), ("all", 0.5)])
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, tmp_path, moves, averaging):
     config = replace(QUICK, moves=moves, epochs=1, max_steps=6, list_size=4, evaluate_every=2, lora_dropout=0.1)
+    config = replace(config, averaging=averaging)
     whole, report = trained(folder, tmp_path / "whole", config)
     _, first = trained(folder, tmp_path / "parts", config, pause_after=3)
     assert (first.end, first.steps) == ("paused", 3)
@@ -438,6 +456,8 @@ def test_configuration_from_names_and_values():
         configured(TrainingConfig(), {"objective.betta": 5})
     with pytest.raises(ValueError, match=r"training setting epochs: .* got 'many'"):
         configured(TrainingConfig(), {"epochs": "many"})
+    with pytest.raises(ValueError, match="averaging 1.0: expected a decay between 0 and 1, or None"):
+        TrainingConfig(averaging=1.0)
     with pytest.raises(ValueError, match="epochs 0: expected at least 1"):
         configured(TrainingConfig(), {"epochs": 0})
 

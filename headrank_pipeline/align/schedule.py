@@ -46,6 +46,8 @@ class TrainingConfig:
         draws: lists drawn from each list per epoch.
         order: of the passages: ``random``, new in each epoch, ``given`` or ``reversed``.
         clip: largest norm of the gradient; None for no clipping.
+        averaging: decay of a running mean of the weights, which starts with the weights training starts with, and is
+            what dev lists are scored with and what is kept; None: the weights themselves.
         evaluate_every: steps between evaluations on the dev lists; None: once per epoch.
         patience: evaluations without a better one after which training stops; None: never.
         save_every: steps between checkpoints, besides those after each evaluation; None: only those.
@@ -74,6 +76,7 @@ class TrainingConfig:
     draws: int = 1
     order: Order = "random"
     clip: float | None = 1.0
+    averaging: float | None = None
     evaluate_every: int | None = None
     patience: int | None = None
     save_every: int | None = None
@@ -93,6 +96,8 @@ class TrainingConfig:
         if min(self.learning_rate, self.embedding_factor) <= 0 or not 0 <= self.warmup < 1:
             raise ValueError(f"training: learning_rate {self.learning_rate!r} and warmup {self.warmup!r}: "
                              f"expected a rate above 0 and a share of at least 0 and below 1")  # fmt: skip
+        if self.averaging is not None and not 0 < self.averaging < 1:
+            raise ValueError(f"training: averaging {self.averaging!r}: expected a decay between 0 and 1, or None")
         if self.list_size is not None and self.list_size < 2:
             raise ValueError(f"training: list_size {self.list_size}: expected at least 2 passages, or None")
 

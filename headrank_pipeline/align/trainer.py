@@ -145,6 +145,8 @@ class Trainer:
             )
         self._weights = movable_weights(loaded.model)
         self._optimiser = self._new_optimiser()
+        averaged = {} if self.config.averaging is None else self._weights
+        self._means = {name: weight.detach().clone() for name, weight in averaged.items()}
 
     def run(
         self, *, pause_after: int | None = None, on_event: Callable[[Mapping[str, Any]], None] | None = None
@@ -197,6 +199,8 @@ class Trainer:
                 logger.warning("no step did better on the dev lists than the weights training started with")
         else:
             self._progress.best_step = self._progress.step
+            if self._means:
+                load_movable(self.loaded.model, self._means)
         self._log("end", end=end, best_step=self._progress.best_step, dev_ndcg=self._progress.dev_best)
         if self.config.moves == "lora":
             fold_lora(self.loaded.model)
@@ -259,6 +263,8 @@ class Trainer:
         losses = [loss for part in self._passes(draws) for loss in self._backward(part, share=1 / len(draws))]
         norm = self._clip(draws)
         self._optimiser.step()
+        for name, mean in self._means.items():
+            mean.lerp_(self._weights[name].detach(), 1 - self.config.averaging)  # type: ignore[operator]  # not None
         self._progress.step += 1
         self._log("step", epoch=draws[0].epoch, lr=rate, gradient_norm=norm, **_summary(losses),
                   seconds=round(time.perf_counter() - began, 4))  # fmt: skip
@@ -326,16 +332,29 @@ class Trainer:
 
     def _evaluate(self) -> None:
         self.loaded.model.train(False)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            value = mean_ndcg(self.scorer, self.data.dev)
+        with self._judged_weights() as weights:
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+                value = mean_ndcg(self.scorer, self.data.dev)
+            at = self._progress
+            better = at.dev_best is None or value > at.dev_best
+            at.without_gain = 0 if better else at.without_gain + 1
+            if better:
+                at.dev_best, at.best_step = value, at.step
+                self.directory.save_best(weights)
         self.loaded.model.train()
-        at = self._progress
-        better = at.dev_best is None or value > at.dev_best
-        at.without_gain = 0 if better else at.without_gain + 1
-        if better:
-            at.dev_best, at.best_step = value, at.step
-            self.directory.save_best(self._weights)
         self._log("dev", ndcg=value, best=better)
+
+    @contextmanager
+    def _judged_weights(self) -> Iterator[Mapping[str, Tensor]]:
+        """Put the weights that are judged and kept into the model inside the block: the running means, if any."""
+        moving = {name: self._weights[name].detach().clone() for name in self._means}
+        if self._means:
+            load_movable(self.loaded.model, self._means)
+        try:
+            yield self._weights
+        finally:
+            if self._means:
+                load_movable(self.loaded.model, moving)
 
     def _out_of_patience(self) -> bool:
         return self.config.patience is not None and self._progress.without_gain >= self.config.patience
@@ -354,6 +373,7 @@ class Trainer:
             {
                 "progress": asdict(self._progress),
                 "weights": {name: weight.detach() for name, weight in self._weights.items()},
+                "means": self._means,
                 "optimiser": self._optimiser.state_dict(),
                 "random": torch.get_rng_state(),
             }
@@ -364,6 +384,7 @@ class Trainer:
         state = self.directory.load_state()
         self._progress = _Progress(**state["progress"])
         load_movable(self.loaded.model, state["weights"])
+        self._means = {name: mean.to(self._device) for name, mean in state["means"].items()}
         self._optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["random"])
         self._last_saved = self._progress.step
