@@ -24,6 +24,7 @@ THE_14 = {
     "beir-arguana", "beir-webis-touche2020", "beir-dbpedia-entity", "beir-nq", "beir-hotpotqa", "beir-fever",
     "beir-climate-fever",
 }  # fmt: skip
+ENCODERS = (".bge-base-en-v1.5", ".contriever", ".contriever-msmarco", ".splade-pp-ed", ".splade-v3")
 # Definitions whose collection is not public: ir_datasets has no entry.
 WITHOUT_DATASET = {"beir-trec-news", "beir-robust04", "beir-signal1m", "beir-bioasq"}
 
@@ -44,17 +45,25 @@ def package_file(package: str, *parts: str) -> Path:
 
 def pyserini_indexes() -> dict[str, dict]:
     start_jvm()
-    from pyserini.prebuilt_index_info import TF_INDEX_INFO
+    from pyserini import prebuilt_index_info as known
 
-    return TF_INDEX_INFO
+    return known.FAISS_INDEX_INFO | known.LUCENE_HNSW_INDEX_INFO | known.IMPACT_INDEX_INFO | known.TF_INDEX_INFO
+
+
+def index_names() -> list[str]:
+    """The benchmarks' own indexes, and those of the same collections whose encoder `dense` and `impact` know."""
+    own = {benchmark.collection.pyserini_index for benchmark in definitions()}
+    stems = {name.removesuffix(".flat") for name in own}
+    others = {stem + encoder + kind for stem in stems for encoder in ENCODERS for kind in ("", ".hnsw", ".hnsw-int8")}
+    return sorted(own | (others & pyserini_indexes().keys()))
 
 
 def index_facts(name: str) -> dict:
     info = pyserini_indexes()[name]
     folder = f"{info['filename'].removesuffix('.tar.gz')}.{info['md5']}"
     return {
-        "docs": info["documents"], "bytes": info["size compressed (bytes)"], "md5": info["md5"], "folder": folder,
-        "url": info["urls"][0],
+        "docs": info.get("documents"), "bytes": info["size compressed (bytes)"], "md5": info["md5"], "folder": folder,
+        "url": info["urls"][0], "texts": info.get("texts"),
     }  # fmt: skip
 
 
@@ -92,7 +101,13 @@ def dataset_files(name: str) -> tuple[list[dict], list[str]]:
         ready = [f"{name}/queries.tsv", f"{name}/qrels"]
         keys = ["collectionandqueries"]  # the small set comes with the collection
     else:
-        keys = [f"{rest.removesuffix('/judged')}/{what}" for what in ("queries", "qrels")]
+        year = rest.removesuffix("/judged")
+        keys = [f"{year}/{what}" for what in ("queries", "qrels")]
+        # The queries of 2019 are kept unpacked, those of 2020 as they came.
+        ready = [
+            f"{home}/{year}/{'queries.tsv' if year.endswith('2019') else 'queries.tsv.gz'}",
+            f"{home}/{year}/qrels",
+        ]
     files = [
         {"url": known[key]["url"], "bytes": known[key]["size_hint"], "md5": known[key]["expected_md5"],
          "path": f"{home}/{known[key]['cache_path']}" if "cache_path" in known[key] else None}
@@ -106,7 +121,7 @@ def made_catalogue() -> dict:
     return {
         "schema": 1,
         "made_from": {**versions(), "ir_datasets": metadata.version("ir_datasets")},
-        "indexes": {name: index_facts(name) for name in sorted({c.pyserini_index for c in collections})},
+        "indexes": {name: index_facts(name) for name in index_names()},
         "datasets": {name: dataset_facts(name) for name in sorted({c.ir_datasets for c in collections} - {None})},
     }
 

@@ -1,6 +1,8 @@
 """First stages in place of a benchmark's own, exclusions, collections without a definition, facts that must agree."""
 
+import hashlib
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -223,6 +225,72 @@ def test_a_damaged_copy_of_a_collection_is_noticed(collection, tmp_path):
     assert not (tmp_path / "other" / "qrels.txt").exists()
 
 
+@pytest.fixture
+def kept_archive(tmp_path, monkeypatch):
+    """BEIR's archive where ir_datasets keeps it, and what it has unpacked; the catalogue knows the archive."""
+    monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path))
+    files = {"queries.jsonl": "{}", "qrels/test.tsv": "query-id\tcorpus-id\tscore\n1\t2\t1\n"}
+    folder = tmp_path / "beir" / "scifact"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "source.zip", "w") as archive:
+        for name, text in files.items():
+            archive.writestr(f"scifact/{name}", text)
+    (folder / "queries.json").write_text(files["queries.jsonl"])
+    (folder / "test.qrels").write_text(files["qrels/test.tsv"])
+    data = (folder / "source.zip").read_bytes()
+    published = {"url": "https://beir", "bytes": len(data), "path": "beir/scifact/source.zip"}
+    known = dict(facts.catalogue()["datasets"]["beir/scifact/test"])
+    known["downloads"] = [published | {"md5": hashlib.md5(data).hexdigest()}]
+    monkeypatch.setattr(facts, "catalogue", lambda: {"datasets": {"beir/scifact/test": known}, "indexes": {}})
+    return folder
+
+
+def test_what_ir_datasets_has_kept_is_checked_before_it_is_read(kept_archive, caplog):
+    caplog.set_level("INFO")
+    facts.check_copies("beir/scifact/test")
+    assert "source.zip: equals https://beir (MD5 " in caplog.text
+    facts.check_copies("beir/another")  # nothing is known, nothing can be compared
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "source.zip",
+            r"source\.zip has 5 bytes and MD5 \w{32}, expected \d+ and \w{32}; it is not what https://beir gives",
+        ),
+        ("test.qrels", r"test\.qrels has 5 bytes that are no file of the archive; it is not what .*source\.zip gives"),
+    ],
+)
+def test_a_kept_file_whose_checksum_differs_ends_the_run(kept_archive, tmp_path, name, message):
+    (kept_archive / name).write_text("other")
+    with pytest.raises(ValueError, match=f"ir_datasets beir/scifact/test: .*{message}: remove it and run again"):
+        resolve_inputs(benchmark_of_dataset("beir/scifact/test"), LocalFiles(), RunDirectory(tmp_path / "run"))
+    assert not (tmp_path / "run" / "qrels.txt").exists()
+
+
+def test_files_of_ones_own_are_compared_by_number_where_no_content_is_pinned(files, caplog):
+    caplog.set_level("INFO")
+    fiqa = facts.catalogue()["datasets"]["beir/fiqa/test"]
+    qrels = {"q1": {f"d{i}": 1 for i in range(fiqa["judgments"])}}
+    queries = [Query(f"q{i}", "flea") for i in range(fiqa["queries"])]
+    facts.compare_qrels("beir-fiqa", "beir/fiqa/test", qrels, "here")
+    facts.compare_topics("beir-fiqa", "beir/fiqa/test", queries, "here")
+    assert "here: qrels of beir-fiqa: judgments {'1': 1706} (grade: count), as many as the official ones" in caplog.text
+    assert "here: topics of beir-fiqa: 648 queries, as many as the official ones" in caplog.text
+    caplog.clear()
+    facts.compare_qrels("beir-fiqa", "beir/fiqa/test", {"q1": {"d1": 2}}, "here")
+    facts.compare_topics("beir-fiqa", "beir/fiqa/test", queries[:-1], "here")
+    assert "found judgments {'2': 1} (grade: count), the official ones have judgments {'1': 1706}" in caplog.text
+    assert "found 647 queries, the official ones have 648 queries: scores do not compare" in caplog.text
+    caplog.clear()
+    aops = facts.catalogue()["datasets"]["bright/aops"]["grades"]
+    without = {"q1": {f"d{i}": 1 for i in range(aops["1"])}}
+    facts.compare_qrels("bright-aops", "bright/aops", without, "here", without_grade=-100)
+    facts.compare_qrels("own", None, without, "here")
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
 def test_the_definition_made_for_a_dataset_equals_the_shipped_one():
     shipped = load_benchmark(ROOT / "pipelines" / "beir-scifact.yaml")
     assert benchmark_of_dataset("beir/scifact/test").first_stage == shipped.first_stage
@@ -238,10 +306,10 @@ def test_the_pins_hold_for_the_collections_at_hand(shared_data, caplog):
     assert (len(queries), facts.topics_sha256(queries)) == (pinned["topics"]["queries"], pinned["topics"]["sha256"])
     assert (339, facts.qrels_sha256(qrels)) == (pinned["qrels"]["judgments"], pinned["qrels"]["sha256"])
     caplog.set_level("INFO")
-    facts.compare_with_pin("beir-scifact", "qrels", facts.qrels_sha256(qrels), "here")
+    facts.compare_qrels("beir-scifact", "beir/scifact/test", qrels, "here")
     assert "here: qrels equal the pinned ones of beir-scifact" in caplog.text
     next(iter(qrels.values()))["one more"] = 1
-    facts.compare_with_pin("beir-scifact", "qrels", facts.qrels_sha256(qrels), "here")
+    facts.compare_qrels("beir-scifact", "beir/scifact/test", qrels, "here")
     assert "here: qrels differ from the pinned ones of beir-scifact" in caplog.text
 
 

@@ -9,10 +9,11 @@ from click.testing import CliRunner, Result
 from tiny_models import tiny_model
 
 from headrank_pipeline.cli import main
-from headrank_pipeline.experiment.benchmark import load_benchmark
-from headrank_pipeline.experiment.catalogue import needs
+from headrank_pipeline.experiment.benchmark import benchmark_of_dataset, load_benchmark
+from headrank_pipeline.experiment.catalogue import needs, to_download
 from headrank_pipeline.experiment.facts import catalogue
 from headrank_pipeline.experiment.inputs import LocalFiles
+from headrank_pipeline.experiment.stages import StageChoice
 from headrank_pipeline.experiment.suite import Row, Suite, local_files
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
@@ -75,6 +76,25 @@ def test_local_files_replace_what_is_named(tmp_path):
     assert found == {"topics": "local", "qrels": "local", "corpus": "local"}
     assert states("beir-scifact", candidates=tmp_path / "nowhere", qrels=tmp_path / "q.tsv")["candidates"] == "missing"
     assert states("extra/beir-trec-news")["qrels"] == "missing"
+
+
+def test_what_a_first_stage_of_vectors_downloads_is_counted_with_the_passages():
+    dl19 = load_benchmark(PIPELINES / "trec-dl-2019.yaml")
+    stage, name = StageChoice(method="dense"), "msmarco-v1-passage.bge-base-en-v1.5"
+    *_, index, texts = found = needs(dl19, LocalFiles(index=name), stage)
+    assert (index.name, index.size, texts.what, texts.name) == (name, 25_217_210_007, "texts", "msmarco-v1-passage")
+    fused = needs(dl19, LocalFiles(), StageChoice(method="fusion", dense_index=name))
+    assert {need.place for need in fused} == {need.place for need in found}  # BM25's index is that of the passages
+    *_, unknown, _ = needs(dl19, LocalFiles(index="msmarco-v1-passage.ance"), stage)
+    assert to_download([found]) == (27_388_160_120, 0)
+    assert to_download([found, [unknown]]) == (27_388_160_120, 1)
+
+
+def test_documents_of_a_dataset_without_an_index_are_a_download(empty_caches):
+    *_, documents = found = needs(benchmark_of_dataset("beir/fiqa/test"), LocalFiles())
+    assert (documents.what, documents.state, to_download([found])) == ("corpus", "download", (17_948_027, 0))
+    *_, documents = found = needs(benchmark_of_dataset("vaswani"), LocalFiles())
+    assert (documents.what, documents.size, to_download([found])) == ("corpus", None, (0, 2))
 
 
 def test_the_table_lists_queries_documents_and_sizes(monkeypatch):

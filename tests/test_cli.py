@@ -150,6 +150,21 @@ def test_exit_statuses(error, status):
     assert _exit_status(error) == status
 
 
+def test_a_pipe_that_nobody_reads_on_is_no_error():
+    shell = f"{sys.executable} -m headrank_pipeline run --all --dry-run --pipelines {PIPELINES} | true"
+    done = subprocess.run(shell, shell=True, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_a_broken_pipe_of_something_else_is_told(monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError(32, "a worker is gone")
+
+    monkeypatch.setattr("headrank_pipeline.experiment.catalogue.find_benchmarks", broken)
+    result = invoke("benchmarks")
+    assert (result.exit_code, "a worker is gone" in result.stderr) == (6, True)
+
+
 def test_an_interrupt_ends_with_the_status_that_shells_expect():
     @click.group(cls=ReportingGroup)
     def group():

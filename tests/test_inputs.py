@@ -137,7 +137,7 @@ def test_topics_and_qrels_come_from_ir_datasets_with_string_ids(files, tiny_inde
 
 
 def test_an_entry_that_ir_datasets_lacks_is_named_with_the_flag(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"ir_datasets could not give the qrels of local/mini .*pass --qrels"):
+    with pytest.raises(FileNotFoundError, match=r"the qrels of local/mini: it knows no such coll.*pass --qrels"):
         resolve_inputs(benchmark(), LocalFiles(), RunDirectory(tmp_path / "run"))
 
 

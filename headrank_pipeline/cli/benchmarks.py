@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from headrank_pipeline.experiment.benchmark import Benchmark
     from headrank_pipeline.experiment.catalogue import Need
 
-__all__ = ["benchmarks", "need_lines", "size"]
+__all__ = ["amount", "benchmarks", "need_lines"]
 
 
 @click.command()
@@ -27,7 +27,7 @@ __all__ = ["benchmarks", "need_lines", "size"]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def benchmarks(pipelines: Path, extra: bool, data: Path | None, as_json: bool) -> None:
     """List the benchmarks: queries, corpus, first stage, what is cached and what must be downloaded."""
-    from headrank_pipeline.experiment.catalogue import corpus_size, find_benchmarks, needs, query_count
+    from headrank_pipeline.experiment.catalogue import corpus_size, find_benchmarks, needs, query_count, to_download
     from headrank_pipeline.experiment.suite import local_files
 
     found = [benchmark for _, benchmark in find_benchmarks(pipelines, extra=extra)]
@@ -52,17 +52,7 @@ def benchmarks(pipelines: Path, extra: bool, data: Path | None, as_json: bool) -
         [b.name, _count(query_count(b)), _count(corpus_size(b)), _stage(b), *_states(wanted[b.name])] for b in found
     ]
     click.echo(table(["benchmark", "queries", "docs", "first stage", "topics, qrels", "index"], rows))
-    click.echo(f"\n{len(found)} benchmarks; to download in all: {size(to_download(wanted.values()))}")
-
-
-def to_download(wanted: Iterable[Sequence[Need]]) -> int:
-    """Return the bytes to download, every address counted once."""
-    sizes: dict[str, int] = {}
-    for found in wanted:
-        for need in found:
-            if need.state == "download":
-                sizes[need.place] = need.size or 0
-    return sum(sizes.values())
+    click.echo(f"\n{len(found)} benchmarks; to download in all: {amount(*to_download(wanted.values()))}")
 
 
 def need_lines(found: Sequence[Need]) -> list[str]:
@@ -70,6 +60,16 @@ def need_lines(found: Sequence[Need]) -> list[str]:
     return [
         f"  {need.what:<13} {need.state:<9} {_amount(need):>9}  {need.name}  {_from(need)}".rstrip() for need in found
     ]
+
+
+def amount(known: int, unknown: int) -> str:
+    """Return what has to be downloaded for people.
+
+    Examples:
+        >>> amount(2_170_758_745, 0), amount(0, 1)
+        ('2.2 GB (models not counted)', '0 B and 1 of unknown size (models not counted)')
+    """
+    return f"{size(known)}{f' and {unknown} of unknown size' if unknown else ''} (models not counted)"
 
 
 def size(number: int | None) -> str:
@@ -103,7 +103,7 @@ def _amount(need: Need) -> str:
 
 
 def _from(need: Need) -> str:
-    return "" if need.place in (need.name, "pyserini", "ir_datasets") else f"({need.place})"
+    return "" if need.place == need.name else f"({need.place})"
 
 
 def _stage(benchmark: Benchmark) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import select
 import shlex
 import sys
 from collections.abc import Sequence
@@ -32,10 +33,19 @@ class ReportingGroup(click.Group):
             click.echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
-            if ctx.params.get("debug"):
+            if ctx.params.get("debug") or _nobody_reads(error):
                 raise
             click.echo(f"error: {_message(error)}", err=True)
             ctx.exit(_exit_status(error))
+
+
+def _nobody_reads(error: Exception) -> bool:
+    """Return whether the error is that a pipe like ``| head`` has ended; click then ends without a word."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    output = select.poll()
+    output.register(1, 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _exit_status(error: Exception) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrank_pipeline.cli.baselines import BASELINE_FLAGS
-from headrank_pipeline.cli.benchmarks import need_lines, size, to_download
+from headrank_pipeline.cli.benchmarks import amount, need_lines
 from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, table
 from headrank_pipeline.cli.reranking import (
     RERANKER_OPTIONS,
@@ -265,10 +265,10 @@ def _show(jobs: Sequence[_Job], stage: StageChoice, *, as_json: bool) -> None:
     """Print what would be run and read; nothing is loaded and no socket is opened."""
     from dataclasses import asdict
 
-    from headrank_pipeline.experiment.catalogue import needs
+    from headrank_pipeline.experiment.catalogue import needs, to_download
 
     wanted = [needs(job.benchmark, job.local, stage) for job in jobs]
-    total = to_download(wanted)
+    known, unknown = to_download(wanted)
     if as_json:
         echo_json(
             {
@@ -276,7 +276,8 @@ def _show(jobs: Sequence[_Job], stage: StageChoice, *, as_json: bool) -> None:
                     {"command": job.command, "output": str(job.output), "needs": [asdict(need) for need in found]}
                     for job, found in zip(jobs, wanted, strict=True)
                 ],
-                "bytes_to_download": total,
+                "bytes_to_download": known,
+                "downloads_of_unknown_size": unknown,
             }
         )
         return
@@ -285,4 +286,4 @@ def _show(jobs: Sequence[_Job], stage: StageChoice, *, as_json: bool) -> None:
         for line in need_lines(found):
             click.echo(line)
         click.echo(f"  writes        {job.output}/\n")
-    click.echo(f"{len(jobs)} runs; to download in all: {size(total)}")
+    click.echo(f"{len(jobs)} run{'' if len(jobs) == 1 else 's'}; to download in all: {amount(known, unknown)}")

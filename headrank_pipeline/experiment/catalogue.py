@@ -6,17 +6,17 @@ The facts are those of `facts.catalogue`; a test holds them against the installe
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from headrank_pipeline.experiment.benchmark import Benchmark, load_benchmark
-from headrank_pipeline.experiment.facts import catalogue
+from headrank_pipeline.experiment.facts import catalogue, datasets_home
 from headrank_pipeline.experiment.inputs import LocalFiles, topics_beside
 from headrank_pipeline.experiment.stages import StageChoice
 
-__all__ = ["Need", "corpus_size", "find_benchmarks", "needs", "query_count"]
+__all__ = ["Need", "corpus_size", "find_benchmarks", "needs", "query_count", "to_download"]
 
 State = Literal["local", "cached", "download", "missing"]
 
@@ -26,7 +26,7 @@ class Need:
     """One thing that a run of a benchmark reads.
 
     Args:
-        what: "topics", "qrels", "index", "corpus" or "candidates".
+        what: "topics", "qrels", "index", "texts", "corpus" or "candidates".
         name: a path, or a name that ir_datasets or Pyserini resolves.
         state: ``local`` is a file of the user or of this package, ``cached`` was downloaded before, ``missing`` cannot
             be had from anywhere that is known.
@@ -98,6 +98,12 @@ def needs(benchmark: Benchmark, local: LocalFiles, stage: StageChoice | None = N
     return [*queries, *qrels, *_collections(benchmark, local, stage or StageChoice())]
 
 
+def to_download(wanted: Iterable[Sequence[Need]]) -> tuple[int, int]:
+    """Return the bytes to download, every address counted once, and how many downloads have no known size."""
+    sizes = {need.place: need.size for found in wanted for need in found if need.state == "download"}
+    return sum(size or 0 for size in sizes.values()), sum(size is None for size in sizes.values())
+
+
 def _both(need: Need) -> Need:
     return Need("topics, qrels", need.name, need.state, need.size, need.place, need.md5)
 
@@ -124,8 +130,8 @@ def _judgments(benchmark: Benchmark, what: str) -> list[Need]:
     if name is None:
         return [Need(what, "none public", "missing", None, f"pass --{what} FILE")]
     if facts is None:
-        return [Need(what, name, "download", None, "ir_datasets")]
-    home = Path(os.environ.get("IR_DATASETS_HOME") or Path.home() / ".ir_datasets")
+        return [Need(what, name, "download", None, f"ir_datasets:{name}")]
+    home = datasets_home()
     if facts["ready"] and all((home / file).exists() for file in facts["ready"]):
         return [Need(what, name, "cached", None, str((home / facts["ready"][0]).parent))]
     return [_download(what, name, file, home) for file in facts["downloads"] if _serves(file, what, facts)]
@@ -147,19 +153,22 @@ def _download(what: str, name: str, file: Mapping[str, Any], home: Path) -> Need
 
 
 def _collections(benchmark: Benchmark, local: LocalFiles, stage: StageChoice) -> list[Need]:
-    """The index or indexes of the first stage; sizes are known for the benchmarks' own BM25 indexes."""
+    """The index or indexes of the first stage, and where passages come from if those store none."""
     if stage.method in ("dense", "impact") and local.corpus is None:
-        return [_named_index(local.index, "--index")]
+        return _without_passages(benchmark, local.index, "--index", stage)
     found = [_collection(benchmark, local)]
     if stage.method == "fusion" and local.corpus is None:
-        found.append(_named_index(stage.dense_index, "--dense-index"))
-    return found
+        found += _without_passages(benchmark, stage.dense_index, "--dense-index", stage)
+    return list({need.place: need for need in reversed(found)}.values())[::-1]
 
 
-def _named_index(name: str | None, flag: str) -> Need:
+def _without_passages(benchmark: Benchmark, name: str | None, flag: str, stage: StageChoice) -> list[Need]:
     if name is None:
-        return Need("index", "none", "missing", None, f"pass {flag} FOLDER or NAME, or --corpus FILE")
-    return Need("index", name, "local" if Path(name).is_dir() else "download", None, name)
+        return [Need("index", "none", "missing", None, f"pass {flag} FOLDER or NAME, or --corpus FILE")]
+    facts = _index(name)
+    owner = (facts and facts["texts"]) or benchmark.collection.pyserini_index
+    texts = stage.texts or (None if Path(name).is_dir() and stage.method != "impact" else owner)
+    return [_named("index", name)] + ([] if texts is None else [_named("texts", texts)])
 
 
 def _collection(benchmark: Benchmark, local: LocalFiles) -> Need:
@@ -167,17 +176,32 @@ def _collection(benchmark: Benchmark, local: LocalFiles) -> Need:
     if corpus is not None:
         return _file("corpus", corpus)
     name = local.index or benchmark.collection.pyserini_index
-    if name is None:
-        return Need("index", "none", "missing", None, "pass --corpus FILE, --index FOLDER or --candidates FILE")
-    if Path(name).is_dir():
-        return Need("index", name, "local", None, name)
+    if name is not None:
+        return _named("index", name)
+    if benchmark.collection.ir_datasets is not None:
+        return _documents(benchmark)
+    return Need("index", "none", "missing", None, "pass --corpus FILE, --index FOLDER or --candidates FILE")
+
+
+def _documents(benchmark: Benchmark) -> Need:
+    """The documents of a collection of ir_datasets; BEIR's are in the archive of topics and qrels."""
+    name, facts = str(benchmark.collection.ir_datasets), _dataset(benchmark)
+    if facts is not None and name.startswith("beir/"):
+        return _download("corpus", name, facts["downloads"][0], datasets_home())
+    return Need("corpus", name, "download", None, f"ir_datasets:{name}/docs")
+
+
+def _named(what: str, name: str) -> Need:
+    """An index or other source of passages: a path, or a name that Pyserini or ir_datasets resolves."""
+    if Path(name).exists():
+        return Need(what, name, "local", None, name)
     facts = _index(name)
     if facts is None:
-        return Need("index", name, "download", None, "pyserini")
+        return Need(what, name, "download", None, name if name.startswith("ir_datasets:") else f"pyserini:{name}")
     for home in _pyserini_homes():
         if (home / "indexes" / facts["folder"]).is_dir():
-            return Need("index", name, "cached", None, str(home / "indexes" / facts["folder"]), facts["md5"])
-    return Need("index", name, "download", facts["bytes"], facts["url"], facts["md5"])
+            return Need(what, name, "cached", None, str(home / "indexes" / facts["folder"]), facts["md5"])
+    return Need(what, name, "download", facts["bytes"], facts["url"], facts["md5"])
 
 
 def _pyserini_homes() -> list[Path]:

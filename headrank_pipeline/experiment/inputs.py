@@ -5,6 +5,7 @@ With ``offline`` nothing that could open a socket is touched; the error names th
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
@@ -16,11 +17,11 @@ from typing import Any
 from headrank_pipeline.experiment.benchmark import Benchmark
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.facts import (
+    check_copies,
     check_grades,
     check_queries,
-    compare_with_pin,
-    qrels_sha256,
-    topics_sha256,
+    compare_qrels,
+    compare_topics,
 )
 from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.stages import StageChoice, StageSetting, first_stage_supply
@@ -94,7 +95,8 @@ def resolve_inputs(
     choice = stage or StageChoice()
     qrels, qrels_origin = _qrels(benchmark, local, directory)
     judgments = read_qrels(qrels)
-    compare_with_pin(benchmark.name, "qrels", qrels_sha256(judgments), qrels_origin)
+    dataset = benchmark.collection.ir_datasets
+    compare_qrels(benchmark.name, dataset, judgments, qrels_origin, without_grade=benchmark.first_stage.exclude_grade)
     judgement = Judgement(
         qrels=qrels,
         measures=benchmark.measures,
@@ -171,7 +173,8 @@ def _judged_topics(
     if not kept:
         raise ValueError(f"none of the {len(queries)} topics ({origin}) is judged in {qrels}")
     logger.info("%d of %d topics are run (queries: %s)", len(kept), len(queries), benchmark.queries)
-    compare_with_pin(benchmark.name, "topics", topics_sha256(kept), origin)
+    if judged is not None:
+        compare_topics(benchmark.name, benchmark.collection.ir_datasets, kept, origin)
     return kept, origin
 
 
@@ -194,8 +197,16 @@ def _fetched(dataset: str, what: str, flag: str) -> Iterator[Any]:
     """Records of ir_datasets, whose failures (no network, no such id) become one error that says what to do."""
     import ir_datasets
 
+    check_copies(dataset)
     try:
         loaded = ir_datasets.load(dataset)
+    except KeyError as error:
+        near = difflib.get_close_matches(dataset, list(ir_datasets.registry), n=3)
+        told = f" (near: {', '.join(near)})" if near else ""
+        raise FileNotFoundError(
+            f"ir_datasets could not give the {what} of {dataset}: it knows no such collection{told}; pass {flag}"
+        ) from error
+    try:
         yield from getattr(loaded, f"{what}_iter")()
     except (OSError, RuntimeError, KeyError, AttributeError) as error:
         raise FileNotFoundError(f"ir_datasets could not give the {what} of {dataset} ({error}); pass {flag}") from error
