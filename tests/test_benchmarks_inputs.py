@@ -99,6 +99,26 @@ def test_an_impact_stage_takes_its_passages_from_a_corpus(files, tmp_path):
         resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=StageChoice(method="impact"))
 
 
+@pytest.mark.parametrize("method", ["bm25", "dense", "impact", "fusion"])
+def test_offline_takes_no_passages_from_elsewhere(files, tmp_path, method):
+    local = LocalFiles(topics=files["topics"], qrels=files["qrels"], index="somewhere", offline=True)
+    stage = StageChoice(method=method, texts="ir_datasets:vaswani")
+    with pytest.raises(FileNotFoundError, match="--offline: --texts ir_datasets:vaswani is no file or folder here"):
+        resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=stage)
+
+
+def test_passages_that_the_index_does_not_store_come_from_texts(files, slim_index, tmp_path):
+    local = LocalFiles(topics=files["topics"], qrels=files["qrels"], index=str(slim_index), offline=True)
+    plain = resolve_inputs(benchmark(), local, RunDirectory(tmp_path))
+    told = resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=StageChoice(texts=str(files["corpus"])))
+    for without, ranking in zip(plain.supply.rankings(), told.supply.rankings(), strict=True):
+        assert ranking.docids == without.docids
+        assert all(candidate.text is None for candidate in without.candidates)
+        assert all("flea" in candidate.text or candidate.docid == "d2" for candidate in ranking.candidates)
+    assert told.supply.identity["source"]["texts"] == str(files["corpus"])
+    assert len(told.judgement.references) == 1  # the same BM25
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
@@ -113,7 +133,7 @@ def test_a_first_stage_without_its_index_names_the_flag(files, tmp_path, choice,
 
 
 def test_flags_of_another_first_stage_are_refused():
-    with pytest.raises(ValueError, match="are for --first-stage dense, impact or fusion"):
+    with pytest.raises(ValueError, match="--dense-index and --encoder are for --first-stage dense, impact or fusion"):
         StageChoice(encoder="minilm")
     with pytest.raises(ValueError, match="with dense name the index by --index"):
         StageChoice(method="dense", dense_index="x")

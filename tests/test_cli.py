@@ -299,7 +299,7 @@ def test_index_and_retrieve_give_candidates_with_text_or_a_run(tiny_corpus, tmp_
     assert invoke(*arguments, "--output", tmp_path / "x.trec", "--fields", "title").exit_code == 2
 
 
-def test_a_saved_run_becomes_candidates_by_a_text_source(tiny_corpus, tiny_index, tmp_path):
+def test_a_saved_run_becomes_candidates_by_a_text_source(tiny_corpus, tiny_index, slim_index, tmp_path):
     run, topics, output = tmp_path / "run.trec", tmp_path / "topics.tsv", tmp_path / "cand.jsonl"
     run.write_text("q1 Q0 007 1 2.5 other\nq1 Q0 d2 2 1.5 other\nq9 Q0 d2 1 1 other\n")
     topics.write_text("q1\tflea\nq2\tzebra\n")
@@ -317,8 +317,8 @@ def test_a_saved_run_becomes_candidates_by_a_text_source(tiny_corpus, tiny_index
     for wrong in (["--index", tiny_index], ["--dense"]):
         assert invoke(*arguments, *wrong).exit_code == 2
     assert invoke(*arguments, "--texts", tmp_path / "gone").exit_code == 4
-    result = invoke("retrieve", "--index", tiny_index, "--texts", tiny_corpus, *arguments[3:])
-    assert (result.exit_code, "--texts is for --run and --dense" in result.stderr) == (2, True)
+    result = invoke("retrieve", "--index", slim_index, *arguments[3:], "--texts", tiny_corpus, "--hits", 1)
+    assert (result.exit_code, next(read_candidates(output)).candidates[0].title) == (0, "Cat")
 
 
 def test_run_reranks_saved_candidates_of_a_benchmark(files, model):

@@ -78,7 +78,7 @@ def index(
 @click.option("--index", help="Folder of an index, or the name of a prebuilt one of Pyserini.")
 @click.option("--run", type=click.Path(path_type=Path), help="In place of --index: a TREC run that was saved.")
 @click.option(
-    "--texts", help="With --run or --dense: where passages come from: corpus file, Lucene index or ir_datasets:ID."
+    "--texts", help="Where passages come from that the index or run lacks: corpus file, Lucene index or ir_datasets:ID."
 )
 @click.option("--topics", required=True, type=click.Path(path_type=Path), help="TSV, BEIR JSONL or TREC topics.")
 @click.option(
@@ -142,11 +142,11 @@ def retrieve(
     else:
         from headrank_pipeline.first_stage.lexical import bm25
 
-        if texts is not None:
-            raise click.UsageError("--texts is for --run and --dense; BM25 takes passages from its index")
         boosts = dict(_boost(field) for field in fields) or None
         method = "bm25"
-        source = bm25(index, k1=k1, b=b, hits=hits, threads=threads, fields=boosts, remove_query=remove_query)
+        source = bm25(
+            index, k1=k1, b=b, texts=texts, hits=hits, threads=threads, fields=boosts, remove_query=remove_query
+        )
     rankings = source.retrieve(queries)
     if output.name.endswith((".jsonl", ".jsonl.gz")):
         write_candidates(output, rankings, layout)

@@ -70,7 +70,9 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
 )
 @click.option("--encoder", help="Of dense, impact and fusion: folder or name.  [default: the index's own]")
 @click.option("--dense-index", help="With fusion: folder or name of the dense index.")
-@click.option("--texts", help="Where passages come from if the index stores none: corpus file or Lucene index.")
+@click.option(
+    "--texts", help="Where passages come from if the index stores none: corpus file, Lucene index or ir_datasets:ID."
+)
 @click.option("--rrf-k", default=60, show_default=True, help="With fusion: the constant of reciprocal rank fusion.")
 @click.option("--offline", is_flag=True, help="Open no socket; what is not local is an error that names its flag.")
 @click.option("--threads", default=1, show_default=True, help="Of the first stage.")

@@ -157,6 +157,8 @@ def _collections(benchmark: Benchmark, local: LocalFiles, stage: StageChoice) ->
     if stage.method in ("dense", "impact") and local.corpus is None:
         return _without_passages(benchmark, local.index, "--index", stage)
     found = [_collection(benchmark, local)]
+    if stage.method == "bm25" and stage.texts is not None:
+        found.append(_named("texts", stage.texts))
     if stage.method == "fusion" and local.corpus is None:
         found += _without_passages(benchmark, stage.dense_index, "--dense-index", stage)
     return list({need.place: need for need in reversed(found)}.values())[::-1]

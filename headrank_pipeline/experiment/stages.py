@@ -46,8 +46,8 @@ class StageChoice:
     rrf_k: int = RRF_K
 
     def __post_init__(self) -> None:
-        if self.method == "bm25" and (self.dense_index or self.encoder or self.texts):
-            raise ValueError("--dense-index, --encoder and --texts are for --first-stage dense, impact or fusion")
+        if self.method == "bm25" and (self.dense_index or self.encoder):
+            raise ValueError("--dense-index and --encoder are for --first-stage dense, impact or fusion")
         if self.method != "fusion" and self.dense_index:
             raise ValueError(f"--dense-index is for --first-stage fusion; with {self.method} name the index by --index")
 
@@ -98,13 +98,18 @@ def first_stage_supply(
 
 
 def _stage(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) -> _Stage:
+    if setting.offline and choice.texts is not None and not Path(choice.texts).exists():
+        raise FileNotFoundError(
+            f"--offline: --texts {choice.texts} is no file or folder here and may open a socket; name a corpus file or "
+            f"the folder of a Lucene index"
+        )
     if choice.method == "bm25":
-        return _lexical(benchmark, setting)
+        return _lexical(benchmark, choice, setting)
     if choice.method == "dense":
         return _dense(benchmark, choice, setting, setting.index)
     if choice.method == "impact":
         return _impact(benchmark, choice, setting)
-    parts = [_lexical(benchmark, setting), _dense(benchmark, choice, setting, choice.dense_index)]
+    parts = [_lexical(benchmark, choice, setting), _dense(benchmark, choice, setting, choice.dense_index)]
     return _Stage(
         {"fusion": [dict(part.identity) for part in parts], "k": choice.rrf_k, "hits": benchmark.first_stage.hits},
         lambda: fuse(*(part.open() for part in parts), k=choice.rrf_k) % benchmark.first_stage.hits,
@@ -115,7 +120,7 @@ def _stage(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) -> 
 # -------------------------------------------------------------------------------------------------------------- lexical
 
 
-def _lexical(benchmark: Benchmark, setting: StageSetting) -> _Stage:
+def _lexical(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) -> _Stage:
     stage = benchmark.first_stage
     corpus = setting.corpus or (None if setting.index else benchmark.collection.embedded_file("corpus.jsonl"))
     if corpus is not None:
@@ -125,12 +130,13 @@ def _lexical(benchmark: Benchmark, setting: StageSetting) -> _Stage:
         raise FileNotFoundError(
             f"benchmark {benchmark.name} names no prebuilt index; pass --corpus, --index or --candidates"
         )
-    source = _bm25(index, stage, setting)
+    source = _bm25(index, stage, setting, texts=choice.texts)
     if Path(index).is_dir():
         return _Stage({"source": source.describe()}, lambda: source, index)
     _refuse_download(index, setting)
     # Described by its name: asking the source itself would start Java and fetch the index only to continue a run.
-    return _Stage(_identity({"index": index}, stage, setting), lambda: source, index)
+    named = {"index": index} | ({"texts": choice.texts} if choice.texts else {})
+    return _Stage(_identity(named, stage, setting), lambda: source, index)
 
 
 def _lexical_of_corpus(stage: FirstStage, corpus: Path, setting: StageSetting) -> _Stage:
@@ -187,13 +193,14 @@ def _refuse_download(index: str, setting: StageSetting) -> None:
         )
 
 
-def _bm25(index: str, stage: FirstStage, setting: StageSetting) -> Source:
+def _bm25(index: str, stage: FirstStage, setting: StageSetting, *, texts: str | None = None) -> Source:
     from headrank_pipeline.first_stage.lexical import bm25
 
     return bm25(
         index,
         k1=stage.k1,
         b=stage.b,
+        texts=texts,
         hits=stage.hits,
         threads=setting.threads,
         fields=stage.fields,
@@ -254,7 +261,7 @@ def _impact(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) ->
     if not Path(setting.index).is_dir():
         _refuse_download(setting.index, setting)
     texts = choice.texts or benchmark.collection.pyserini_index
-    if texts is None or (setting.offline and not Path(texts).exists()):
+    if texts is None or (setting.offline and choice.texts is None):
         raise FileNotFoundError(
             "--first-stage impact: impact indexes store no passages; pass --texts, a corpus file or the folder of a "
             "Lucene index with documents"

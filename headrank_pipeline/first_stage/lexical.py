@@ -17,6 +17,7 @@ from typing import Any
 
 from headrank_pipeline.first_stage.index import index_identity, is_index, refuse_vectors
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
+from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
 from headrank_pipeline.passages import passage_from_raw
 from headrank_pipeline.pipeline import Queries, Source, as_queries
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -35,6 +36,7 @@ def bm25(
     *,
     k1: float = 0.9,
     b: float = 0.4,
+    texts: str | os.PathLike[str] | None = None,
     hits: int = 1000,
     threads: int = 1,
     fields: Mapping[str, float] | None = None,
@@ -43,14 +45,15 @@ def bm25(
 ) -> Source:
     """Return a BM25 first stage; Java starts when it first retrieves, not here.
 
-    Candidates carry title and text where the index stores them (``raw``). Documents are removed before the cutoff, so
-    that `hits` candidates remain where the collection has them.
+    Candidates carry title and text where the index stores them (``raw``), else from `texts`. Documents are removed
+    before the cutoff, so that `hits` candidates remain where the collection has them.
 
     Args:
         index: a folder with a Lucene index, or the name of a prebuilt one ("beir-v1.0.0-scifact.flat"), which Pyserini
             downloads on first use.
         k1: term frequency saturation. Pyserini's command line uses other values for some MS MARCO indexes.
         b: length normalisation.
+        texts: where passages come from that the index does not store (``-slim``), see `passage_lookup`.
         hits: candidates per query.
         threads: queries searched at once.
         fields: field boosts of a multifield index, ``{"contents": 1.0, "title": 1.0}``; default is ``contents`` alone.
@@ -73,7 +76,11 @@ def bm25(
         excluded[qid] = frozenset(docids)
     boosts = tuple((fields or {}).items())
     searcher = _Searcher(_resolved(index))
-    return _Bm25(searcher.index, float(k1), float(b), hits, threads, boosts, remove_query, excluded, searcher)
+    lookup = None if texts is None else passage_lookup(texts)
+    named = None if texts is None else os.fspath(texts)
+    return _Bm25(
+        searcher.index, float(k1), float(b), hits, threads, boosts, remove_query, excluded, named, lookup, searcher
+    )
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,8 @@ class _Bm25(Source):
     fields: tuple[tuple[str, float], ...]
     remove_query: bool
     exclude: Mapping[str, frozenset[str]]
+    texts: str | None
+    lookup: Lookup | None = field(compare=False, repr=False)
     searcher: _Searcher = field(compare=False, repr=False)
 
     def retrieve(self, queries: Queries) -> Iterator[Ranking]:
@@ -120,6 +129,7 @@ class _Bm25(Source):
             "fields": dict(self.fields),
             "remove_query": self.remove_query,
             "exclude_sha256": hashlib.sha256(json.dumps(pairs).encode()).hexdigest() if pairs else None,
+            **({"texts": self.texts} if self.texts else {}),
             **versions(),
         }
 
@@ -141,7 +151,13 @@ class _Bm25(Source):
     def _ranking(self, query: Query, found: Sequence[Any]) -> Ranking:
         removed = self._removed(query.qid)
         kept = islice((hit for hit in found if hit.docid not in removed), self.hits)
-        return Ranking(query, tuple(_candidate(hit) for hit in kept))
+        candidates = [_candidate(hit) for hit in kept]
+        if self.lookup is not None:
+            stored = {candidate.docid: candidate for candidate in candidates if candidate.text is not None}
+            missing = [candidate for candidate in candidates if candidate.text is None]
+            stored |= {known.docid: known for known in with_texts(missing, self.lookup, str(self.texts))}
+            candidates = [stored[candidate.docid] for candidate in candidates]
+        return Ranking(query, tuple(candidates))
 
     def _removed(self, qid: str) -> frozenset[str]:
         own = frozenset({qid}) if self.remove_query else frozenset()

@@ -1,4 +1,4 @@
-"""Titles and texts of passages by docid, for first stages whose index stores none (FAISS, impact)."""
+"""Titles and texts of passages by docid, for first stages whose index stores none (FAISS, impact, ``-slim``)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from headrank_pipeline.first_stage.index import is_index
-from headrank_pipeline.first_stage.lexical import bm25
 from headrank_pipeline.passages import Passage, passage_from_raw, read_corpus
 from headrank_pipeline.records import Candidate
 
@@ -99,6 +98,8 @@ def stored_passages(folder: Path) -> Lookup:
 
 
 def _from_index(index: str | os.PathLike[str]) -> Lookup:
+    from headrank_pipeline.first_stage.lexical import bm25  # which takes texts from here
+
     source: Any = bm25(index)  # opens local and prebuilt indexes alike, with the same errors
 
     def lookup(docids: Sequence[str]) -> dict[str, Passage]:
