@@ -40,14 +40,13 @@ def first(model, tmp_path_factory) -> Path:
     (folder / "qrels.txt").write_text("q1 0 d1 1\nq2 0 d2 1\n")
     (folder / "heads.json").write_text('{"name": "two", "heads": [[0, 1], [2, 3]]}')
     command = [
-        "rerank", "--candidates", folder / "c.jsonl", "--qrels", folder / "qrels.txt", "--model", model,
-        "--heads", folder / "heads.json", "--output", folder / "run", "--overwrite",
+        "rerank", "--candidates", "c.jsonl", "--qrels", folder / "qrels.txt", "--model", model,
+        "--heads", "heads.json", "--output", "run", "--overwrite",
     ]  # fmt: skip
-    before, sys.argv = sys.argv, ["headrank", *map(str, command)]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["headrank", *map(str, command)])
+        patch.chdir(folder)  # where the relative names of the command start
         result = invoke(*command)
-    finally:
-        sys.argv = before
     assert result.exit_code == 0, result.output
     return folder / "run"
 
@@ -57,6 +56,17 @@ def test_a_run_is_made_again_from_its_manifest_and_is_equal(first, tmp_path):
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1].endswith("again: equal")
     assert (tmp_path / "again" / "run.trec").read_bytes() == (first / "run.trec").read_bytes()
+
+
+def test_a_run_from_another_machine_says_which_folder_is_wanted(first, tmp_path, monkeypatch):
+    copy = shutil.copytree(first, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["sessions"][0]["folder"] = "/nowhere/else"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    result = invoke("reproduce", copy)
+    assert (result.exit_code, "was made in /nowhere/else, which is not on this machine" in result.stderr) == (4, True)
+    monkeypatch.chdir(first.parent)
+    assert invoke("reproduce", copy, "--here").exit_code == 0
 
 
 def changed(first: Path, folder: Path, edit) -> Path:

@@ -25,20 +25,24 @@ _SHOWN = 5  # qids and changes
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Where to run again.  [default: RUN-again]")
+@click.option("--here", is_flag=True, help="Run the command in this folder, not in the one that it was called in.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def reproduce(ctx: click.Context, run: Path, output: Path | None, as_json: bool) -> None:
+def reproduce(ctx: click.Context, run: Path, output: Path | None, here: bool, as_json: bool) -> None:
     """Run the command of RUN's manifest again, elsewhere, and compare: equal, near (within 0.0005) or different.
 
-    Paths in the command are those of the first call: start it in the same folder. Status 6 means different.
+    Relative paths in the command start where it was called, as the manifest says. Status 6 means different.
     """
-    from headrank_pipeline.experiment.reproduction import compare_runs, recorded_command
+    from headrank_pipeline.experiment.reproduction import compare_runs, recorded_command, recorded_folder
 
     again = output or run.with_name(f"{run.name}-again")
-    arguments = [*recorded_command(run), "--output", str(again)]
+    arguments = [*recorded_command(run), "--output", str(again.absolute())]
     # A process of its own, as the first call was: no Java, model or logger of this one is in its way.
     done = subprocess.run(
-        [sys.executable, "-m", "headrank_pipeline", *arguments], stdout=subprocess.DEVNULL, check=False
+        [sys.executable, "-m", "headrank_pipeline", *arguments],
+        stdout=subprocess.DEVNULL,
+        check=False,
+        cwd=Path.cwd() if here else recorded_folder(run),
     )
     if done.returncode:
         click.echo(f"error: `headrank {shlex.join(arguments)}` ended with status {done.returncode}", err=True)

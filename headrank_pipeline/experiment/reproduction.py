@@ -12,7 +12,7 @@ from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.manifest import differences, read_json, read_manifest
 from headrank_pipeline.trec import read_run
 
-__all__ = ["Reproduction", "compare_runs", "recorded_command"]
+__all__ = ["Reproduction", "compare_runs", "recorded_command", "recorded_folder"]
 
 Verdict = Literal["equal", "near", "different"]
 
@@ -41,6 +41,21 @@ class Reproduction:
     means: Mapping[str, tuple[float, float]]
     configuration: tuple[tuple[str, Any, Any], ...]
     environment: tuple[tuple[str, Any, Any], ...]
+
+
+def recorded_folder(run: Path) -> Path:
+    """Return the folder in which the command that made a run was called, which its relative paths start from.
+
+    Raises:
+        FileNotFoundError: no manifest there, or no such folder on this machine.
+    """
+    named = next((s.get("folder") for s in _manifest(run)["sessions"] if s["command"]), None)
+    if named is not None and not Path(named).is_dir():
+        raise FileNotFoundError(
+            f"{run}: was made in {named}, which is not on this machine; go to a folder that holds the same files and "
+            f"pass --here"
+        )
+    return Path(named or ".")
 
 
 def recorded_command(run: Path) -> list[str]:

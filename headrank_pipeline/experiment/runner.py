@@ -148,7 +148,7 @@ def _opened_manifest(plan: RunPlan, directory: RunDirectory, command: str | None
     # A call that ended before anything was retrieved or scored (bad candidates, say) left nothing to protect.
     work = directory.work()
     manifest = read_manifest(directory.manifest) if work else None
-    session: dict[str, Any] = {"started": now(), "finished": None, "command": command}
+    session: dict[str, Any] = {"started": now(), "finished": None, "command": command, "folder": str(Path.cwd())}
     if manifest is None:
         if work:
             raise ValueError(
