@@ -5,8 +5,9 @@
 
 DL19 (43 queries, BM25 top 100) and NovelEval (21 queries, 20 passages in BM25 order). The attention systems read the
 embedded model. RankGPT, first-token and Qwen3-Reranker get a chat model of random weights with Qwen3's tokenizer, whose
-head prefers identifiers: **it ranks at random**; what is shown of them is that every candidate comes back once, what
-they cost, and how many replies had to be repaired. The same command continues an interrupted run.
+head prefers identifiers: **its quality means nothing**. RankGPT's replies repeat a few identifiers, so that repairs
+leave most of the first stage's order; the other two order at random. Shown of them is that every candidate comes back
+once, what they cost, and how many replies had to be repaired. The same command continues an interrupted run.
 """
 
 from __future__ import annotations
