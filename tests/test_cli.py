@@ -268,6 +268,18 @@ def test_wrong_arguments_of_rerank(files, model, arguments, status, message):
     assert message in result.stderr
 
 
+def test_a_file_that_is_not_there_is_told_before_a_model_is_loaded(files, tmp_path):
+    reranker = ["--model", "./no-model", "--heads", "all", "--output", tmp_path / "run"]
+    run = ["run", PIPELINES / "beir-scifact.yaml", *reranker]
+    for flag in ("corpus", "topics", "qrels", "candidates", "exclusions"):
+        result = invoke(*run, f"--{flag}", "gone.txt")
+        assert (result.exit_code, f"--{flag}: gone.txt: no such {flag} file (looked from" in result.stderr) == (4, True)
+    for given in (["--candidates", "gone.txt"], ["--candidates", files["candidates"], "--qrels", "gone.txt"]):
+        result = invoke("rerank", *reranker, *given)
+        assert (result.exit_code, "gone.txt: no such " in result.stderr) == (4, True)
+    assert "no-model" in invoke(*run, "--candidates", files["candidates"]).stderr
+
+
 def test_a_system_without_default_heads_asks_for_them(files, model):
     arguments = ["rerank", "--candidates", files["candidates"], "--model", model, "--output", files["output"]]
     result = invoke(*arguments, "--system", "qrhead")

@@ -91,6 +91,24 @@ def test_an_index_of_another_corpus_is_not_replaced_behind_the_users_back(files,
         found(inputs)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("qrels", "gone: no such qrels file"),
+        ("topics", "gone: no such topics file"),
+        ("index", "gone: no such index folder; build one with `headrank index"),
+        ("corpus", "gone: no such corpus file"),
+        ("exclusions", "gone: no such exclusions file"),
+        ("candidates", "gone: no such candidates file"),
+    ],
+)
+def test_what_is_not_there_is_named(files, tiny_index, tmp_path, name, message):
+    given = {**files, "index": str(tiny_index)} if name != "candidates" else {"qrels": files["qrels"]}
+    given |= {name: str(tmp_path / "gone") if name == "index" else tmp_path / "gone"}
+    with pytest.raises(FileNotFoundError, match=message):
+        resolve_inputs(benchmark(), LocalFiles(**given), RunDirectory(tmp_path / "run"))
+
+
 def test_saved_candidates_are_restricted_to_judged_queries(files, tmp_path):
     path = tmp_path / "candidates.jsonl"
     hits = (Candidate("007", 1.0, "one flea"),)

@@ -164,14 +164,17 @@ def rerank(
     from headrank_pipeline.experiment.judgement import Judgement
     from headrank_pipeline.experiment.runner import RunPlan, execute
     from headrank_pipeline.experiment.supply import supply_from_file
+    from headrank_pipeline.trec import read_qrels
 
     judgement = None
     if qrels is not None:
         judgement = Judgement(qrels=qrels, measures=measures or DEFAULT_MEASURES, relevance_level=relevance_level)
+        read_qrels(qrels)  # a wrong name or line is told before a model is loaded, which may take minutes
+    supply = supply_from_file(candidates)
     with open_reranker(workers, **reranker) as opened:
         plan = RunPlan(
             output=output,
-            supply=supply_from_file(candidates),
+            supply=supply,
             reranker=opened,
             depth=depth,
             batch_size=batch_size,

@@ -90,6 +90,8 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     if given["dry_run"]:
         _show(jobs, _choice(given), as_json=given["as_json"])
         return
+    for job in jobs:
+        job.local.check()
     flags = {name: given[name] for name in _RERANKER}
     with open_reranker(given["workers"], **flags, offline=given["offline"]) as reranker:
         if several:

@@ -62,6 +62,17 @@ class LocalFiles:
         if self.candidates is not None and beside:
             raise ValueError(f"--candidates already holds queries and passages; drop {' and '.join(beside)}")
 
+    def check(self) -> None:
+        """Fail where a named file is not there; a model need not be loaded to learn that.
+
+        Raises:
+            FileNotFoundError: names the file, its flag and the folder it was looked for from.
+        """
+        for name in ("corpus", "topics", "qrels", "candidates", "exclusions"):
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise FileNotFoundError(f"--{name}: {path}: no such {name} file (looked from {Path.cwd()})")
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
