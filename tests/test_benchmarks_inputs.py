@@ -215,10 +215,14 @@ def collection(tmp_path, monkeypatch):
 
 def test_any_collection_of_ir_datasets_runs_without_a_definition(collection, tmp_path):
     model = tiny_model(tmp_path / "model")
-    arguments = ["run", "--dataset", "local/five", "--model", str(model), "--heads", "all", "--output"]
-    result = CliRunner().invoke(main, [*arguments, str(tmp_path / "run")])
+    arguments = ["run", "--dataset", "local/five", "--model", str(model), "--heads", "all"]
+    arguments += ["--first-stage-weight", "0.5", "--log-scores", "--chat", "plain", "--output", str(tmp_path / "run")]
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    described = manifest["identity"]["reranker"]
+    assert (described["first_stage_weight"], described["logs"]) == (0.5, True)
+    assert described["template"]["chat"]["name"] == "plain"
     assert manifest["identity"]["benchmark"]["name"] == "local-five"
     assert manifest["origins"]["qrels"] == "ir_datasets local/five"
     lines = (tmp_path / "run" / "first_stage.trec").read_text().splitlines()

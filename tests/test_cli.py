@@ -14,6 +14,7 @@ from tiny_models import tiny_model
 from headrank_pipeline.cli import main
 from headrank_pipeline.cli.doctor import checks
 from headrank_pipeline.cli.reporting import ReportingGroup, _exit_status
+from headrank_pipeline.cli.reranking import RERANKER_FLAGS, RERANKER_OPTIONS
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_candidates, read_run, write_candidates
@@ -254,6 +255,7 @@ def test_failed_queries_are_listed_and_end_with_status_7(files, model):
         (["--heads", "no-such-set"], 5, "no-such-set"),
         (["--depth", "0"], 5, "depth 0: expected at least 1"),
         (["--first-stage-weight", "2"], 5, "interpolation weight 2.0: expected 0"),
+        (["--log-scores"], 2, "--log-scores says how --first-stage-weight mixes"),
         (["--chat", "klingon"], 5, "chat 'klingon': expected auto or one of chatml, llama3, mistral, plain"),
         (["--tag", "two words"], 5, "tag 'two words'"),
         (["--device", "cuda:77"], 3, "cuda:77"),
@@ -433,3 +435,12 @@ def test_doctor_starts_no_jvm_and_imports_no_pyserini():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_run_hands_every_reranker_flag_on():
+    """``headrank run`` once left --chat and --first-stage-weight out, and so ignored them."""
+    command = click.Command("any", callback=lambda **_: None)
+    for option in RERANKER_OPTIONS:
+        option(command.callback)
+    named = {parameter.name for parameter in command.callback.__click_params__}
+    assert named == set(RERANKER_FLAGS) - {"offline"}

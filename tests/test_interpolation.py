@@ -43,6 +43,33 @@ def test_z_scores_are_centred():
     assert normalised([3.0, 1.0], "z-score") == [1.0, -1.0]
 
 
+class Shares(Reversing):
+    """Scores that span orders of magnitude, as shares of attention do."""
+
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        return [r.rescored([1e-4 * 10**score for score in r.scores]) for r in rankings]
+
+
+def test_logarithms_keep_one_large_share_from_making_the_others_alike():
+    first = ranking(4.0, 2.0, 0.0)
+    plain, logs = (interpolated(Shares(), 0.0, logs=given).rerank(first).scores for given in (False, True))
+    assert plain == pytest.approx((1.0, 0.0099, 0.0), abs=1e-4)
+    assert logs == pytest.approx((1.0, 0.5, 0.0))
+
+
+def test_a_share_of_nothing_counts_as_the_smallest_there_is():
+    class Nothing(Reversing):
+        def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+            return [r.rescored([0.8, 0.2, 0.0]) for r in rankings]
+
+    assert interpolated(Nothing(), 0.0, logs=True).rerank(ranking(4.0, 2.0, 0.0)).scores == (1.0, 0.0, 0.0)
+
+
+def test_logarithms_of_negative_scores_are_refused():
+    with pytest.raises(ValueError, match=r"qid q: .* expected scores of at least 0, got -30\.0 for docid d0"):
+        interpolated(Reversing(), 0.5, logs=True).rerank(ranking(30.0, 20.0))
+
+
 def test_empty_and_single_lists_pass_through():
     assert interpolated(Reversing(), 0.5).rerank(ranking()).docids == ()
     assert interpolated(Reversing(), 0.5).rerank(ranking(4.0)).scores == (0.0,)
@@ -50,7 +77,7 @@ def test_empty_and_single_lists_pass_through():
 
 def test_description_names_weight_and_normalisation():
     described = interpolated(Reversing(), 0.5, normalisation="z-score").describe()
-    assert described == {"system": "reversing", "first_stage_weight": 0.5, "normalisation": "z-score"}
+    assert described == {"system": "reversing", "first_stage_weight": 0.5, "normalisation": "z-score", "logs": False}
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from headrank_pipeline.cli.baselines import BASELINE_OPTIONS, BASELINES, load_baseline, refuse_flags
+from headrank_pipeline.cli.baselines import (
+    BASELINE_FLAGS,
+    BASELINE_OPTIONS,
+    BASELINES,
+    load_baseline,
+    refuse_flags,
+)
 from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, table
 
 if TYPE_CHECKING:
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PASSAGES_OPTION",
+    "RERANKER_FLAGS",
     "RERANKER_OPTIONS",
     "RUN_OPTIONS",
     "SYSTEMS",
@@ -104,6 +111,11 @@ RERANKER_OPTIONS = (
         "--first-stage-weight",
         type=float,
         help="Mix in the first stage's scores, 0 to 1; choose it on training queries.",
+    ),
+    click.option(
+        "--log-scores",
+        is_flag=True,
+        help="Mix it with the logarithm of the reranker's scores: for shares of attention, as headrank's.",
     ),
     *BASELINE_OPTIONS,
 )
@@ -226,6 +238,7 @@ def load_reranker(
     revision: str | None,
     chat: str | None = None,
     first_stage_weight: float | None = None,
+    log_scores: bool = False,
     offline: bool = False,
     **baseline: Any,
 ) -> Reranker:
@@ -248,7 +261,7 @@ def load_reranker(
             )
         loading = {"device": device, "dtype": dtype, "revision": revision, **budgets}
         built = load_baseline(system, model, {"heads": heads, **loading, **baseline, **changes}, offline=offline)
-        return _mixed(built, first_stage_weight)
+        return _mixed(built, first_stage_weight, logs=log_scores)
     refuse_flags(system, baseline)
     module, name = SYSTEMS[system]
     build = getattr(importlib.import_module(module), name)
@@ -261,7 +274,14 @@ def load_reranker(
     loading |= {name: value for name, value in given.items() if value is not None}
     if caches:
         loading["passage_cache"] = _passage_cache(passage_cache, passage_cache_memory, passage_cache_limit)
-    return _mixed(build(model, **chosen, options=changes, **loading), first_stage_weight)
+    return _mixed(build(model, **chosen, options=changes, **loading), first_stage_weight, logs=log_scores)
+
+
+# Every flag that `load_reranker` takes, by its own signature: a command that left one out would ignore it.
+RERANKER_FLAGS = (
+    *(name for name in inspect.signature(load_reranker).parameters if name != "baseline"),
+    *BASELINE_FLAGS,
+)
 
 
 def _passage_cache(folder: Path | None, memory: float | None, limit: float | None) -> PassageCache:
@@ -272,12 +292,14 @@ def _passage_cache(folder: Path | None, memory: float | None, limit: float | Non
     return PassageCache(folder, **{name: int(size * 2**30) for name, size in given.items() if size is not None})
 
 
-def _mixed(reranker: Reranker, first_stage_weight: float | None) -> Reranker:
+def _mixed(reranker: Reranker, first_stage_weight: float | None, *, logs: bool) -> Reranker:
     if first_stage_weight is None:
+        if logs:
+            raise click.UsageError("--log-scores says how --first-stage-weight mixes; give that, too")
         return reranker
     from headrank_pipeline.rerank.interpolation import interpolated
 
-    return interpolated(reranker, first_stage_weight)
+    return interpolated(reranker, first_stage_weight, logs=logs)
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.baselines import BASELINE_FLAGS
 from headrank_pipeline.cli.benchmarks import amount, need_lines
 from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, table
 from headrank_pipeline.cli.reranking import (
+    RERANKER_FLAGS,
     RERANKER_OPTIONS,
     RUN_OPTIONS,
     default_output,
@@ -35,11 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _FILES = ("corpus", "topics", "qrels", "index", "candidates", "exclusions")
-_RERANKER = (
-    "system", "model", "heads", "max_prompt_tokens", "passage_words", "passages", "passage_cache",
-    "passage_cache_memory", "passage_cache_limit", "batch_tokens", "options", "device", "dtype", "revision",
-    *BASELINE_FLAGS,
-)  # fmt: skip
 # Flags that say which benchmarks are run and how it is reported; the others belong to each benchmark's own command.
 _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run", "output", "as_json", "overwrite"}
 
@@ -92,8 +87,8 @@ def run(ctx: click.Context, /, **given: Any) -> None:
         return
     for job in jobs:
         job.local.check()
-    flags = {name: given[name] for name in _RERANKER}
-    with open_reranker(given["workers"], **flags, offline=given["offline"]) as reranker:
+    flags = {name: given[name] for name in RERANKER_FLAGS}
+    with open_reranker(given["workers"], **flags) as reranker:
         if several:
             suite = _run_several(jobs, given, reranker)
         else:

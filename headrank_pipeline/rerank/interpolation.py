@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
@@ -15,22 +16,27 @@ __all__ = ["Normalisation", "interpolated", "normalised"]
 Normalisation = Literal["min-max", "z-score"]
 
 
-def interpolated(reranker: Reranker, weight: float, *, normalisation: Normalisation = "min-max") -> Reranker:
+def interpolated(
+    reranker: Reranker, weight: float, *, normalisation: Normalisation = "min-max", logs: bool = False
+) -> Reranker:
     """Return a reranker that scores ``weight * first stage + (1 - weight) * reranker``, both normalised per list.
 
     Args:
         reranker: the one to mix in.
         weight: of the first stage, 0 to 1; choose it on training queries, never on those that are reported.
         normalisation: how scores of different scales are made comparable within a list.
+        logs: take logarithms of the reranker's scores first. Shares of attention, as `headrank` gives them, span orders
+            of magnitude, and without it one passage that draws most of them leaves the others alike. A score of 0
+            counts as the list's smallest above it.
 
     Raises:
-        ValueError: a weight outside 0 to 1, or an unknown normalisation.
+        ValueError: a weight outside 0 to 1, or an unknown normalisation; while reranking: logarithms of scores below 0.
     """
     if not 0.0 <= weight <= 1.0:
         raise ValueError(f"interpolation weight {weight}: expected 0 (reranker alone) to 1 (first stage alone)")
     if normalisation not in ("min-max", "z-score"):
         raise ValueError(f"normalisation {normalisation!r}: expected min-max or z-score")
-    return _Interpolated(reranker, weight, normalisation)
+    return _Interpolated(reranker, weight, normalisation, logs)
 
 
 def normalised(scores: Sequence[float], normalisation: Normalisation = "min-max") -> list[float]:
@@ -56,6 +62,7 @@ class _Interpolated(Reranker):
     reranker: Reranker
     weight: float
     normalisation: Normalisation
+    logs: bool
 
     def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
         reranked = self.reranker.rerank_batch(rankings)
@@ -69,7 +76,8 @@ class _Interpolated(Reranker):
         ]
 
     def _mixed(self, first: Ranking, second: Ranking) -> Ranking:
-        found = dict(zip(second.docids, normalised(second.scores, self.normalisation), strict=True))
+        theirs = _logarithms(second) if self.logs else second.scores
+        found = dict(zip(second.docids, normalised(theirs, self.normalisation), strict=True))
         known = normalised(first.scores, self.normalisation)
         scores = [
             self.weight * score + (1.0 - self.weight) * found[docid]
@@ -82,4 +90,16 @@ class _Interpolated(Reranker):
             **self.reranker.describe(),
             "first_stage_weight": self.weight,
             "normalisation": self.normalisation,
+            "logs": self.logs,
         }
+
+
+def _logarithms(ranking: Ranking) -> list[float]:
+    if ranking.scores and min(ranking.scores) < 0:
+        worst = ranking.candidates[-1]
+        raise ValueError(
+            f"qid {ranking.query.qid}: interpolation of logarithms: expected scores of at least 0, got {worst.score} "
+            f"for docid {worst.docid}; mix the scores themselves (a calibrated system's can be negative)"
+        )
+    least = min((score for score in ranking.scores if score > 0), default=1.0)
+    return [math.log(max(score, least)) for score in ranking.scores]
