@@ -9,8 +9,9 @@ The weights are random numbers of Qwen3's true sizes; passages are 100 words of 
 time goes from text to scores (the floor's from text to the end of the pass). Figures are medians; `CPU s` is the time
 of all threads, which a busy machine changes less. `/ floor` divides by the plain truncated prefill; `ref /` and `gpt /`
 say how many times slower the reference way and RankGPT are. `of ceil.` is the share of what one large linear layer
-reaches, `pass MiB` the peak above what was held before (weights, cached keys). `differ.` and `rho` compare scores with
-ours: largest difference as a share of the largest score, rank correlation.
+reaches, `pass MiB` the peak above what was held before (weights, cached keys), `mem /` that over the plain truncated
+prefill's. `differ.` and `rho` compare scores with ours: largest difference as a share of the largest score, rank
+correlation.
 
 Every reading is kept in speed.json at once: the same command goes on where it was stopped, `--fresh` starts anew.
 RankGPT's replies are generated to their end, then replaced by the given order: random weights write garbage.
@@ -58,7 +59,10 @@ def main() -> None:
         book.loading = models.loading
         for name, took in models.loading.items():
             peak = "" if took["mebibytes"] is None else f", {took['mebibytes']:,.0f} MiB at the peak"
-            print(f"loading the {name} model: {took['seconds']:.1f} s{peak}", flush=True)
+            print(
+                f"loading the {name} model: {took['seconds']:.1f} s, {took['cpu_seconds']:.1f} s of CPU time{peak}",
+                flush=True,
+            )
         timed = list(ways(models, chosen.ways, slow_repeats=1 if chosen.quick else chosen.repeats))
         run(timed, models, shape, book, chosen)
     finish(
@@ -168,7 +172,7 @@ def run(timed: list[Way], models: Loaded, shape: Shape, book: Book, chosen: argp
                     print(f"{way.letter}  {way.name}, {count} passages: left out, {reason}", flush=True)
                     continue
                 way.prepare(lists[count])
-                reading = measure(lambda way=way, count=count: way.run(lists[count]), device)
+                reading = measure(lambda way=way, count=count: way.run(lists[count]), device).shared(way.lists)
                 entry["readings"].append(reading.record())
                 entry["scores"] = reading.result
                 book.save()
@@ -189,7 +193,8 @@ def estimate(timed: list[Way], lengths: dict[int, int], shape: Shape, book: Book
             left = max(0, min(repeats, way.repeats) - done)
             flops = shape.prefill_flops(tokens, way.layers or shape.layers / 2)
             written = 136 * max(1, count // 10 - 1) * shape.layers * shape.layer_weights * 4 / 20e9
-            total += left * (flops / (0.7 * book.ceilings["stock"]) + (written if way.letter == "f" else 0.0))
+            seconds = flops / (0.7 * book.ceilings["stock"]) + (written if way.letter == "f" else 0.0)
+            total += left * way.lists * seconds
     return total
 
 

@@ -29,6 +29,7 @@ COLUMNS = (
     ("GFLOP/s", 9, "gflops", ",.0f"),
     ("of ceil.", 9, "of_ceiling", ".0%"),
     ("pass MiB", 10, "pass_mebibytes", ",.0f"),
+    ("mem /", 7, "to_floor_memory", ".2f"),
     ("differ.", 9, "difference", ".0e"),
     ("rho", 7, "correlation", ".4f"),
 )
@@ -47,6 +48,9 @@ def summarised(measured: Mapping[str, Any], ceilings: Mapping[str, float]) -> li
             if name in beside:
                 ratio = row["seconds"] / beside[name]["seconds"]
                 row[field] = 1 / ratio if inverse else ratio
+        plain = beside.get(FLOOR, {}).get("pass_mebibytes")
+        if plain and "pass_mebibytes" in row:
+            row["to_floor_memory"] = row["pass_mebibytes"] / plain
         ours = beside.get("ours")
         if row["same_scores"] and ours is not None and row is not ours:
             row["difference"], row["correlation"] = _agreement(row["scores"], ours["scores"])

@@ -1,7 +1,7 @@
 """The ways to score a list that are timed against each other, all on the same weights.
 
 a  ours
-b  ours with one shortcut switched off, for each of them
+b  ours with one shortcut switched off, for each of them; what only several lists gain by is timed on four at once
 c  the reference way of ICR and QRHead: whole depth, every head's rows, the content-free query on the same keys
 d  eager attention with output_attentions=True, whole depth
 e  a plain truncated prefill with nothing read: the floor; once more with our products
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from generation_cost import answering
 
-from headrank_pipeline.attention.budget import free_memory
+from headrank_pipeline.attention.budget import BATCH_TOKENS, free_memory
 from headrank_pipeline.attention.heads import all_heads
 from headrank_pipeline.attention.kernels import fast_products
 from headrank_pipeline.attention.model import LoadedModel, choose_device, load
@@ -49,6 +49,7 @@ class Way:
         same_scores: whether its scores are ours up to rounding.
         layers: how many whole layers all tokens go through, for FLOPs; None where that says little.
         repeats: at most so many times.
+        lists: scored in one run; figures are those of one.
         prepare: before every timed run, untimed.
         why_not: of a number of tokens, why it cannot run, or None.
     """
@@ -59,6 +60,7 @@ class Way:
     same_scores: bool = False
     layers: float | None = None
     repeats: int = 1000
+    lists: int = 1
     prepare: Callable[[Ranking], object] = lambda ranking: None
     why_not: Callable[[int], str | None] = lambda tokens: None
 
@@ -95,7 +97,10 @@ def load_models(folder: Path, shape: Shape, device: str, dtype: str, *, whole: b
         dtype,
         loaded["truncated"].result,
         loaded["whole"].result if whole else None,
-        {name: {"seconds": one.seconds, "mebibytes": mebibytes(one)} for name, one in loaded.items()},
+        {
+            name: {"seconds": one.seconds, "cpu_seconds": one.cpu_seconds, "mebibytes": mebibytes(one)}
+            for name, one in loaded.items()
+        },
     )
 
 
@@ -133,6 +138,29 @@ def less(models: Loaded) -> Iterator[Way]:
     yield Way("b", "ours, with N/A", reranker(models.truncated, recipe=calibrated), layers=layers)
     run = reranker(models.truncated, FastPath(shared_prefix=False), calibrated)
     yield Way("b", "with N/A, without shared_prefix", run, layers=2 * layers)
+    yield from several(models)
+
+
+def several(models: Loaded) -> Iterator[Way]:
+    """Four lists at once: in common passes, in passes of their own, with all prompts built before the first pass."""
+
+    def why_not(tokens: int) -> str | None:
+        alone = models.truncated.model.device.type == "cpu" and 2 * tokens > BATCH_TOKENS
+        return "no two lists share a pass, and a CPU builds nothing beside one" if alone else None
+
+    for name, tokens, fast in (
+        ("of 4 lists", BATCH_TOKENS, FastPath()),
+        ("of 4 lists, without packing", 1, FastPath()),
+        ("of 4 lists, without build_ahead", BATCH_TOKENS, FastPath(build_ahead=False)),
+    ):
+        made = AttentionReranker(AttentionReader(models.truncated, batch_tokens=tokens, fast=fast), HEADRANK)
+
+        def run(ranking: Ranking, made: AttentionReranker = made) -> dict[str, float]:
+            lists = [replace(ranking, query=replace(ranking.query, qid=f"q{n}")) for n in range(4)]
+            return scores(made.rerank_batch(lists)[0])
+
+        layers = layers_of_ours(models.shape)
+        yield Way("b", name, run, same_scores=True, layers=layers, lists=4, why_not=why_not)
 
 
 def reference(models: Loaded) -> Iterator[Way]:
