@@ -2,10 +2,11 @@
 
     python benchmarks/evidence.py --model MODEL --data ../shared/data --output runs/evidence
 
-Heads are selected, models aligned, and the weight beside BM25 chosen on training lists of ANTIQUE, Cranfield and
-NFCorpus, drawn anew for each seed; SciFact test, DL19, NovelEval and the demo collection are only evaluated. Writes
-evidence.json (every figure), evidence.md and evidence.png. Everything on the way is kept in the output folder, so that
-the same command goes on where it was stopped; other settings need another folder.
+Heads are selected, models aligned, and the weight beside BM25 chosen on training lists of six collections (ANTIQUE,
+Cranfield, NFCorpus, HotpotQA, MuSiQue, RankZephyr's sample), drawn anew for each seed; SciFact test, DL19, NovelEval
+and the demo collection are only evaluated. Writes evidence.json (every figure), evidence.md and evidence.png.
+Everything on the way is kept in the output folder, so that the same command goes on where it was stopped; other
+settings need another folder.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--training-words", type=int, default=60, help="of a passage, in selection and training")
     options.add_argument("--num-heads", type=int, default=6)
     options.add_argument("--window", type=int, default=1, help="layers of the layer window")
-    options.add_argument("--lists", type=int, nargs=3, default=(60, 211, 60), metavar=("SELECT", "ALIGN", "DEV"))
+    options.add_argument("--lists", type=int, nargs=3, default=(60, 211, 120), metavar=("SELECT", "ALIGN", "DEV"))
     options.add_argument("--order-queries", type=int, default=20, help="of each collection, for order sensitivity")
     options.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a training setting")
     options.add_argument("--quick", action="store_true", help="few queries, lists and steps: does everything run?")

@@ -55,7 +55,7 @@ def _config(source: Path, evidence: dict[str, Any]) -> dict[str, Any]:
         "alignment": {**_json(source / "alignment.json"), "settings": evidence["settings"]["training"]},
         "bm25_interpolation": {
             "weight": round(1.0 - learned["first_stage_weight"], 2),  # of the model
-            "normalisation": "min-max within the list",
+            "normalisation": "min-max within the list, of the logarithm of the model's scores",
             "dev_ndcg_cut_10_by_first_stage_weight": learned["dev_by_weight"],
         },
     }

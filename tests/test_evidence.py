@@ -9,18 +9,21 @@ from importlib.resources import files
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import numpy as np
 import pytest
 from graded_lists import overlap_lists
 from tiny_models import tiny_model
 
 from headrank_pipeline.align.lists import GradedList
 from headrank_pipeline.records import Candidate, Ranking
+from headrank_pipeline.rerank.recipes import embedded_model
 from headrank_pipeline.trec import read_corpus, read_qrels, read_topics, write_candidates
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import alignment_settings
-from evidence.data import LEARNED, split_lists
+import interpolation_settings
+from evidence.data import GRADED, LEARNED, OWN, TAUGHT, by_teacher, split_lists
 from evidence.report import Comparison, Results, planned_tests
 
 _script = spec_from_file_location("evidence_script", Path(sys.path[0]) / "evidence.py")  # the package has its name
@@ -57,10 +60,19 @@ def collections(tmp_path_factory):
     """Tiny collections; candidates lie where the command keeps BM25's, so that no Java starts."""
     root = tmp_path_factory.mktemp("evidence")
     data, output = root / "data", root / "output"
-    for number, name in enumerate(LEARNED):
+    for number, name in enumerate(GRADED):
         lists = overlap_lists(6, passages=7, seed=number, prefix=f"{name[0]}")
         label = 1 if name == "antique_graded" else 0
         write_collection(data, output / "lists" / f"{name}.jsonl", name, lists, label=label)
+    for name in OWN:
+        (data / name).mkdir()
+        lists = overlap_lists(6, passages=5, seed=9, prefix=name[0])
+        write_candidates(data / name / "candidates.jsonl.gz", [one.ranking for one in lists])
+        write_qrels(data / name / "qrels.txt", lists)
+    (data / TAUGHT).mkdir()
+    with gzip.open(data / TAUGHT / "candidates.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(taught(number, 12)) + "\n" for number in range(6))
+        file.write(json.dumps(taught(6, 9)) + "\n")  # too short to be graded
     judged = overlap_lists(4, passages=6, seed=7)
     write_collection(data, output / "candidates/scifact.jsonl", "scifact", judged)
     for name, file in (("dl19", "candidates.jsonl.gz"), ("noveleval", "candidates_bm25order.jsonl.gz")):
@@ -68,6 +80,13 @@ def collections(tmp_path_factory):
         write_candidates(data / name / file, [one.ranking for one in judged])
         write_qrels(data / name / "qrels.txt", judged)
     return root
+
+
+def taught(number: int, passages: int) -> dict:
+    """A record of a teacher who prefers later passages."""
+    docs = [{"docid": f"z{i:02}", "doc": {"text": f"birds fly {i}"}} for i in range(passages)]
+    order = [doc["docid"] for doc in reversed(docs)]
+    return {"query": {"qid": f"z{number}", "text": "birds"}, "candidates": docs, "teacher_ranking": order}
 
 
 def write_qrels(path: Path, lists: list[GradedList]) -> None:
@@ -89,17 +108,25 @@ def write_demo_candidates(path: Path) -> None:
 
 
 def test_lists_are_split_by_query_in_equal_shares_and_grades_are_antiques_labels_less_one(collections):
-    split = split_lists(collections / "data", collections / "output/lists", seed=0, selection=6, alignment=7, dev=3)
+    split = split_lists(collections / "data", collections / "output/lists", seed=0, selection=6, alignment=13, dev=6)
     parts = [{graded.qid for graded in part} for part in (split.selection, split.alignment, split.dev)]
-    assert [len(part) for part in parts] == [6, 7, 3]
+    assert [len(part) for part in parts] == [6, 13, 6]
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
     assert sorted(qid.partition("/")[0] for qid in parts[1]) == sorted([*LEARNED, *LEARNED, "antique_graded"])
-    assert {grade for graded in split.alignment for grade in graded.grades} == {0, 1, 2}
-    assert {len(graded) for part in (split.selection, split.alignment, split.dev) for graded in part} == {5}
-    other = split_lists(collections / "data", collections / "output/lists", seed=1, selection=6, alignment=7, dev=3)
+    graded = [one for one in split.alignment if one.qid.partition("/")[0] != TAUGHT]
+    assert {grade for one in graded for grade in one.grades} == {0, 1, 2}
+    assert {len(one) for one in graded} == {5}
+    other = split_lists(collections / "data", collections / "output/lists", seed=1, selection=6, alignment=13, dev=6)
     assert {graded.qid for graded in other.alignment} != parts[1]
     with pytest.raises(ValueError, match="antique_graded: 6 queries with two grades, 7 are asked for"):
-        split_lists(collections / "data", collections / "output/lists", seed=2, selection=9, alignment=9, dev=3)
+        split_lists(collections / "data", collections / "output/lists", seed=2, selection=18, alignment=18, dev=6)
+
+
+def test_a_teachers_order_becomes_grades():
+    record = taught(0, 12)
+    one = by_teacher(record)
+    graded = dict(zip(one.ranking.docids, one.grades, strict=True))
+    assert [graded[docid] for docid in record["teacher_ranking"]] == [3, 3, 2, 1, 1, 1, 0, 0, 0, 0, 0, 0]
 
 
 def test_unseen_collections_count_the_same_however_many_queries_they_have():
@@ -133,7 +160,7 @@ def test_the_command_compares_every_system_and_a_second_call_only_reads_what_is_
     model, output = tiny_model(tmp_path / "model", layers=2), collections / "output"
     write_demo_candidates(output / "candidates/demo.jsonl")
     command = ["--model", model, "--data", collections / "data", "--output", output, "--seeds", 1, "--num-heads", 2,
-               "--lists", 6, 6, 3, "--order-queries", 2, "--passages", "isolated", "--dtype", "float32",
+               "--lists", 6, 6, 6, "--order-queries", 2, "--passages", "isolated", "--dtype", "float32",
                "--set", "max_steps=1", "--threads", 1]  # fmt: skip
     script.main([str(part) for part in command])
     page = capsys.readouterr().out
@@ -153,25 +180,29 @@ def test_the_command_compares_every_system_and_a_second_call_only_reads_what_is_
 
 
 def test_settings_are_compared_on_lists_that_were_not_trained_on(collections, tmp_path, capsys):
-    for name in alignment_settings.OTHERS:
-        (collections / "data" / name).mkdir()
-        lists = overlap_lists(3, seed=9, prefix=name[0])
-        write_candidates(collections / "data" / name / "candidates.jsonl.gz", [one.ranking for one in lists])
-        write_qrels(collections / "data" / name / "qrels.txt", lists)
-    docs = [{"docid": f"z{i}", "doc": {"text": f"birds fly {i}"}} for i in range(12)]
-    order = [f"z{i}" for i in reversed(range(12))]
-    record = {"query": {"qid": "z", "text": "birds"}, "candidates": docs, "teacher_ranking": order}
-    taught = alignment_settings._by_teacher(record)
-    graded = dict(zip(taught.ranking.docids, taught.grades, strict=True))
-    assert [graded[docid] for docid in order] == [3, 3, 2, 1, 1, 1, 0, 0, 0, 0, 0, 0]
-    (collections / "data/rankzephyr_sample").mkdir()
-    with gzip.open(collections / "data/rankzephyr_sample/candidates.jsonl.gz", "wt") as file:
-        file.write(json.dumps(record) + "\n" + json.dumps({**record, "teacher_ranking": order[:9]}) + "\n")
-    command = ["--model", tiny_model(tmp_path / "model", layers=2), "--data", collections / "data",
-               "--lists", collections / "output/lists", "--sizes", 6, 6, 3, "--num-heads", 2, "--threads", 1,
-               "max_steps=1 learning_rate=0.1", "max_steps=1 learning_rate=1e-9"]  # fmt: skip
-    alignment_settings.main([str(part) for part in command])
+    common = ["--data", collections / "data", "--lists", tmp_path / "lists", "--sizes", 6, 6, 6, "--threads", 1]
+    (tmp_path / "lists").mkdir()
+    for path in (collections / "output/lists").glob("*.jsonl"):  # what BM25 found
+        (tmp_path / "lists" / path.name).write_bytes(path.read_bytes())
+    model = ["--model", tiny_model(tmp_path / "model", layers=2)]
+    settings = ["--num-heads", 2, "max_steps=1 averaging=null learning_rate=0.1", "max_steps=1 learning_rate=1e-9"]
+    alignment_settings.main([str(part) for part in (*model, *common, *settings)])
     said = capsys.readouterr().out
-    assert "rankzephyr 1" in said
-    before, first, second = (line.partition("learned")[2] for line in said.splitlines() if "learned coll" in line)
+    assert f"{TAUGHT} 5" in said  # one of six was trained on
+    before, first, second = (line.partition("mean")[2] for line in said.splitlines() if "mean of" in line)
     assert before == second != first
+
+
+def test_weights_beside_bm25_are_chosen_on_some_collections_and_judged_on_others(collections, tmp_path, capsys):
+    shared = ["--data", collections / "data", "--lists", collections / "output/lists", "--sizes", 6, 6, 6]
+    interpolation_settings.main([str(part) for part in ("--model", embedded_model(), *shared, "--threads", 1)])
+    said = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in said if line.startswith(TAUGHT)]
+    assert len(rows) == 2
+    assert [row[-1] for row in rows] == ["+0.0000", "+0.0000"]  # BM25 alone
+    assert sum(line.startswith("chosen by") for line in said) == 4
+
+
+def test_a_weight_is_judged_where_it_was_not_chosen():
+    gains = {"a": np.array([0.3, 0.1, 0.0]), "b": np.array([-0.1, 0.1, 0.0])}
+    assert interpolation_settings._judged(gains, "worst").tolist() == [-0.1, 0.1]  # a's best on b, b's best on a

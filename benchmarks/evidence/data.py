@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import multiprocessing
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from headrank_pipeline.align.lists import GradedList, read_lists, save_lists, write_lists
 from headrank_pipeline.first_stage.index import build_index
 from headrank_pipeline.first_stage.lexical import bm25
+from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import Qrels, read_candidates, read_corpus, read_qrels, read_topics, write_candidates
 
 __all__ = ["LEARNED", "UNSEEN", "Judged", "Split", "judged_collections", "learned_lists", "shortened", "split_lists"]
 
 UNSEEN = ("scifact", "dl19", "noveleval")
-LEARNED = ("antique_graded", "cranfield", "nfcorpus_preproc")
+GRADED = ("antique_graded", "cranfield", "nfcorpus_preproc")  # lists of what BM25 finds
+OWN = ("hotpotqa_train", "musique_train")  # lists that come with the questions, relevant or not
+TAUGHT = "rankzephyr_sample"  # lists in a teacher's order
+LEARNED = (*GRADED, *OWN, TAUGHT)
 TRAINING_HITS = 30
+SHORTEST = 10  # passages of a teacher's list that is graded by its order
 
 
 @dataclass(frozen=True)
@@ -42,13 +51,13 @@ class Judged:
 class Split:
     """The training lists of one seed; no query is in two of them.
 
-    All of them are what BM25 found, as at test time. Judged passages that it missed are left out: they have few of the
-    query's words, and beside BM25's unjudged hits they would teach that such words speak against a passage.
+    Those of `GRADED` are what BM25 found, as at test time. Judged passages that it missed are left out: they have few
+    of the query's words, and beside BM25's unjudged hits they would teach that such words speak against a passage.
 
     Args:
         selection: to choose heads by.
         alignment: to train on.
-        dev: to stop training and to choose the interpolation weight by.
+        dev: to choose the interpolation weight by.
         files: where they lie, in the same order.
     """
 
@@ -99,7 +108,7 @@ def split_lists(data: Path, output: Path, *, seed: int, selection: int, alignmen
         seed: of the draw.
         selection: lists to choose heads by.
         alignment: lists to train on.
-        dev: lists to stop and to choose the weight by.
+        dev: lists to choose the weight by.
 
     Raises:
         ValueError: a collection with fewer queries than are asked of it.
@@ -125,7 +134,33 @@ def split_lists(data: Path, output: Path, *, seed: int, selection: int, alignmen
 
 
 def learned_lists(data: Path, output: Path, name: str) -> dict[str, GradedList]:
-    """Return BM25's graded lists of a training collection; a qid starts with the collection's name."""
+    """Return the graded lists of a training collection, qid -> list; a qid starts with the collection's name."""
+    if name == TAUGHT:
+        with gzip.open(data / name / "candidates.jsonl.gz", "rt", encoding="utf-8") as file:
+            records = [record for record in map(json.loads, file) if len(record["teacher_ranking"]) >= SHORTEST]
+        found = map(by_teacher, records)
+    elif name in OWN:
+        path = output / f"{name}.lists.jsonl"
+        if not path.exists():
+            write_lists(data / name / "candidates.jsonl.gz", data / name / "qrels.txt", path)
+        found = iter(read_lists(path))
+    else:
+        found = iter(_lists_of_bm25(data, output, name))
+    return {f"{name}/{graded.qid}": _renamed(graded, f"{name}/{graded.qid}") for graded in found}
+
+
+def by_teacher(record: Mapping[str, Any]) -> GradedList:
+    """Grade 3 for the teacher's first two passages, 2 for its first quarter, 1 for its first half."""
+    order = record["teacher_ranking"]
+    bounds = (2, 0.25 * len(order), 0.5 * len(order))
+    grades = {docid: sum(place < bound for bound in bounds) for place, docid in enumerate(order)}
+    entries = sorted(record["candidates"], key=lambda entry: entry["docid"])
+    passages = [Candidate(e["docid"], -float(place), e["doc"]["text"]) for place, e in enumerate(entries)]
+    query = Query(record["query"]["qid"], record["query"]["text"])
+    return GradedList(Ranking(query, tuple(passages)), tuple(grades[entry["docid"]] for entry in entries))
+
+
+def _lists_of_bm25(data: Path, output: Path, name: str) -> list[GradedList]:
     folder, made = data / name, output / name
     qrels, candidates, lists = (made.with_suffix(ending) for ending in (".qrels", ".jsonl", ".lists.jsonl"))
     corpus = folder / "corpus.jsonl.gz"
@@ -133,7 +168,7 @@ def learned_lists(data: Path, output: Path, name: str) -> dict[str, GradedList]:
         _write_qrels(qrels, _graded_enough(name, folder, {passage.docid for passage in read_corpus(corpus)}))
         _retrieve_apart(folder, corpus, qrels, candidates, TRAINING_HITS)
         write_lists(candidates, qrels, lists)
-    return {f"{name}/{graded.qid}": _renamed(graded, f"{name}/{graded.qid}") for graded in read_lists(lists)}
+    return list(read_lists(lists))
 
 
 def _renamed(graded: GradedList, qid: str) -> GradedList:

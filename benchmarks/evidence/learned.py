@@ -53,22 +53,22 @@ WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 
 
 def align(experiment: Experiment, system: str, heads: HeadSet, split: Split, seed: int) -> dict[str, Any]:
-    """Train one of `ALIGNED` and write its folder; return heads, steps, and what its dev lists say."""
+    """Train one of `ALIGNED` and write its folder; return its heads and steps.
+
+    It trains to the end: what so few dev lists say of a step is noise as large as what alignment gains.
+    """
     folder = model_folder(experiment, system, seed)
     record = folder / "alignment.json"
     if not record.exists():
         config = configured(TrainingConfig(), {**experiment.training, **ALIGNED[system][1], "seed": seed})
-        origin = {"lists": describe_file(split.files[1]), "dev": describe_file(split.files[2])}
-        data = TrainingData(split.alignment, split.dev, origin)
+        data = TrainingData(split.alignment, origin={"lists": describe_file(split.files[1])})
         trainer = Trainer(
             load(experiment.model, heads), experiment.training_recipe(), data, config, directory=folder / "training"
         )
         report = trainer.run()
         export(trainer.loaded, trainer.scorer.reading, folder, made_by={"command": experiment.command})
         (folder / "training/state.pt").unlink()  # large, and of no more use
-        found = {"heads": heads.heads, "steps": report.steps, "best_step": report.best_step,
-                 "dev_before": report.dev_before, "dev_best": report.dev_best}  # fmt: skip
-        write_json(record, found)
+        write_json(record, {"heads": heads.heads, "steps": report.steps})
     return _json(record)
 
 
@@ -83,16 +83,22 @@ def reranked(experiment: Experiment, system: str, seed: int) -> list[FinishedRun
     return [experiment.run(system, collection, lambda: reranker, seed=seed) for collection in experiment.collections]
 
 
-def chosen_weight(experiment: Experiment, system: str, split: Split, seed: int) -> tuple[float, dict[float, float]]:
-    """Return the first stage's weight that does best on the dev lists, and their mean nDCG@10 at each weight."""
+def chosen_weight(
+    experiment: Experiment, system: str, split: Split, seed: int
+) -> tuple[float, dict[float, dict[str, float]]]:
+    """Return the first stage's weight, and nDCG@10 on the dev lists: weight -> training collection -> mean.
+
+    It is the weight whose smallest gain over the first stage, among the training collections, is the largest: unseen
+    collections differ more from each other than lists of one do, and a mean lets one collection pay for another.
+    """
     rankings = [graded.ranking for graded in split.dev]
     path = model_folder(experiment, system, seed) / "dev-scores.json"
     if not path.exists():
         found = experiment.reranker(model_folder(experiment, system, seed)).rerank_batch(rankings)
         write_json(path, {r.query.qid: dict(zip(r.docids, r.scores, strict=True)) for r in found})
     known = KnownScores(_json(path), {})
-    means = {w: _mean_of_collections(interpolated(known, w).rerank_batch(rankings), split.dev) for w in WEIGHTS}
-    return max(means, key=lambda w: means[w]), means
+    means = {w: _by_collection(interpolated(known, w, logs=True).rerank_batch(rankings), split.dev) for w in WEIGHTS}
+    return max(means, key=lambda w: min(means[w][name] - means[1.0][name] for name in means[w])), means
 
 
 def with_first_stage(
@@ -100,7 +106,7 @@ def with_first_stage(
 ) -> list[FinishedRun]:
     """Interpolate finished runs with their first stage."""
     return [
-        experiment.run(system, collection, lambda r=run: interpolated(_known(r), weight), seed=seed)
+        experiment.run(system, collection, lambda r=run: interpolated(_known(r), weight, logs=True), seed=seed)
         for collection, run in zip(experiment.collections, runs, strict=True)
     ]
 
@@ -128,13 +134,13 @@ def _reciprocal(run: FinishedRun, queries: Sequence[Query]) -> KnownScores:
     return KnownScores(scores, {**run.identity["reranker"], "fused_with": "first stage", "k": RRF_K})
 
 
-def _mean_of_collections(rankings: Sequence[Ranking], lists: Sequence[GradedList]) -> float:
-    """Return the mean over training collections of mean nDCG@10; a qid starts with its collection's name."""
+def _by_collection(rankings: Sequence[Ranking], lists: Sequence[GradedList]) -> dict[str, float]:
+    """Return training collection -> mean nDCG@10; a qid starts with its collection's name."""
     grades = {graded.qid: dict(zip(graded.ranking.docids, graded.grades, strict=True)) for graded in lists}
     values: dict[str, list[float]] = {}
     for qid, found in evaluate(rankings, grades, [MEASURE]).per_query.items():
         values.setdefault(qid.partition("/")[0], []).append(found[MEASURE])
-    return float(np.mean([np.mean(part) for part in values.values()]))
+    return {name: float(np.mean(part)) for name, part in values.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:

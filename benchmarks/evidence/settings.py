@@ -11,8 +11,10 @@ __all__ = ["ALIGNMENT", "setting"]
 ALIGNMENT: dict[str, Any] = {
     "moves": "all",
     "learning_rate": 5e-4,
-    "epochs": 1,
+    "epochs": 3,
     "list_size": 10,
+    "lists_per_pass": 8,
+    "averaging": 0.97,
     "precision": "bfloat16",
     "objective.beta": 1.0,
     "objective.pairs": 16,
