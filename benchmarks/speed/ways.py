@@ -84,13 +84,17 @@ class Loaded:
 def load_models(folder: Path, shape: Shape, device: str, dtype: str, *, whole: bool) -> Loaded:
     """Load the truncated model, and the whole one where a way needs it."""
     heads = {"truncated": shape.head_set, "whole": all_heads(shape.layers, shape.heads)}
+
+    def read(name: str) -> LoadedModel:
+        loaded = load(folder, heads[name], device=device, dtype=dtype)
+        for weight in loaded.model.parameters():  # mapped files: touch every page, or the first pass is charged for it
+            weight.view(-1)[::1024].sum()
+        return loaded
+
     loaded = {
-        name: measure(lambda name=name: load(folder, heads[name], device=device, dtype=dtype), choose_device(device))
+        name: measure(lambda name=name: read(name), choose_device(device))
         for name in ["truncated", "whole"][: 1 + whole]
     }
-    for one in loaded.values():  # weights are mapped files: read them now, or the first pass is charged for it
-        for weight in one.result.model.parameters():
-            weight.float().sum()
     return Loaded(
         folder,
         shape,
