@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -18,7 +19,12 @@ from transformers import masking_utils
 
 from headrank_pipeline.attention import budget, kernels
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.kernels import blockwise_causal_attention, fast_products
+from headrank_pipeline.attention.kernels import (
+    blockwise_causal_attention,
+    fast_products,
+    has_reused_memory,
+    reused_memory,
+)
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.prompt import PromptBuilder
@@ -29,9 +35,9 @@ from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.recipes import HEADRANK, AttentionReranker
 
 TOLERANCE = 1e-5
-SLOW = FastPath(early_exit=False, spared_deepest=False, shared_prefix=False, fast_products=False)
+SLOW = FastPath(early_exit=False, spared_deepest=False, shared_prefix=False, fast_products=False, reused_memory=False)
 HEADS = HeadSet("some", ((2, 3), (0, 1), (2, 0), (1, 2)))
-SWITCHES = ("early_exit", "spared_deepest", "shared_prefix", "fast_products")
+SWITCHES = ("early_exit", "spared_deepest", "shared_prefix", "fast_products", "reused_memory")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,8 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def always_worth(monkeypatch):
-    """Tiny products go through oneDNN too, in small blocks."""
+    """Tiny products go through oneDNN too, in small blocks, and tiny tensors are worth keeping memory for."""
+    monkeypatch.setattr(kernels, "_WORTH_MEMORY", 0)
     monkeypatch.setattr(kernels, "_WORTH_PRODUCT", 0)
     monkeypatch.setattr(kernels, "_WORTH_ATTENTION", 0)
     monkeypatch.setattr(kernels, "_BLOCK_ROWS", 16)
@@ -297,6 +304,23 @@ def test_large_products_take_the_fast_way_and_small_ones_do_not(monkeypatch):
         assert "_linear_pointwise" not in operations.count
         F.linear(torch.randn(64, 64), weight)
     assert operations.count["_linear_pointwise"] == 1
+
+
+def _page_faults(largest: int, *, enabled: bool) -> int:
+    """Page faults of five tensors of 64 MiB, one after the other."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    with reused_memory(torch.device("cpu"), largest, enabled=enabled):
+        for _ in range(5):
+            torch.empty(2**24).fill_(1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not has_reused_memory(torch.device("cpu")), reason="no glibc, or its malloc is set up already")
+def test_memory_is_faulted_in_once_inside_the_block_and_given_back_after_it():
+    anew = _page_faults(2**26, enabled=False)
+    assert _page_faults(2**26, enabled=True) < anew / 2
+    assert _page_faults(2**26, enabled=False) > anew / 2  # as before
+    assert _page_faults(2**20, enabled=True) > anew / 2  # not worth it
 
 
 def test_a_reader_takes_the_fast_way(folders, always_worth):

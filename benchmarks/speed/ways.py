@@ -133,7 +133,8 @@ def layers_of_ours(shape: Shape) -> float:
 def less(models: Loaded) -> Iterator[Way]:
     shape, whole = models.shape, models.needs_whole()
     layers = layers_of_ours(shape)
-    for switch in ("fast_products", "spared_deepest"):  # the deepest layer's queries and values are not counted
+    # The deepest layer's queries and values are not counted.
+    for switch in ("fast_products", "spared_deepest", "reused_memory"):
         run = reranker(models.truncated, FastPath(**{switch: False}))
         yield Way("b", f"without {switch}", run, same_scores=True, layers=layers)
     run = reranker(replace(whole, heads=shape.head_set), FastPath(early_exit=False))

@@ -31,7 +31,12 @@ from headrank_pipeline.attention.budget import (
     tokens_beside,
 )
 from headrank_pipeline.attention.isolated import read_isolated
-from headrank_pipeline.attention.kernels import fast_products, has_fast_products
+from headrank_pipeline.attention.kernels import (
+    fast_products,
+    has_fast_products,
+    has_reused_memory,
+    reused_memory,
+)
 from headrank_pipeline.attention.model import LoadedModel
 from headrank_pipeline.attention.passage_cache import PassageCache, weights_digest
 from headrank_pipeline.attention.prompt import Prompt
@@ -55,6 +60,8 @@ class FastPath:
         spared_deepest: of that layer compute the keys and the queries of the rows only (needs `early_exit`).
         shared_prefix: read the passages once for a query and its content-free query; off: two whole passes.
         fast_products: large products and causal attention on a CPU through oneDNN (`attention.kernels`).
+        reused_memory: on a CPU under glibc, operations of a pass take over the memory of earlier ones
+            (`attention.kernels`).
         build_ahead: rerankers build the prompts of the next pass while a GPU is busy with the present one; off: those
             of all queries before the first pass.
     """
@@ -63,6 +70,7 @@ class FastPath:
     spared_deepest: bool = True
     shared_prefix: bool = True
     fast_products: bool = True
+    reused_memory: bool = True
     build_ahead: bool = True
 
 
@@ -124,7 +132,11 @@ class AttentionReader:
             "device": self.device.type,
             "heads": {"name": self.heads.name, "count": len(self.heads.heads), "sha256": self.heads.digest()},
             "batch_tokens": self.batch_tokens,
-            "fast_path": {**asdict(self.fast), "fast_products": self._uses_fast_products},
+            "fast_path": {
+                **asdict(self.fast),
+                "fast_products": self._uses_fast_products,
+                "reused_memory": self.fast.reused_memory and has_reused_memory(self.device),
+            },
         }
 
     @property
@@ -351,8 +363,10 @@ class AttentionReader:
         positions: Tensor | None = None,
     ) -> None:
         spared = spared_deepest_layer(self.model, tap) if self.fast.spared_deepest else nullcontext()
+        widest = ids.numel() * self.model.config.intermediate_size * self.model.dtype.itemsize
+        again = self.fast.reused_memory and not torch.is_grad_enabled()
         try:
-            with spared:
+            with spared, reused_memory(self.device, widest, enabled=again):
                 self.model(
                     input_ids=to_device(ids, self.device),
                     attention_mask=mask,
