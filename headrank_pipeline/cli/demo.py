@@ -82,7 +82,7 @@ def _plans(output: Path, device: str) -> list[RunPlan]:
         benchmark={"name": benchmark.name, "version": benchmark.version},
         judgement=inputs.judgement,
     )
-    mixed = interpolated(ours, embedded_first_stage_weight())
+    mixed = interpolated(ours, embedded_first_stage_weight(), logs=True)
     return [
         plan,
         replace(plan, output=output / "headrank", reranker=ours, tag="headrank"),

@@ -399,7 +399,7 @@ def embedded_model() -> Path:
 
 
 def embedded_first_stage_weight() -> float:
-    """Return BM25's weight beside the embedded model, chosen on its training lists (see its model card)."""
+    """Return BM25's weight beside the logarithm of the embedded model's scores, chosen on its training lists."""
     config = json.loads((embedded_model() / "config.json").read_text(encoding="utf-8"))
     weight: float = config["headrank"]["bm25_interpolation"]["weight"]  # of the model
     return 1.0 - weight
