@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import sys
 from importlib.resources import files
 from importlib.util import module_from_spec, spec_from_file_location
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import alignment_settings
 import interpolation_settings
+import layouts
 from evidence.data import GRADED, LEARNED, OWN, TAUGHT, by_teacher, split_lists
 from evidence.report import Comparison, Results, planned_tests
 
@@ -206,3 +208,21 @@ def test_weights_beside_bm25_are_chosen_on_some_collections_and_judged_on_others
 def test_a_weight_is_judged_where_it_was_not_chosen():
     gains = {"a": np.array([0.3, 0.1, 0.0]), "b": np.array([-0.1, 0.1, 0.0])}
     assert interpolation_settings._judged(gains, "worst").tolist() == [-0.1, 0.1]  # a's best on b, b's best on a
+
+
+def test_layouts_are_trained_and_judged_each_in_its_own_way(collections, tmp_path, capsys):
+    output = tmp_path / "layouts"
+    shutil.copytree(collections / "output/candidates", output / "candidates")
+    write_demo_candidates(output / "candidates/demo.jsonl")
+    shared = ["--data", collections / "data", "--lists", collections / "output/lists", "--sizes", 6, 6, 6]
+    model = ["--model", tiny_model(tmp_path / "model", layers=2), "--num-heads", 2, "--max-steps", 1, "--threads", 1]
+    layouts.main([str(part) for part in (*model, *shared, "--output", output)])
+    found = json.loads((output / "layouts.json").read_text())["nDCG@10"]
+    assert found["isolated"] != found["causal, not trained for it"]
+    assert list(found)[-2:] == ["causal, distilled", "causal, distilled and aligned"]
+    made = {path.parent.name: path.read_bytes() for path in output.glob("models/*/model.safetensors")}
+    assert len(set(made.values())) == 3
+    recipes = {path.parent.name: json.loads(path.read_text()) for path in output.glob("models/*/recipe.json")}
+    assert {name: recipe["template"]["passages"] for name, recipe in recipes.items()} == {
+        "isolated-aligned": "isolated", "causal": "causal", "causal-aligned": "causal",
+    }  # fmt: skip
