@@ -28,7 +28,7 @@ from headrank_pipeline.align.selection import SelectionConfig, select_heads
 from headrank_pipeline.align.trainer import Trainer, TrainingData
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
-from headrank_pipeline.rerank.recipes import recipe_of
+from headrank_pipeline.rerank.recipe import recipe_of
 
 DEPTH = 20  # passages of a held-out list
 

@@ -36,7 +36,8 @@ from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.experiment.evaluate import evaluate
 from headrank_pipeline.experiment.manifest import environment, write_json
 from headrank_pipeline.pipeline import Reranker
-from headrank_pipeline.rerank.recipes import Recipe, headrank, recipe_of
+from headrank_pipeline.rerank.recipe import Recipe, recipe_of
+from headrank_pipeline.rerank.recipes import headrank
 from headrank_pipeline.trec import read_qrels
 
 TAUGHT_PASSAGES = 15  # of a list, for distillation

@@ -68,7 +68,7 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, float]:
 
     from headrank_pipeline.align.scorer import ListScorer
     from headrank_pipeline.attention.reader import AttentionReader
-    from headrank_pipeline.rerank.recipes import HEADRANK
+    from headrank_pipeline.rerank.recipe import HEADRANK
 
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     loaded = random_model(arguments, selects=arguments.what == "selection", dtype=dtype)
@@ -120,7 +120,7 @@ def activations(arguments: argparse.Namespace) -> dict[str, float]:
     from headrank_pipeline.align.movable import set_movable
     from headrank_pipeline.align.scorer import ListScorer
     from headrank_pipeline.attention.reader import AttentionReader
-    from headrank_pipeline.rerank.recipes import HEADRANK
+    from headrank_pipeline.rerank.recipe import HEADRANK
 
     kept: dict[int, float] = {}
     for layers in (arguments.layers - 1, arguments.layers):

@@ -18,7 +18,8 @@ from headrank_pipeline.align.movable import Moves
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.cli import learning, main
 from headrank_pipeline.comparison.learning_figures import head_map, training_curves
-from headrank_pipeline.rerank.recipes import HEADRANK, headrank
+from headrank_pipeline.rerank.recipe import HEADRANK
+from headrank_pipeline.rerank.recipes import headrank
 from headrank_pipeline.trec import write_candidates
 
 PNG = b"\x89PNG"

@@ -26,7 +26,7 @@ from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.scoring import passage_mass, pool_tokens, token_scores
 from headrank_pipeline.experiment.evaluate import evaluate
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import HEADRANK, ICR
+from headrank_pipeline.rerank.recipe import HEADRANK, ICR
 
 GRADES = torch.tensor([2, 0, 1, 0])
 SCORES = torch.tensor(

@@ -20,11 +20,12 @@ from headrank_pipeline.align.schedule import TrainingConfig, configured, learnin
 from headrank_pipeline.align.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.align.trainer import NotFiniteError, Trainer, TrainingData
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.markup import PLAIN
 from headrank_pipeline.attention.model import load
-from headrank_pipeline.attention.prompt import PLAIN
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.pipeline import MissingPrerequisite
-from headrank_pipeline.rerank.recipes import HEADRANK, headrank
+from headrank_pipeline.rerank.recipe import HEADRANK
+from headrank_pipeline.rerank.recipes import headrank
 
 # Short prompts: the words of the frame teach nothing here and would be most of the tokens.
 SHORT = replace(

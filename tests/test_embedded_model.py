@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from embedded_model.in_batch import Frame, shares
 
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import AttentionReranker, embedded_model, headrank
+from headrank_pipeline.rerank.attention_reranker import AttentionReranker
+from headrank_pipeline.rerank.recipes import embedded_model, headrank
 
 PASSAGES = {
     "bees": "A honey bee colony keeps its brood at about 35 degrees. Workers shiver their flight muscles to warm the "

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CONTROLS, tiny_tokenizer
 
-from headrank_pipeline.attention.prompt import LLAMA3, PLAIN, Prompt, PromptBuilder, PromptTemplate
+from headrank_pipeline.attention.markup import LLAMA3, PLAIN
+from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
+from headrank_pipeline.attention.template import PromptTemplate
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import CORE, HEADRANK, ICR, QRHEAD, QRRANKER
+from headrank_pipeline.rerank.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER
 
 RECIPES = [HEADRANK, ICR, QRHEAD, CORE, QRRANKER]
 

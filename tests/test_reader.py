@@ -19,7 +19,7 @@ from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.tap import mean_attention
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import HEADRANK, ICR
+from headrank_pipeline.rerank.recipe import HEADRANK, ICR
 
 TOLERANCE = 1e-5
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedTokenizerFast, Qwen3Model
 
-from headrank_pipeline.attention.prompt import CHATML, PromptTemplate
+from headrank_pipeline.attention.markup import CHATML
+from headrank_pipeline.attention.template import PromptTemplate
 
 __all__ = ["Frame", "shares"]
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from headrank_pipeline.align.lists import GradedList
-from headrank_pipeline.attention.prompt import Prompt, PromptBuilder, PromptTemplate
+from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.scoring import ScoringRule, passage_mass
+from headrank_pipeline.attention.template import PromptTemplate
 
 __all__ = ["ListScorer", "Reading", "mean_ndcg", "ndcg"]
 
@@ -20,7 +21,7 @@ _READ_AT_ONCE = 32
 
 
 class Reading(Protocol):
-    """How passages are read: prompt and rule. `rerank.recipes.HEADRANK` is one."""
+    """How passages are read: prompt and rule. `rerank.recipe.HEADRANK` is one."""
 
     @property
     def name(self) -> str:

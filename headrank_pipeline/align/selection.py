@@ -175,7 +175,7 @@ def select_heads(
 
     Args:
         loaded: ``load(model, "all")``.
-        reading: prompt template and rule, for example `rerank.recipes.HEADRANK`.
+        reading: prompt template and rule, for example `rerank.recipe.HEADRANK`.
         lists: graded lists; never those of a test set.
         config: criterion and the rest.
         origin: of the lists (file and checksum), for the set's provenance.

@@ -102,7 +102,7 @@ class Trainer:
 
     Args:
         loaded: truncated at its deepest selected head, as `attention.model.load` returns it; its heads are trained.
-        reading: prompt template and rule, for example `rerank.recipes.HEADRANK`.
+        reading: prompt template and rule, for example `rerank.recipe.HEADRANK`.
         data: training and dev lists.
         config: everything else.
         directory: folder for log and checkpoints; a run with the same setup goes on from there.

@@ -2,8 +2,8 @@
 
 A prompt is joined from pieces while their character offsets are noted, and tokenised once (with isolated passages:
 piece by piece); token spans follow from the tokenizer's own offsets. Nothing is ever searched for in the text, so
-duplicate, nested and quoted passages get their own spans. Published methods differ in layout, rows and columns (METHOD
-table in docs/method.md): each difference is a field of `PromptTemplate`.
+duplicate, nested and quoted passages get their own spans. What is written and read is the template's to say
+(attention/template.py).
 """
 
 from __future__ import annotations
@@ -11,151 +11,23 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headrank_pipeline.attention.markup import chat_of, control_pattern, neutralised
+from headrank_pipeline.attention.template import PromptTemplate
 from headrank_pipeline.records import Candidate, Ranking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = [
-    "CHATML",
-    "LLAMA3",
-    "MISTRAL",
-    "PLAIN",
-    "Chat",
-    "Passages",
-    "Prompt",
-    "PromptBuilder",
-    "PromptTemplate",
-    "chat_of",
-    "control_pattern",
-    "neutralised",
-]
-
-Rows = Literal["query", "query..end", "instruction..query", "instruction..query+1", "instruction..end"]
-Columns = Literal["text", "label+text", "label+text+separator"]
-Passages = Literal["causal", "isolated"]
+__all__ = ["Prompt", "PromptBuilder"]
 
 # A passage cut below this many tokens says nothing; a list that leaves less is refused instead.
 MIN_PASSAGE_TOKENS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """What a model family writes before a user turn and between it and the assistant's."""
-
-    name: str
-    user: str
-    assistant: str
-
-
-CHATML = Chat("chatml", "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
-LLAMA3 = Chat(
-    "llama3",
-    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
-    "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-)
-MISTRAL = Chat("mistral", "<s>[INST]", " [/INST]")
-PLAIN = Chat("plain", "", "\n")
-
-
-def chat_of(tokenizer: PreTrainedTokenizerFast) -> Chat:
-    """Return the markup whose control tokens the tokenizer knows; `PLAIN` where it knows none of them."""
-    added = tokenizer.get_added_vocab()
-    for chat, token in ((CHATML, "<|im_start|>"), (LLAMA3, "<|start_header_id|>"), (MISTRAL, "[INST]")):
-        if token in added:
-            return chat
-    return PLAIN
-
-
-def control_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str] | None:
-    """Return a pattern of the tokenizer's control tokens, or None where it has none."""
-    controls = sorted((token for token in tokenizer.get_added_vocab() if len(token.strip()) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, controls))) if controls else None
-
-
-def neutralised(text: str, controls: re.Pattern[str] | None) -> tuple[str, int]:
-    """Break up control tokens that a text contains literally, so that a passage cannot end the user's turn.
-
-    Returns:
-        The text, and how many there were.
-
-    Examples:
-        >>> neutralised("the end <|im_end|>", re.compile("<.im_end.>"))
-        ('the end < |im_end|>', 1)
-    """
-    total, found = 0, 1
-    while found and controls is not None:
-        text, found = controls.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-        total += found
-    return text, total
-
-
-@dataclass(frozen=True, slots=True)
-class PromptTemplate:
-    """The layout of a listwise prompt, and which of its tokens are rows and columns.
-
-    ``chat.user + opening + sep + passage 1 + sep + … + passage P + sep + instruction + sep + query_label + " " + query
-    + chat.assistant``, a passage being ``label + title + text``.
-
-    Args:
-        name: how manifests call it.
-        opening: the words before the first passage.
-        instruction: the words after the last passage.
-        label: written before each passage; ``{rank}`` is its place in the prompt, from 1.
-        title: how a title is written before the text, or "" to leave titles out.
-        keep_empty_title: write `title` for a title that is there but empty (QRHead's code does).
-        separator: between the pieces.
-        query_label: before the query.
-        chat: turn markup; None takes what the tokenizer knows (`chat_of`).
-        rows: the tokens that look back at the passages. ``+1`` takes one token more, as CoRe's inclusive end does.
-        columns: the tokens that count for a passage.
-        trailing_columns: tokens more at the end of each passage (CoRe: 1).
-        reverse: write the best candidate last, next to the query.
-        passage_words: keep that many words of a text (separated by white space), or None for all.
-        passage_tokens: keep that many tokens of a text, or None for all.
-        passages: ``causal``: a passage sees those before it. ``isolated``: it sees the opening and itself only, and all
-            of them start at the same position (attention/isolated.py); its place must not show, so `label` has no rank.
-    """
-
-    name: str
-    opening: str = "Here are some paragraphs:"
-    instruction: str = (
-        "Please find information that are relevant to the following query in the paragraphs above."  # sic, ICR
-    )
-    label: str = "[{rank}] "
-    title: str = "{title}\n"
-    keep_empty_title: bool = False
-    separator: str = "\n\n"
-    query_label: str = "Query:"
-    chat: Chat | None = None
-    rows: Rows = "query..end"
-    columns: Columns = "text"
-    trailing_columns: int = 0
-    reverse: bool = False
-    passage_words: int | None = None
-    passage_tokens: int | None = None
-    passages: Passages = "causal"
-
-    def __post_init__(self) -> None:
-        for name in ("passage_words", "passage_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} {value}: expected at least 1, or None for whole passages")
-        if self.passages == "isolated" and "{rank}" in self.label:
-            raise ValueError(
-                f"label {self.label!r}: with isolated passages nothing may depend on a passage's place; "
-                f"leave {{rank}} out (label='' writes none)"
-            )
-
-    def describe(self) -> dict[str, Any]:
-        """Return the template as JSON-ready values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

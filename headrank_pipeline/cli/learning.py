@@ -14,7 +14,7 @@ from headrank_pipeline.cli.reranking import PASSAGES_OPTION, path_option
 if TYPE_CHECKING:
     from headrank_pipeline.align.selection import Selection
     from headrank_pipeline.align.trainer import TrainingReport
-    from headrank_pipeline.rerank.recipes import Recipe
+    from headrank_pipeline.rerank.recipe import Recipe
 
 __all__ = ["lists", "select_heads", "train"]
 
@@ -258,7 +258,7 @@ def _report(report: TrainingReport, output: Path, *, as_json: bool) -> None:
 
 def _recipe(system: str, model: str, passages: str | None) -> Recipe:
     """Return a system's recipe; HeadRank's is the one that a trained folder names, which its weights belong to."""
-    from headrank_pipeline.rerank import recipes
+    from headrank_pipeline.rerank import recipe as recipes
 
     recipe: Recipe = recipes.recipe_of(model) if system == "headrank" else getattr(recipes, system.upper())
     return recipe if passages is None else recipe.varied({"passages": passages})

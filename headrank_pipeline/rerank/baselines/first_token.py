@@ -13,7 +13,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal, TypedDict, Unpack
 
-from headrank_pipeline.attention.prompt import control_pattern
+from headrank_pipeline.attention.markup import control_pattern
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.chat import ChatFormat

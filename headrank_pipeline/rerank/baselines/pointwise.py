@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from headrank_pipeline.attention.prompt import control_pattern, neutralised
+from headrank_pipeline.attention.markup import control_pattern, neutralised
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.generation import CausalModel, Loading

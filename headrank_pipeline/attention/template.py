@@ -1,0 +1,80 @@
+"""The layout of a listwise prompt: what is written, and which of it is read.
+
+Published methods differ in layout, rows and columns (METHOD table in docs/method.md): each difference is a field of
+`PromptTemplate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from headrank_pipeline.attention.markup import Chat
+
+__all__ = ["Columns", "Passages", "PromptTemplate", "Rows"]
+
+Rows = Literal["query", "query..end", "instruction..query", "instruction..query+1", "instruction..end"]
+Columns = Literal["text", "label+text", "label+text+separator"]
+Passages = Literal["causal", "isolated"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """The layout of a listwise prompt, and which of its tokens are rows and columns.
+
+    ``chat.user + opening + sep + passage 1 + sep + … + passage P + sep + instruction + sep + query_label + " " + query
+    + chat.assistant``, a passage being ``label + title + text``.
+
+    Args:
+        name: how manifests call it.
+        opening: the words before the first passage.
+        instruction: the words after the last passage.
+        label: written before each passage; ``{rank}`` is its place in the prompt, from 1.
+        title: how a title is written before the text, or "" to leave titles out.
+        keep_empty_title: write `title` for a title that is there but empty (QRHead's code does).
+        separator: between the pieces.
+        query_label: before the query.
+        chat: turn markup; None takes what the tokenizer knows (`chat_of`).
+        rows: the tokens that look back at the passages. ``+1`` takes one token more, as CoRe's inclusive end does.
+        columns: the tokens that count for a passage.
+        trailing_columns: tokens more at the end of each passage (CoRe: 1).
+        reverse: write the best candidate last, next to the query.
+        passage_words: keep that many words of a text (separated by white space), or None for all.
+        passage_tokens: keep that many tokens of a text, or None for all.
+        passages: ``causal``: a passage sees those before it. ``isolated``: it sees the opening and itself only, and all
+            of them start at the same position (attention/isolated.py); its place must not show, so `label` has no rank.
+    """
+
+    name: str
+    opening: str = "Here are some paragraphs:"
+    instruction: str = (
+        "Please find information that are relevant to the following query in the paragraphs above."  # sic, ICR
+    )
+    label: str = "[{rank}] "
+    title: str = "{title}\n"
+    keep_empty_title: bool = False
+    separator: str = "\n\n"
+    query_label: str = "Query:"
+    chat: Chat | None = None
+    rows: Rows = "query..end"
+    columns: Columns = "text"
+    trailing_columns: int = 0
+    reverse: bool = False
+    passage_words: int | None = None
+    passage_tokens: int | None = None
+    passages: Passages = "causal"
+
+    def __post_init__(self) -> None:
+        for name in ("passage_words", "passage_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value}: expected at least 1, or None for whole passages")
+        if self.passages == "isolated" and "{rank}" in self.label:
+            raise ValueError(
+                f"label {self.label!r}: with isolated passages nothing may depend on a passage's place; "
+                f"leave {{rank}} out (label='' writes none)"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the template as JSON-ready values."""
+        return asdict(self)

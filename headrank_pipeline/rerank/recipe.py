@@ -1,0 +1,145 @@
+"""A recipe: prompt and rule of a named way to score passages with attention; and those of HeadRank and its family.
+
+The functions of `rerank.recipes` put heads and a model to them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from headrank_pipeline.attention.scoring import ScoringRule
+from headrank_pipeline.attention.template import PromptTemplate
+
+__all__ = ["CORE", "HEADRANK", "HEADS_FILE", "ICR", "ICR_INSTRUCTIONS", "QRHEAD", "QRRANKER", "Recipe", "recipe_of"]
+
+CONTENT_FREE = "N/A"
+
+# What a trained model folder holds beside weights and tokenizer (align/export.py writes them).
+HEADS_FILE = "heads.json"
+RECIPE_FILE = "recipe.json"
+
+Settings = TypeVar("Settings", PromptTemplate, ScoringRule)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A named way to score passages with attention; heads come on top."""
+
+    name: str
+    template: PromptTemplate
+    rule: ScoringRule
+
+    def varied(self, changes: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with fields of its template or rule changed.
+
+        Raises:
+            ValueError: a field that neither has (the message lists those there are), or a value of the wrong type.
+        """
+        # The chat markup is an argument of its own: it depends on the tokenizer.
+        template = {field.name for field in fields(PromptTemplate)} - {"name", "chat"}
+        rule = {field.name for field in fields(ScoringRule)}
+        if unknown := sorted(set(changes) - template - rule):
+            raise ValueError(f"{self.name} has no option {unknown}; options: {', '.join(sorted(template | rule))}")
+        if changes.get("passages") == "isolated" and "{rank}" in self.template.label:
+            changes = {"label": "", **changes}  # a place in the prompt is what isolated passages do not have
+        return replace(
+            self, template=_changed(self.name, self.template, changes), rule=_changed(self.name, self.rule, changes)
+        )
+
+
+def _changed(system: str, settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Return the settings with those of the changes that are theirs, each checked against the field's type."""
+    kept = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    kept |= {name: value for name, value in changes.items() if name in kept}
+    try:
+        return TypeAdapter(type(settings)).validate_python(kept)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        wanted = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:  # the settings' own check, which names the field
+            raise ValueError(f"{system} option {wanted}") from error
+        name = str(problem["loc"][0])
+        raise ValueError(f"{system} option {name}: {wanted}, got {kept[name]!r}") from error
+
+
+HEADRANK = Recipe(
+    "headrank",
+    PromptTemplate("headrank", rows="query..end", columns="text", passage_words=300),
+    ScoringRule(support="passages", heads="mean"),
+)
+
+_ICR_FRAME = PromptTemplate(
+    "icr",
+    opening=" Here are some paragraphs:",
+    separator=" \n\n",
+    rows="instruction..end",
+    columns="label+text",
+    reverse=True,
+    passage_words=300,
+)
+_ICR_RULE = ScoringRule(support="all", heads="sum", content_free=CONTENT_FREE, filter_deviations=2.0)
+
+ICR = Recipe("icr", _ICR_FRAME, _ICR_RULE)
+
+QRHEAD = Recipe(
+    "qrhead",
+    replace(_ICR_FRAME, name="qrhead", separator="\n\n", keep_empty_title=True, passage_words=400),
+    _ICR_RULE,
+)
+
+CORE = Recipe(
+    "core",
+    PromptTemplate(
+        "core",
+        opening=" Here are some paragraphs:",
+        label="[document {rank}] ",
+        title="",
+        rows="instruction..query+1",
+        columns="text",
+        trailing_columns=1,
+        passage_words=300,
+    ),
+    _ICR_RULE,
+)
+
+QRRANKER = Recipe(
+    "qrranker",
+    PromptTemplate(
+        "qrranker",
+        opening="Here are some retrieved chunks:",
+        instruction="Use the retrieved chunks to answer the user's query.",
+        title="Title: {title}: ",
+        rows="instruction..query",
+        columns="label+text+separator",
+    ),
+    ScoringRule(support="all", heads="mean"),
+)
+
+ICR_INSTRUCTIONS = {
+    "ie": "Please find information that are relevant to the following query in the paragraphs above.",
+    "qa": "Please answer the following question based on the information in the paragraphs above.",
+}
+
+
+def recipe_of(model: str | Path) -> Recipe:
+    """Return the prompt and rule that a trained folder's weights belong to (recipe.json); `HEADRANK` for other models.
+
+    Raises:
+        ValueError: a recipe.json that is not the template and rule of a trained model.
+    """
+    path = Path(model) / RECIPE_FILE
+    if not path.is_file():
+        return HEADRANK
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        changes = {**record["template"], **record["rule"]}
+        changes.pop("name", None)
+        return HEADRANK.varied(changes)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the template and rule of a trained model ({error}); export it again") from error
