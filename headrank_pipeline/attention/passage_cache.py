@@ -169,7 +169,7 @@ def entry_name(identity: Mapping[str, Any], opening: np.ndarray, passage: np.nda
 def weights_digest(model: torch.nn.Module) -> str:
     """Return a SHA-256 over all weights, the same on every device.
 
-    A folder's fingerprint reads only both ends of large files, which training may leave as they were.
+    A folder's fingerprint only samples large files, which does not vouch for each weight.
     """
     return _checksum(model.state_dict())
 
