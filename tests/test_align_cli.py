@@ -100,6 +100,13 @@ def test_heads_are_selected_and_trained_into_a_folder_that_reranks(folder, tmp_p
     assert "holds a run that differs in config" in refused.stderr
 
 
+def test_core_heads_are_found_by_raw_attention_though_core_reranks_with_calibrated(folder, tmp_path):
+    command = ("select-heads", "--model", folder / "model", "--lists", folder / "train.jsonl", "--system", "core")
+    invoke(*command, "--criterion", "core", "--num-heads", 2, "--window", 1, "--output", tmp_path / "core.json")
+    rule = HeadSet.load(tmp_path / "core.json").selection["rule"]
+    assert (rule["content_free"], rule["filter_deviations"]) == (None, None)
+
+
 def test_a_trained_folder_is_selected_and_trained_on_with_its_own_prompt(folder, tmp_path):
     model, output = shutil.copytree(folder / "model", tmp_path / "model"), tmp_path / "new"
     template = HEADRANK.varied({"passages": "isolated", "passage_words": 7, "instruction": "Find:"}).template.describe()

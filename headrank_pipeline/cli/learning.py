@@ -23,6 +23,10 @@ _CRITERIA = ("entropy-regularised", "discrimination", "qrscore", "ndcg", "core",
 _MOVES = ("lora", "heads", "qk", "all")
 _READINGS = ("headrank", "icr", "qrhead", "core", "qrranker")  # those that read attention with selected heads
 
+# CoRe finds heads by raw attention and reranks by calibrated, filtered attention of spans one token longer (its
+# core_detector.py and reranker_calib.py).
+_DETECTION = {"core": {"content_free": None, "filter_deviations": None, "trailing_columns": 0}}
+
 
 @click.command()
 @path_option("--candidates", "Candidates JSONL, as retrieve writes them.", required=True)
@@ -257,11 +261,11 @@ def _report(report: TrainingReport, output: Path, *, as_json: bool) -> None:
 
 
 def _recipe(system: str, model: str, passages: str | None) -> Recipe:
-    """Return a system's recipe; HeadRank's is the one that a trained folder names, which its weights belong to."""
+    """Return what heads are measured with; a trained folder's own recipe for HeadRank, since its weights belong to it."""
     from headrank_pipeline.rerank import recipe as recipes
 
     recipe: Recipe = recipes.recipe_of(model) if system == "headrank" else getattr(recipes, system.upper())
-    return recipe if passages is None else recipe.varied({"passages": passages})
+    return recipe.varied(_DETECTION.get(system, {}) | ({} if passages is None else {"passages": passages}))
 
 
 def _setting(text: str) -> tuple[str, Any]:
