@@ -178,6 +178,17 @@ def test_excluded_documents_are_taken_out_of_saved_candidates_too(files, tmp_pat
     assert inputs.supply.identity["exclude_sha256"]
 
 
+def test_the_querys_own_document_is_taken_out_of_saved_candidates_too(files, tmp_path):
+    hits = (Candidate("q1", 2.0, "a"), Candidate("007", 1.0, "b"))
+    write_candidates(tmp_path / "c.jsonl", [Ranking(Query(qid, "flea"), hits) for qid in ("q1", "q2")])
+    local = LocalFiles(candidates=tmp_path / "c.jsonl", qrels=files["qrels"])
+    removing = benchmark(first_stage={"remove_query": True})
+    inputs = resolve_inputs(removing, local, RunDirectory(tmp_path / "run"))
+    assert found(inputs) == {"q1": ("007",), "q2": ("q1", "007")}
+    kept = resolve_inputs(benchmark(), local, RunDirectory(tmp_path / "run"))
+    assert inputs.supply.identity == {**kept.supply.identity, "remove_query": True, "exclude_sha256": None}
+
+
 def test_qrels_without_the_excluded_documents_are_refused(files, tmp_path):
     with pytest.raises(ValueError, match=r"leaves out documents of grade -100, and .*qrels\.txt has none; pass --excl"):
         resolve_inputs(

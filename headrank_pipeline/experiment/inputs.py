@@ -6,7 +6,6 @@ With ``offline`` nothing that could open a socket is touched; the error names th
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
@@ -117,7 +116,7 @@ def resolve_inputs(
     judged = set(judgments) if benchmark.queries == "judged" else None
     exclude = _exclusions(benchmark, local, judgments, qrels_origin)
     if local.candidates is not None:
-        supply = _without(supply_from_file(local.candidates, only=judged), exclude)
+        supply = _without(supply_from_file(local.candidates, only=judged), benchmark.first_stage.remove_query, exclude)
         origins = {"candidates": str(local.candidates)}
     else:
         queries, topics_origin = _judged_topics(benchmark, local, judged, qrels)
@@ -257,18 +256,19 @@ def _read_exclusions(path: Path) -> dict[str, frozenset[str]]:
     return {qid: frozenset(docids) for qid, docids in found.items()}
 
 
-def _without(supply: Supply, exclude: Mapping[str, frozenset[str]]) -> Supply:
-    """Return saved candidates less what is excluded; saved ones may have been retrieved without knowing it."""
-    if not exclude:
+def _without(supply: Supply, remove_query: bool, exclude: Mapping[str, frozenset[str]]) -> Supply:
+    """Return saved candidates less what a query must not get; whoever saved them may not have known it."""
+    from headrank_pipeline.first_stage.removal import Removal
+
+    if not remove_query and not exclude:
         return supply
-    pairs = sorted(f"{qid}\t{docid}" for qid, docids in exclude.items() for docid in docids)
-    digest = hashlib.sha256("\n".join(pairs).encode()).hexdigest()
+    removal = Removal(remove_query, exclude)
 
     def kept() -> Iterator[Ranking]:
         for ranking in supply.rankings():
-            yield ranking.without(exclude.get(ranking.query.qid, ()))
+            yield ranking.without(removal.of(ranking.query.qid))
 
-    return replace(supply, identity={**supply.identity, "exclude_sha256": digest}, rankings=kept)
+    return replace(supply, identity={**supply.identity, **removal.describe()}, rankings=kept)
 
 
 def _corpus(benchmark: Benchmark, local: LocalFiles, directory: RunDirectory) -> Path | None:

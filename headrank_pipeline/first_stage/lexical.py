@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
-import json
 import logging
 import os
 import sys
@@ -17,6 +15,7 @@ from typing import Any
 
 from headrank_pipeline.first_stage.index import index_identity, is_index, refuse_vectors
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
+from headrank_pipeline.first_stage.removal import Removal
 from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
 from headrank_pipeline.passages import passage_from_raw
 from headrank_pipeline.pipeline import Queries, Source, as_queries
@@ -69,18 +68,12 @@ def bm25(
             raise ValueError(f"{name} {value}: expected at least 1")
     if not (k1 >= 0 and 0 <= b <= 1):
         raise ValueError(f"k1 {k1}, b {b}: expected k1 of at least 0 and b between 0 and 1")
-    excluded: dict[str, frozenset[str]] = {}
-    for qid, docids in (exclude or {}).items():
-        if isinstance(docids, str):
-            raise TypeError(f"exclude[{qid!r}]: expected a collection of docids, got the string {docids!r}")
-        excluded[qid] = frozenset(docids)
+    removal = Removal(remove_query, exclude or {})
     boosts = tuple((fields or {}).items())
     searcher = _Searcher(_resolved(index))
     lookup = None if texts is None else passage_lookup(texts)
     named = None if texts is None else os.fspath(texts)
-    return _Bm25(
-        searcher.index, float(k1), float(b), hits, threads, boosts, remove_query, excluded, named, lookup, searcher
-    )
+    return _Bm25(searcher.index, float(k1), float(b), hits, threads, boosts, removal, named, lookup, searcher)
 
 
 @dataclass(frozen=True)
@@ -91,8 +84,7 @@ class _Bm25(Source):
     hits: int
     threads: int
     fields: tuple[tuple[str, float], ...]
-    remove_query: bool
-    exclude: Mapping[str, frozenset[str]]
+    removal: Removal
     texts: str | None
     lookup: Lookup | None = field(compare=False, repr=False)
     searcher: _Searcher = field(compare=False, repr=False)
@@ -117,7 +109,6 @@ class _Bm25(Source):
     def describe(self) -> dict[str, Any]:
         identity = None if isinstance(self.index, str) else index_identity(self.index)
         docs = identity["docs"] if identity else int(self.searcher.open().num_docs)
-        pairs = sorted((qid, sorted(docids)) for qid, docids in self.exclude.items())
         return {
             "stage": "bm25",
             "index": str(self.index),
@@ -127,8 +118,7 @@ class _Bm25(Source):
             "b": self.b,
             "hits": self.hits,
             "fields": dict(self.fields),
-            "remove_query": self.remove_query,
-            "exclude_sha256": hashlib.sha256(json.dumps(pairs).encode()).hexdigest() if pairs else None,
+            **self.removal.describe(),
             **({"texts": self.texts} if self.texts else {}),
             **versions(),
         }
@@ -136,20 +126,20 @@ class _Bm25(Source):
     def _search(self, chunk: Sequence[Query]) -> dict[str, Any]:
         searcher = self.searcher.open()
         searcher.set_bm25(self.k1, self.b)
-        spare = max(len(self._removed(query.qid)) for query in chunk)
+        limit = self.hits + self.removal.spare(chunk)
         texts, qids = [query.text for query in chunk], [query.qid for query in chunk]
         from jnius import JavaException
 
         try:
             found: dict[str, Any] = searcher.batch_search(
-                texts, qids, k=self.hits + spare, threads=self.threads, fields=dict(self.fields)
+                texts, qids, k=limit, threads=self.threads, fields=dict(self.fields)
             )
         except JavaException as error:
             raise RuntimeError(f"{self.index}: Java failed on a qid of {', '.join(qids)}: {error}") from error
         return found
 
     def _ranking(self, query: Query, found: Sequence[Any]) -> Ranking:
-        removed = self._removed(query.qid)
+        removed = self.removal.of(query.qid)
         kept = islice((hit for hit in found if hit.docid not in removed), self.hits)
         candidates = [_candidate(hit) for hit in kept]
         if self.lookup is not None:
@@ -158,10 +148,6 @@ class _Bm25(Source):
             stored |= {known.docid: known for known in with_texts(missing, self.lookup, str(self.texts))}
             candidates = [stored[candidate.docid] for candidate in candidates]
         return Ranking(query, tuple(candidates))
-
-    def _removed(self, qid: str) -> frozenset[str]:
-        own = frozenset({qid}) if self.remove_query else frozenset()
-        return own | self.exclude.get(qid, frozenset())
 
 
 class _Searcher:
