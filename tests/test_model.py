@@ -1,11 +1,16 @@
-"""What identifies a model: its files, however large they are."""
+"""What identifies a model, and what is said of folders that lack something."""
 
 from __future__ import annotations
 
 import pytest
+from tiny_models import tiny_model
 from transformers import Qwen3Config
 
+from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import source_of
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
+from headrank_pipeline.rerank.recipes import headrank
 
 MIB = 2**20
 
@@ -41,3 +46,59 @@ def test_a_copied_folder_is_the_same_model(large, tmp_path_factory):
     for file in large.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     assert fingerprint(copy) == fingerprint(large)
+
+
+@pytest.fixture
+def folder(tmp_path_factory):
+    """A model folder that one may damage."""
+    return tiny_model(tmp_path_factory.mktemp("damaged"))
+
+
+def reranked(folder):
+    ranking = Ranking(Query("q1", "birds"), (Candidate("d1", 2.0, "Birds fly."), Candidate("d2", 1.0, "Fish swim.")))
+    return headrank(folder, "all", device="cpu").rerank(ranking)
+
+
+def test_a_qwen_folder_without_tokenizer_is_refused_and_not_read_with_an_empty_one(folder):
+    assert len(reranked(folder)) == 2
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{folder.name}: no tokenizer in it; copy tokenizer\.json"):
+        reranked(folder)
+    with pytest.raises(FileNotFoundError, match="no tokenizer"):
+        rankgpt(folder, device="cpu")
+
+
+def test_a_llama_folder_without_tokenizer_is_refused_in_our_words(tmp_path):
+    folder = tiny_model(tmp_path, "llama")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match="no tokenizer in it"):
+        reranked(folder)
+
+
+def test_a_folder_without_weights_is_missing_something_and_a_damaged_one_is_invalid(folder):
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"{folder.name}: a damaged weight file .*again"):
+        reranked(folder)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{folder.name}: no weights to be had"):
+        reranked(folder)
+
+
+def test_a_mistyped_folder_is_called_missing_before_heads_are_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model folder .*modle does not exist"):
+        headrank(tmp_path / "modle")
+    with pytest.raises(ValueError, match="there is no folder modle; name a head set"):
+        headrank("modle")
+
+
+def test_a_renamed_folder_reads_its_own_heads_without_a_warning(folder, caplog):
+    own = HeadSet("own", ((0, 1), (1, 2)), model="models/as-it-was-called")
+    own.save(folder / "heads.json")
+    headrank(folder, device="cpu")
+    assert not caplog.records
+    headrank(folder, own, device="cpu")
+    assert "was selected on models/as-it-was-called" in caplog.text

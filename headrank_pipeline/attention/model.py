@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 
@@ -21,19 +22,22 @@ from headrank_pipeline.pipeline import MissingPrerequisite
 __all__ = [
     "LoadedModel",
     "ModelSource",
+    "check_folder",
     "choose_device",
     "choose_dtype",
     "load",
     "load_config",
+    "load_tokenizer",
     "quiet_transformers",
+    "reading_weights",
     "source_of",
 ]
 
 logger = logging.getLogger(__name__)
 
-# Weight files up to this size are hashed whole. Of larger ones both ends and a sample in every stride: 2 GB that are not
-# in memory took 0.6 s so, and 5 to 9 s whole. The stride is below the size of a projection of any model worth reading,
-# so retraining q or k alone, which moves all of a matrix, is seen.
+# Weight files up to this size are hashed whole. Of larger ones both ends and a sample in every stride: 2 GB that are
+# not in memory took 0.6 s so, and 5 to 9 s whole. Training moves all of a matrix, and q and k of models that are worth
+# reading are larger than a stride.
 _HASH_WHOLE = 64 * 2**20
 _HASH_END = 2**20
 _HASH_STRIDE, _HASH_SAMPLE = 2**18, 2**12
@@ -117,22 +121,26 @@ def load(
         revision: of a Hugging Face model.
 
     Raises:
-        FileNotFoundError: no such folder or model.
+        FileNotFoundError: no such folder or model, or one without weights or tokenizer.
         MissingPrerequisite: a GPU was named and there is none.
-        ValueError: heads the model lacks, sliding-window layers, or a checkpoint without some of the weights.
+        ValueError: heads the model lacks, sliding-window layers, or a checkpoint that is damaged or lacks weights.
     """
     chosen, name = choose_device(device), str(model)
     config = load_config(name, revision)
     _check_full_attention(name, config)
     source = source_of(name, config, revision)
     head_set = resolve_heads(heads, layers=source.layers, heads_per_layer=source.heads_per_layer, model=name)
-    if head_set.model is not None and Path(head_set.model).name != Path(name).name:
+    if head_set.model is not None and Path(head_set.model).name != Path(name).name and not _brought(heads, name):
         logger.warning("head set %s was selected on %s and is read on %s", head_set.name, head_set.model, name)
     weights = _load_weights(name, config, head_set.depth, revision, choose_dtype(dtype, chosen))
     weights.to(device=chosen)  # type: ignore[call-arg]  # transformers' wrapper loses the signature
     logger.info("loaded %d of %d layers of %s on %s", head_set.depth, source.layers, name, chosen)
-    tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision)
-    return LoadedModel(weights, tokenizer, head_set, source)
+    return LoadedModel(weights, load_tokenizer(name, revision), head_set, source)
+
+
+def _brought(heads: HeadSet | str | Path, name: str) -> bool:
+    """Return whether a model folder brings the heads itself; it may have been moved or renamed since."""
+    return not isinstance(heads, HeadSet) and Path(heads).parent == Path(name)
 
 
 def source_of(name: str, config: Any, revision: str | None) -> ModelSource:
@@ -147,14 +155,19 @@ def source_of(name: str, config: Any, revision: str | None) -> ModelSource:
     )
 
 
+def check_folder(name: str) -> None:
+    """Raise FileNotFoundError where `name` can only be a folder, by its form, and there is none."""
+    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise FileNotFoundError(f"model folder {name} does not exist (looked from {Path.cwd()})")
+
+
 def load_config(name: str, revision: str | None) -> Any:
     """Return the configuration of a local folder or a Hugging Face name.
 
     Raises:
         FileNotFoundError: no such folder or model.
     """
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise FileNotFoundError(f"model folder {name} does not exist")
+    check_folder(name)
     try:
         return AutoConfig.from_pretrained(name, revision=revision)
     except OSError as error:
@@ -162,6 +175,24 @@ def load_config(name: str, revision: str | None) -> Any:
             f"model {name!r} is neither a local model folder (with config.json) nor a name that the Hugging Face hub "
             f"gave us: {str(error).splitlines()[0]}"
         ) from error
+
+
+def load_tokenizer(name: str, revision: str | None) -> Any:
+    """Return the tokenizer of a local folder or a Hugging Face name.
+
+    Raises:
+        FileNotFoundError: it has none. For Qwen transformers then makes one without any word and says nothing.
+    """
+    problem = ""
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision)
+        if tokenizer("a passage", add_special_tokens=False).input_ids:
+            return tokenizer
+    except (OSError, ValueError) as error:
+        problem = f" ({str(error).splitlines()[0]})"
+    raise FileNotFoundError(
+        f"model {name}: no tokenizer in it{problem}; copy tokenizer.json and tokenizer_config.json of the model there"
+    )
 
 
 def _check_full_attention(name: str, config: Any) -> None:
@@ -179,7 +210,7 @@ def _load_weights(name: str, config: Any, depth: int, revision: str | None, dtyp
     config.num_hidden_layers = depth
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:depth]
-    with quiet_transformers():
+    with reading_weights(name):
         model, report = AutoModel.from_pretrained(
             name,
             config=config,
@@ -195,6 +226,23 @@ def _load_weights(name: str, config: Any, depth: int, revision: str | None, dtyp
         )
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
+
+
+@contextmanager
+def reading_weights(name: str) -> Iterator[None]:
+    """Keep transformers quiet while it loads the weights of a model, and name the model where it cannot.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: a damaged file.
+    """
+    try:
+        with quiet_transformers():
+            yield
+    except OSError as error:
+        raise FileNotFoundError(f"model {name}: no weights to be had: {str(error).splitlines()[0]}") from error
+    except SafetensorError as error:
+        raise ValueError(f"model {name}: a damaged weight file ({error}); copy or download it again") from error
 
 
 @contextmanager

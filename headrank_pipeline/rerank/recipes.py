@@ -17,7 +17,7 @@ from typing import Any, TypedDict, Unpack
 from headrank_pipeline.attention.budget import BATCH_TOKENS, TokenBudget
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.markup import CHATML, LLAMA3, MISTRAL, PLAIN, Chat, chat_of
-from headrank_pipeline.attention.model import load
+from headrank_pipeline.attention.model import check_folder, load
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
@@ -62,15 +62,18 @@ def headrank(
             passage_cache: a `PassageCache`, or a folder.
 
     Raises:
+        FileNotFoundError: no such folder.
         ValueError: no heads were named and the model folder brings none.
     """
     folder = Path(model)
     if heads is None:
         heads = folder / HEADS_FILE
         if not heads.is_file():
+            check_folder(str(model))
+            found = f"{model} brings no {HEADS_FILE}" if folder.is_dir() else f"there is no folder {model}"
             raise ValueError(
-                f"headrank needs heads: {model} brings no {HEADS_FILE}; name a head set (--heads: a JSON file, a "
-                f"published name, 'all' or 'layers:10-13')"
+                f"headrank needs heads: {found}; name a head set (--heads: a JSON file, a published name, 'all' or "
+                f"'layers:10-13')"
             )
     return _load(recipe_of(model), model, heads, options, loading)
 

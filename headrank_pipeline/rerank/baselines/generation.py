@@ -11,9 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
-from headrank_pipeline.attention.model import choose_device, choose_dtype, load_config, quiet_transformers, source_of
+from headrank_pipeline.attention.model import (
+    choose_device,
+    choose_dtype,
+    load_config,
+    load_tokenizer,
+    quiet_transformers,
+    reading_weights,
+    source_of,
+)
 from headrank_pipeline.rerank.baselines.decoding import Decoding
 
 __all__ = ["CausalModel", "Generated", "Loading"]
@@ -69,9 +77,9 @@ class CausalModel:
         loading: how to load and feed it.
 
     Raises:
-        FileNotFoundError: no such folder or model.
+        FileNotFoundError: no such folder or model, or one without weights or tokenizer.
         MissingPrerequisite: a GPU was named and there is none.
-        ValueError: a checkpoint without some of the weights, or a budget beyond the model's positions.
+        ValueError: a checkpoint that is damaged or lacks weights, or a budget beyond the model's positions.
     """
 
     def __init__(self, model: str | Path, loading: Loading) -> None:
@@ -83,7 +91,7 @@ class CausalModel:
         if budget is not None and budget > self.source.max_positions:
             raise ValueError(f"max_prompt_tokens {budget}: {name} was made for {self.source.max_positions} positions")
         self.max_prompt_tokens = budget
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=loading.revision)
+        self.tokenizer: Any = load_tokenizer(name, loading.revision)
         self._model = _load_weights(name, config, loading.revision, choose_dtype(loading.dtype, device))
         self._model.to(device=device)
         self._ends = _ends(self._model.generation_config.eos_token_id, self.tokenizer.eos_token_id)
@@ -205,7 +213,7 @@ class CausalModel:
 
 
 def _load_weights(name: str, config: Any, revision: str | None, dtype: torch.dtype) -> Any:
-    with quiet_transformers():
+    with reading_weights(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, config=config, revision=revision, dtype=dtype, output_loading_info=True
         )
