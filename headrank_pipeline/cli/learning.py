@@ -261,7 +261,7 @@ def _report(report: TrainingReport, output: Path, *, as_json: bool) -> None:
 
 
 def _recipe(system: str, model: str, passages: str | None) -> Recipe:
-    """Return what heads are measured with; a trained folder's own recipe for HeadRank, since its weights belong to it."""
+    """Return what heads are measured with: for HeadRank the recipe of a trained folder, which its weights belong to."""
     from headrank_pipeline.rerank import recipe as recipes
 
     recipe: Recipe = recipes.recipe_of(model) if system == "headrank" else getattr(recipes, system.upper())
