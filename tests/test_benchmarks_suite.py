@@ -232,6 +232,47 @@ def test_files_of_one_benchmark_are_refused_for_several(mini, model):
     assert "--qrels belongs to one benchmark; for several give --data FOLDER" in result.stderr
 
 
+def test_benchmarks_of_one_name_are_refused_before_anything_is_loaded(mini):
+    one = mini / "pipelines" / "beir-one.yaml"
+    changed = mini / "shallow.yaml"
+    changed.write_text(one.read_text().replace("depth: 100", "depth: 1"))
+    result = invoke("run", one, changed, "--model", mini / "nowhere", "--data", mini / "data")
+    assert result.exit_code == 2
+    assert f"{one} and {changed} both define a benchmark named 'beir-one'; rename one" in " ".join(
+        result.stderr.split()
+    )
+
+
+def test_a_definition_with_fields_is_run_among_several(mini, model):
+    path = mini / "pipelines" / "beir-one.yaml"
+    multifield = path.read_text().replace("fields: null", "fields: {contents: 1.0, title: 1.0}")
+    assert "contents: 1.0" in multifield
+    path.write_text(multifield)
+    result = invoke(*arguments(mini, model))
+    assert result.exit_code == 7, result.output
+    first = json.loads((mini / "out" / "summary.json").read_text())["benchmarks"][0]
+    assert (first["name"], first["status"]) == ("beir-one", "done")
+
+
+@pytest.mark.parametrize(
+    ("depth", "message"),
+    [(0, "0 is not in the range x>=1"), (101, "--depth 101 is above the 100 hits of beir-scifact's first stage")],
+)
+def test_a_depth_that_cannot_be_reranked_is_refused_before_anything_is_loaded(tmp_path, depth, message):
+    result = invoke("run", PIPELINES / "beir-scifact.yaml", "--model", tmp_path / "nowhere", "--depth", depth)
+    assert (result.exit_code, message in " ".join(result.stderr.split())) == (2, True), result.stderr
+
+
+def test_saved_candidates_may_be_deeper_than_the_first_stage(mini, model):
+    home = mini / "data" / "one"
+    result = invoke(
+        "run", mini / "pipelines" / "beir-one.yaml", "--candidates", home / "candidates.jsonl",
+        "--qrels", home / "qrels.txt", "--output", mini / "deep", "--model", model, "--heads", "all", "--depth", 200,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads((mini / "deep" / "manifest.json").read_text())["identity"]["depth"] == 200
+
+
 def test_a_benchmark_or_all_must_be_named(model):
     for given in ([], ["--all", PIPELINES / "beir-scifact.yaml"]):
         result = invoke("run", *given, "--model", model)

@@ -68,12 +68,18 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
 @click.option(
     "--texts", help="Where passages come from if the index stores none: corpus file, Lucene index or ir_datasets:ID."
 )
-@click.option("--rrf-k", default=60, show_default=True, help="With fusion: the constant of reciprocal rank fusion.")
+@click.option(
+    "--rrf-k",
+    type=click.IntRange(min=1),
+    default=60,
+    show_default=True,
+    help="With fusion: the constant of reciprocal rank fusion.",
+)
 @click.option("--offline", is_flag=True, help="Open no socket; what is not local is an error that names its flag.")
-@click.option("--threads", default=1, show_default=True, help="Of the first stage.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of the first stage.")
 @click.option("--model", help="Folder of a model, or its Hugging Face name.")
 @with_options(*RERANKER_OPTIONS[1:])
-@click.option("--depth", type=int, help="Candidates that are reranked.  [default: the benchmark's]")
+@click.option("--depth", type=click.IntRange(min=1), help="Candidates that are reranked.  [default: the benchmark's]")
 @with_options(*RUN_OPTIONS)
 @click.pass_context
 def run(ctx: click.Context, /, **given: Any) -> None:
@@ -120,7 +126,7 @@ class _Job:
             output=self.output,
             supply=inputs.supply,
             reranker=reranker,
-            depth=given["depth"] or self.benchmark.depth,
+            depth=self.benchmark.depth if given["depth"] is None else given["depth"],
             batch_size=given["batch_size"],
             tag=given["tag"] or given["system"],
             benchmark={"name": self.benchmark.name, "version": self.benchmark.version},
@@ -141,6 +147,7 @@ def _jobs(ctx: click.Context, given: dict[str, Any]) -> list[_Job]:
         raise click.UsageError(
             f"{named} belongs to one benchmark; for several give --data FOLDER with a folder for each"
         )
+    _refuse_equal_names(found)
     flags = _flags(ctx)
     jobs = []
     for path, benchmark in found:
@@ -149,10 +156,32 @@ def _jobs(ctx: click.Context, given: dict[str, Any]) -> list[_Job]:
         if several:
             local = local_files(given["data"], benchmark.name, offline=given["offline"])
             output = given["output"] / benchmark.name if given["output"] else output
+        _refuse_depth_above_hits(given["depth"], benchmark, local)
         definition = [] if path is None else [str(path)]
         command = ["headrank", "run", *definition, "--output", str(output), *_file_flags(local, files), *flags]
         jobs.append(_Job(benchmark, local, output, shlex.join(command)))
     return jobs
+
+
+def _refuse_equal_names(found: Sequence[tuple[Path | None, Benchmark]]) -> None:
+    """Names are what run directories, data folders and rows of the summary go by."""
+    places: dict[str, Path | None] = {}
+    for path, benchmark in found:
+        if benchmark.name in places:
+            raise click.UsageError(
+                f"{places[benchmark.name]} and {path} both define a benchmark named {benchmark.name!r}; rename one"
+            )
+        places[benchmark.name] = path
+
+
+def _refuse_depth_above_hits(depth: int | None, benchmark: Benchmark, local: LocalFiles) -> None:
+    """As a definition is refused; saved candidates are as many as there are."""
+    hits = benchmark.first_stage.hits
+    if depth is not None and depth > hits and local.candidates is None:
+        raise click.UsageError(
+            f"--depth {depth} is above the {hits} hits of {benchmark.name}'s first stage; lower it, or raise "
+            f"first_stage.hits in a definition"
+        )
 
 
 def _choice(given: dict[str, Any]) -> StageChoice:
@@ -214,7 +243,7 @@ def _run_several(jobs: Sequence[_Job], given: dict[str, Any], reranker: Reranker
         job = by_name[benchmark.name]
         return job.execute(given, reranker, job.command)
 
-    return run_suite({job.benchmark: job.output for job in jobs}, _summary(given), run_one)
+    return run_suite([(job.benchmark, job.output) for job in jobs], _summary(given), run_one)
 
 
 def _summary(given: dict[str, Any]) -> Path:

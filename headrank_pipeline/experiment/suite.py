@@ -87,16 +87,18 @@ class Suite:
         return {"schema": 1, "benchmarks": [asdict(row) for row in self.rows], "means": self.means()}
 
 
-def run_suite(benchmarks: Mapping[Benchmark, Path], summary: Path, run_one: Callable[[Benchmark], Outcome]) -> Suite:
+def run_suite(
+    benchmarks: Sequence[tuple[Benchmark, Path]], summary: Path, run_one: Callable[[Benchmark], Outcome]
+) -> Suite:
     """Run benchmarks one after the other and return their rows.
 
     Args:
-        benchmarks: each definition with its run directory.
+        benchmarks: each definition with its run directory; every name once.
         summary: JSON file with all rows and means; up to date after each benchmark.
         run_one: runs one benchmark in its directory.
     """
     rows: list[Row] = []
-    for number, (benchmark, directory) in enumerate(benchmarks.items(), start=1):
+    for number, (benchmark, directory) in enumerate(benchmarks, start=1):
         logger.info("%s (%d of %d)", benchmark.name, number, len(benchmarks))
         try:
             rows.append(_row(benchmark, run_one(benchmark)))
