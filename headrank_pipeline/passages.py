@@ -11,7 +11,7 @@ from typing import Any
 from headrank_pipeline.files import first_field, foreign_id, json_object_lines, numbered_lines, string_field
 from headrank_pipeline.records import Candidate
 
-__all__ = ["Passage", "located_passages", "passage_from_raw", "read_corpus", "title_and_text"]
+__all__ = ["Passage", "located_passages", "passage_from_raw", "read_corpus", "text_of", "title_and_text"]
 
 # The field that holds a passage, in rank_llm's order (inference_handler.py).
 TEXT_FIELDS = ("text", "segment", "contents", "content", "body", "passage")
@@ -96,6 +96,20 @@ def passage_from_raw(raw: str, docid: str) -> tuple[str | None, str]:
     if text is None:
         raise ValueError(f"docid {docid}: raw holds no text; expected one of the fields {', '.join(TEXT_FIELDS)}")
     return title, text
+
+
+def text_of(qid: str, candidate: Candidate) -> str:
+    """Return the text of a candidate, to be read by a reranker.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if candidate.text is None:
+        raise ValueError(
+            f"qid {qid} docid {candidate.docid}: the passage has no text; take candidates from an index that stores "
+            f"passages, or say where texts are: headrank retrieve --texts, bm25(…, texts=…), saved_run(…, corpus=…)"
+        )
+    return candidate.text
 
 
 def _tsv_corpus(path: str | os.PathLike[str]) -> Iterator[tuple[str, Passage]]:

@@ -66,6 +66,8 @@ def as_queries(queries: Queries) -> Iterator[Query]:
         TypeError: anything else, for example bare strings.
         ValueError: a qid that occurs twice.
     """
+    if isinstance(queries, str | Query):
+        raise TypeError(f"expected several queries, got one: {queries!r}; write [Query(qid, text)] or {{qid: text}}")
     pairs = (Query(qid, text) for qid, text in queries.items()) if isinstance(queries, Mapping) else queries
     seen: set[str] = set()
     for query in pairs:

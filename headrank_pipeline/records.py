@@ -29,9 +29,21 @@ def _check_id(kind: str, value: object) -> None:
         raise ValueError(f"{kind} {value!r}: expected a non-empty id without white space, as run files need")
 
 
-def _check_unicode(what: str, text: str | None) -> None:
+def _number(value: Any, what: str) -> float:
+    """Numbers of numpy and torch are welcome, and strings that spell one: frames are read so to keep their ids."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{what} {value!r}: expected a number, got {type(value).__name__}") from error
+
+
+def _check_text(what: str, text: object) -> None:
     """Half a surrogate pair, which JSON escapes can smuggle in, breaks Java and tokenizers far from its source."""
-    if text is None or text.isascii():
+    if text is None:
+        return
+    if not isinstance(text, str):
+        raise TypeError(f"{what} {text!r}: expected str, got {type(text).__name__}")
+    if text.isascii():
         return
     try:
         text.encode()
@@ -51,7 +63,7 @@ class Query:
         text: the query as the user wrote it; at least one character that is not white space.
 
     Raises:
-        TypeError: an id that is not a string.
+        TypeError: an id or a text that is not a string.
         ValueError: an empty id, an id with white space, or an empty text.
 
     Examples:
@@ -64,11 +76,11 @@ class Query:
 
     def __post_init__(self) -> None:
         _check_id("qid", self.qid)
-        if not isinstance(self.text, str) or not self.text.strip():
+        _check_text(f"qid {self.qid}: query text", self.text)
+        if not self.text or not self.text.strip():
             raise ValueError(
                 f"qid {self.qid}: query text {self.text!r} is empty; remove the query from the topics or give it text"
             )
-        _check_unicode(f"qid {self.qid}: query text", self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +92,10 @@ class Candidate:
         score: finite; higher is better.
         text: the passage, or None where it has not been fetched (a bare run file). An empty string is an empty passage.
         title: the title, or None where the collection has none.
+
+    Raises:
+        TypeError: an id, a text or a title that is not a string, or a score that is not a number.
+        ValueError: an empty id, an id with white space, or a score that is not finite.
     """
 
     docid: str
@@ -90,11 +106,11 @@ class Candidate:
     def __post_init__(self) -> None:
         _check_id("docid", self.docid)
         if not isinstance(self.score, float):
-            object.__setattr__(self, "score", float(self.score))
+            object.__setattr__(self, "score", _number(self.score, f"docid {self.docid}: score"))
         if not math.isfinite(self.score):
             raise ValueError(f"docid {self.docid}: score {self.score!r} is not finite")
         for name in ("title", "text"):
-            _check_unicode(f"docid {self.docid}: {name}", getattr(self, name))
+            _check_text(f"docid {self.docid}: {name}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +126,7 @@ class Ranking:
             manifest; not part of equality.
 
     Raises:
+        TypeError: anything but a Query and Candidates.
         ValueError: a docid that occurs twice, or a score above its predecessor's.
 
     Examples:
@@ -124,9 +141,13 @@ class Ranking:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", tuple(self.candidates))
+        if not isinstance(self.query, Query):
+            raise TypeError(f"ranking of {self.query!r}: expected a Query, got {type(self.query).__name__}")
         first_rank: dict[str, int] = {}
         previous: Candidate | None = None
         for rank, candidate in enumerate(self.candidates, start=1):
+            if not isinstance(candidate, Candidate):
+                raise TypeError(f"qid {self.query.qid} rank {rank}: expected a Candidate, got {candidate!r}")
             if candidate.docid in first_rank:
                 raise ValueError(
                     f"qid {self.query.qid}: docid {candidate.docid} occurs at ranks {first_rank[candidate.docid]} and "
@@ -228,7 +249,8 @@ class Ranking:
         Needs qid, query, docno and score; takes title and text where the columns are there; ignores rank.
 
         Raises:
-            ValueError: a missing column.
+            TypeError: ids or texts that are not strings, scores that are not numbers.
+            ValueError: a missing column, two query texts of one qid, or what the records refuse.
         """
         missing = [name for name in ("qid", "query", "docno", "score") if name not in frame.columns]
         if missing:
@@ -239,12 +261,21 @@ class Ranking:
             _check_id("qid", qid)
             if qid not in rankings:
                 rankings[qid] = (Query(qid, row["query"]), [])
-            candidate = Candidate(row["docno"], float(row["score"]), _text(row, "text"), _text(row, "title"))
-            rankings[qid][1].append(candidate)
+            query, candidates = rankings[qid]
+            if row["query"] != query.text:
+                raise ValueError(f"qid {qid}: has two query texts, {query.text!r} and {row['query']!r}; expected one")
+            try:
+                candidates.append(Candidate(row["docno"], row["score"], _cell(row, "text"), _cell(row, "title")))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"qid {qid}: {error}") from error
         return [cls.from_scores(query, candidates) for query, candidates in rankings.values()]
 
 
-def _text(row: Mapping[Any, Any], column: str) -> str | None:
-    """A missing cell is None or NaN, depending on the frame's history; both mean that there is no text."""
+def _cell(row: Mapping[Any, Any], column: str) -> Any:
+    """A missing cell is None, NaN or pandas' NA, depending on the frame's history; all mean that there is no text."""
+    import pandas as pd
+
     value = row.get(column)
-    return value if isinstance(value, str) else None
+    if isinstance(value, str):
+        return value
+    return None if pd.api.types.is_scalar(value) and pd.isna(value) else value

@@ -120,3 +120,7 @@ def test_published_bm25_score_of_dl19_is_reproduced_from_its_candidates(shared_d
     rankings = list(read_candidates(shared_data / "dl19" / "candidates.jsonl.gz"))
     result = evaluate(rankings, shared_data / "dl19" / "qrels.txt", ["nDCG@10"], relevance_level=2)
     assert (f"{result.means['nDCG@10']:.4f}", result.queries) == ("0.5058", 43)
+
+
+def test_one_measure_may_be_given_bare():
+    assert evaluate({"q": {"a": 1.0}}, {"q": {"a": 1}}, "nDCG@10").means == {"nDCG@10": 1.0}

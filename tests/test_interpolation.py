@@ -90,3 +90,8 @@ def test_weights_outside_zero_to_one_are_refused(weight):
 def test_every_candidate_comes_back_once(scores, weight):
     mixed = interpolated(Reversing(), weight).rerank(ranking(*scores))
     assert sorted(mixed.docids) == sorted(f"d{i}" for i in range(len(scores)))
+
+
+def test_only_a_reranker_can_be_mixed_in():
+    with pytest.raises(TypeError, match="takes a reranker, got str 'headrank'"):
+        interpolated("headrank", 0.5)

@@ -65,7 +65,7 @@ def test_queries_may_be_a_mapping_and_keep_their_order():
     assert [ranking.query for ranking in rankings] == [Query("b", "two"), Query("a", "one")]
 
 
-@pytest.mark.parametrize("queries", [["bare string"], "bare string", [("q1", "one")]])
+@pytest.mark.parametrize("queries", [["bare string"], [("q1", "one")]])
 def test_anything_else_is_no_query(queries):
     with pytest.raises(TypeError, match="expected Query records"):
         list(Letters().retrieve(queries))
@@ -198,3 +198,9 @@ def test_describe_names_every_stage():
         },
         "tail": {"word": "abcd"},
     }
+
+
+@pytest.mark.parametrize("one", ["what do fleas eat", Query("q1", "flea")])
+def test_a_single_query_is_not_taken_for_many(one):
+    with pytest.raises(TypeError, match="expected several queries, got one"):
+        list(as_queries(one))

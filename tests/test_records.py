@@ -167,3 +167,52 @@ def test_half_a_surrogate_pair_is_refused_by_name():
     with pytest.raises(ValueError, match="docid d1: title has half a surrogate pair"):
         Candidate("d1", 1.0, "text", "\udc00")
     assert Candidate("d1", 1.0, "a fish \U0001f41f").text
+
+
+@pytest.mark.parametrize("text", [b"bytes", 5, ["a"], math.nan])
+def test_a_text_that_is_no_string_is_refused_where_the_record_is_made(text):
+    with pytest.raises(TypeError, match=r"docid d1: text .*: expected str, got"):
+        Candidate("d1", 1.0, text)
+    with pytest.raises(TypeError, match=r"qid q1: query text .*: expected str, got"):
+        Query("q1", text)
+
+
+@pytest.mark.parametrize("score", [None, "high", ()])
+def test_a_score_that_is_no_number_names_its_docid(score):
+    with pytest.raises(TypeError, match=r"docid d1: score .*: expected a number, got"):
+        Candidate("d1", score)
+
+
+def test_a_ranking_is_made_of_records():
+    with pytest.raises(TypeError, match="expected a Query, got dict"):
+        Ranking({"qid": "q1", "text": "flea"}, ())
+    with pytest.raises(TypeError, match=r"qid q1 rank 2: expected a Candidate, got \('b', 1.0\)"):
+        Ranking(FLEA, (Candidate("a", 2.0), ("b", 1.0)))
+
+
+def frame(**columns):
+    import pandas as pd
+
+    base = {"qid": ["q7", "q7"], "query": ["flea", "flea"], "docno": ["a", "b"], "score": [2.0, 1.0]}
+    return pd.DataFrame(base | columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        ({"score": [2.0, math.nan]}, ValueError, "qid q7: docid b: score nan is not finite"),
+        ({"score": ["2.0", "high"]}, TypeError, "qid q7: docid b: score 'high': expected a number"),
+        ({"text": ["a text", 5]}, TypeError, "qid q7: docid b: text 5: expected str"),
+        ({"query": ["flea", "dog"]}, ValueError, "qid q7: has two query texts, 'flea' and 'dog'"),
+    ],
+)
+def test_from_frame_names_the_query_whose_row_is_wrong(columns, error, message):
+    with pytest.raises(error, match=message):
+        Ranking.from_frame(frame(**columns))
+
+
+def test_from_frame_reads_scores_of_a_frame_of_strings_and_cells_that_are_missing():
+    import pandas as pd
+
+    (one,) = Ranking.from_frame(frame(score=["1.0", "2.0"], text=[pd.NA, math.nan], title=[None, "Flea"]))
+    assert one.candidates == (Candidate("b", 2.0, None, "Flea"), Candidate("a", 1.0))

@@ -19,6 +19,7 @@ import numpy as np
 
 from headrank_pipeline.attention.markup import chat_of, control_pattern, neutralised
 from headrank_pipeline.attention.template import PromptTemplate
+from headrank_pipeline.passages import text_of
 from headrank_pipeline.records import Candidate, Ranking
 
 if TYPE_CHECKING:
@@ -171,13 +172,8 @@ class PromptBuilder:
         return text
 
     def _prepare(self, qid: str, candidate: Candidate, changes: _Changes) -> Candidate:
-        if candidate.text is None:
-            raise ValueError(
-                f"qid {qid} docid {candidate.docid}: the passage has no text; give the first stage a text source "
-                f"(an index with raw documents, or --corpus)"
-            )
         title = None if candidate.title is None else self._neutralise(candidate.title, changes)
-        text, limit = self._neutralise(candidate.text, changes), self.template.passage_words
+        text, limit = self._neutralise(text_of(qid, candidate), changes), self.template.passage_words
         if limit is not None:
             words = [match.end() for match in re.finditer(r"\S+", text)]
             if len(words) > limit:

@@ -115,7 +115,7 @@ class Evaluation:
 
 
 def evaluate(
-    run: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES, *, relevance_level: int = 1
+    run: Run, qrels: Qrels, measures: str | Sequence[str] = DEFAULT_MEASURES, *, relevance_level: int = 1
 ) -> Evaluation:
     """Return the effectiveness of a run, per query and as means over all queries of the qrels.
 
@@ -125,7 +125,8 @@ def evaluate(
     Args:
         run: a run file, ``{qid: {docid: score}}``, or rankings.
         qrels: a qrels file (TREC or BEIR form) or ``{qid: {docid: grade}}``.
-        measures: nDCG@k, R@k, P@k, MAP, MAP@k, RR, RR@k (also MRR), Success@k, or trec_eval's names (``ndcg_cut_10``).
+        measures: one or several of nDCG@k, R@k, P@k, MAP, MAP@k, RR, RR@k (also MRR), Success@k, and trec_eval's names
+            (``ndcg_cut_10``).
         relevance_level: the lowest grade that counts as relevant; nDCG uses the grades themselves and ignores it.
 
     Raises:
@@ -139,7 +140,7 @@ def evaluate(
         >>> result.missing
         ('q2',)
     """
-    parsed = [parse_measure(name) for name in measures]
+    parsed = [parse_measure(name) for name in ([measures] if isinstance(measures, str) else measures)]
     if not parsed:
         raise ValueError("no measures given; name at least one, for example nDCG@10")
     if relevance_level < 1:

@@ -30,8 +30,11 @@ def interpolated(
             counts as the list's smallest above it.
 
     Raises:
+        TypeError: not a reranker.
         ValueError: a weight outside 0 to 1, or an unknown normalisation; while reranking: logarithms of scores below 0.
     """
+    if not isinstance(reranker, Reranker):
+        raise TypeError(f"interpolated takes a reranker, got {type(reranker).__name__} {reranker!r}")
     if not 0.0 <= weight <= 1.0:
         raise ValueError(f"interpolation weight {weight}: expected 0 (reranker alone) to 1 (first stage alone)")
     if normalisation not in ("min-max", "z-score"):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from headrank_pipeline.attention.markup import neutralised
+from headrank_pipeline.passages import text_of
 from headrank_pipeline.records import Candidate, Ranking
 
 __all__ = ["PassageText", "Shown", "passage_of"]
@@ -87,9 +88,4 @@ def passage_of(qid: str, candidate: Candidate, title: str) -> str:
     Raises:
         ValueError: a candidate without text.
     """
-    if candidate.text is None:
-        raise ValueError(
-            f"qid {qid} docid {candidate.docid}: the passage has no text; give the first stage a text source "
-            f"(an index with raw documents, or --corpus)"
-        )
-    return (title.format(title=candidate.title) if candidate.title else "") + candidate.text
+    return (title.format(title=candidate.title) if candidate.title else "") + text_of(qid, candidate)
