@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,16 @@ def test_the_length_test_keeps_queries_with_short_relevant_passages(tmp_path):
     assert none["gold_above_longest"].isna().all()
     capped = length_bias(read_finished_runs(runs), qrels, grades, words=12)
     assert list(capped["queries"]) == [0, 0, 0]  # 10 of 12 words
+
+
+def test_the_length_test_knows_which_saved_candidates_a_run_left_out(tmp_path):
+    candidates = lettered(tmp_path, words={"b": 10, "d": 20})
+    supply = supply_from_file(candidates)
+    rest = replace(supply, rankings=lambda: (ranking.without({"a"}) for ranking in supply.rankings()))
+    execute(RunPlan(output=tmp_path / "run", reranker=Scripted({}, by_docid=in_order("bcd")), supply=rest, depth=3))
+    qrels = write_qrels(tmp_path / "q.txt", {"q1": {"b": 1}})
+    frame = length_bias(read_finished_runs([tmp_path / "run"]), qrels, {"q1": {"b": 1}})
+    assert list(frame["gold_above_longest"]) == [1.0, 1.0]  # d was read in place of a and is the longest
 
 
 def test_texts_are_taken_only_from_the_candidates_that_the_run_read(tmp_path):

@@ -169,11 +169,16 @@ def length_bias(
 def _lengths(run: FinishedRun, candidates: Path | None, words: int) -> dict[str, dict[str, int]]:
     lengths: dict[str, dict[str, int]] = {}
     for ranking in run.rankings(candidates):
-        found = lengths.setdefault(ranking.query.qid, {})
-        for candidate in ranking.cut(run.depth).candidates:
+        qid = ranking.query.qid
+        # The run's own candidates: what it left out (the query's own document, exclusions) is still in a saved file.
+        read = {candidate.docid for candidate in run.first_stage.get(qid, ())[: run.depth]}
+        found = lengths.setdefault(qid, {})
+        for candidate in ranking.candidates:
+            if candidate.docid not in read:
+                continue
             if candidate.text is None:
                 raise ValueError(
-                    f"qid {ranking.query.qid} docid {candidate.docid}: no text, so no length; "
+                    f"qid {qid} docid {candidate.docid}: no text, so no length; "
                     f"name candidates with texts with --candidates"
                 )
             found[candidate.docid] = min(words, len(candidate.text.split()))
