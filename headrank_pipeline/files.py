@@ -1,7 +1,11 @@
-"""Reading and writing of text files: plain or gzip, line numbers in every error, no half-written output."""
+"""Reading and writing of text files: plain or gzip, line numbers in every error, no half-written output.
+
+A folder that only one process may write to at a time is `held`.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
@@ -16,6 +20,7 @@ __all__ = [
     "atomic_writer",
     "first_field",
     "foreign_id",
+    "held",
     "json_object_lines",
     "numbered_lines",
     "open_text",
@@ -151,6 +156,34 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         draft.unlink(missing_ok=True)
         raise
     _sync(target.parent)  # the rename itself; some file systems keep it in memory otherwise
+
+
+@contextmanager
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Make a folder and hold it for this process; a file ``.lock`` stays in it.
+
+    Args:
+        folder: to hold.
+        what: is written there, for the error.
+
+    Raises:
+        RuntimeError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # The file stays: removing it would let two processes lock two different files of one name.
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise RuntimeError(
+                f"{folder}: another process (id {owner}) is writing this {what}; wait for it or choose another --output"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def _sync(path: Path) -> None:

@@ -79,6 +79,15 @@ def test_nothing_to_learn_from_is_an_error_and_leaves_no_file(files):
     assert not (files / "train.jsonl").exists()
 
 
+def test_a_failed_call_leaves_the_lists_of_an_earlier_one(files):
+    made(files)
+    before = (files / "train.jsonl").read_bytes()
+    (files / "qrels.txt").write_text("q7 0 d2 1\n")
+    with pytest.raises(ValueError, match="no list with two grades"):
+        made(files)
+    assert (files / "train.jsonl").read_bytes() == before
+
+
 def test_judged_passage_that_the_corpus_lacks_is_named_with_its_line(files):
     (files / "qrels.txt").write_text("q1 0 d2 2\nq1 0 d77 1\n")
     with pytest.raises(ValueError, match=r"qrels\.txt:2: qid q1 docid d77 is judged but not in the corpus"):

@@ -339,6 +339,39 @@ def test_another_run_in_the_same_directory_is_refused(folder, tmp_path):
     assert report.steps == 1
 
 
+def test_other_lists_are_another_run_though_they_are_as_many(folder, tmp_path):
+    config = replace(QUICK, max_steps=1)
+    trained(folder, tmp_path, config)
+    others = overlap_lists(len(LISTS), seed=2)
+    for data in (TrainingData(others, DEV), TrainingData(LISTS, overlap_lists(len(DEV), seed=3, prefix="v"))):
+        with pytest.raises(ValueError, match="holds a run that differs in data"):
+            trained(folder, tmp_path, config, data)
+
+
+def test_two_cannot_train_in_one_folder(folder, tmp_path):
+    waiting = Trainer(fresh(folder), SHORT, TrainingData(LISTS, DEV), replace(QUICK, max_steps=2), directory=tmp_path)
+    refused = []
+
+    def interfere(event):
+        with pytest.raises(RuntimeError, match=r"another process \(id \d+\) is writing this training run"):
+            Trainer(fresh(folder), SHORT, TrainingData(LISTS, DEV), QUICK, directory=tmp_path, overwrite=True)
+        with pytest.raises(RuntimeError, match="another process"):
+            waiting.run()
+        refused.append(event["event"])
+
+    _, report = trained(folder, tmp_path, replace(QUICK, max_steps=2), on_event=interfere)
+    assert (refused, report.steps) == (["dev", "step", "step", "dev", "end"], 2)
+    assert waiting.run().steps == 2  # what the other one left is gone on from
+
+
+def test_starting_anew_leaves_files_that_are_not_ours(folder, tmp_path):
+    config = replace(QUICK, max_steps=1)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    trained(folder, tmp_path, config)
+    Trainer(fresh(folder), SHORT, TrainingData(LISTS), config, directory=tmp_path, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", "setup.json", ".lock"}
+
+
 # ------------------------------------------------------------------------------------------------ stopping and errors
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from headrank_pipeline.files import json_object_lines
-from headrank_pipeline.trec import atomic_writer
+from headrank_pipeline.files import atomic_writer, held, json_object_lines
 
 __all__ = ["TrainingDirectory", "appearing"]
 
@@ -65,15 +63,28 @@ class TrainingDirectory:
         """The trainable weights of the best evaluation."""
         return self.path / "best.safetensors"
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Make the directory and hold it for this process while the context is open.
+
+        Raises:
+            RuntimeError: another process holds it.
+        """
+        return held(self.path, "training run")
+
+    def clear(self) -> None:
+        """Remove what an earlier run left, but no file that is not ours; the setup, which protects the rest, last."""
+        for file in (self.state, self.best, self.log, self.setup):
+            file.unlink(missing_ok=True)
+
     def claim(self, setup: Mapping[str, Any], *, overwrite: bool = False) -> bool:
-        """Take the directory for a run and return whether there is a state to go on from.
+        """Take the directory, which is `locked`, for a run and return whether there is a state to go on from.
 
         Raises:
             ValueError: it holds another run; the message names what differs.
         """
         wanted = json.loads(json.dumps(setup, allow_nan=False))
-        if overwrite and self.path.is_dir():
-            shutil.rmtree(self.path)
+        if overwrite:
+            self.clear()
         if self.setup.is_file():
             present = json.loads(self.setup.read_text(encoding="utf-8"))
             if present != wanted:

@@ -14,7 +14,7 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ __all__ = [
     "arranged",
     "describe_file",
     "graded_line",
+    "lists_sha256",
     "read_lists",
     "save_lists",
     "sublist",
@@ -224,14 +225,15 @@ def write_lists(
     _refuse_negative(judgements, qrels)
     counts = ListCounts()
     joined = _Join(judgements, str(qrels), str(candidates), _needed(candidates, judgements, corpus), unjudged, cutoff)
-    save_lists(output, joined.lists(read_candidates(candidates), counts))
+    with atomic_writer(output) as file:
+        for graded in joined.lists(read_candidates(candidates), counts):
+            file.write(graded_line(graded) + "\n")
+        if not counts.written:  # an error inside the block leaves what an earlier call wrote
+            raise ValueError(
+                f"{candidates} and {qrels} make no list with two grades: {counts.without_judgements} queries are not "
+                f"judged, {counts.one_grade} have one grade only; check that both belong to the same topics"
+            )
     counts.without_candidates = len(judgements) - counts.written - counts.one_grade
-    if not counts.written:
-        Path(output).unlink()
-        raise ValueError(
-            f"{candidates} and {qrels} make no list with two grades: {counts.without_judgements} queries are not "
-            f"judged, {counts.one_grade} have one grade only; check that both belong to the same topics"
-        )
     logger.info("%s: %s", output, counts)
     return counts
 
@@ -374,6 +376,14 @@ def arranged(
     kept = frozenset(part.ranking.docids)
     places = [index for index, docid in enumerate(graded.ranking.docids) if docid in kept]
     return graded.taken(places if order == "given" else places[::-1])
+
+
+def lists_sha256(lists: Iterable[GradedList]) -> str:
+    """Return a SHA-256 over queries, passages, grades and teacher scores, in order."""
+    digest = sha256()
+    for graded in lists:
+        digest.update(f"{graded_line(graded)}\n".encode())
+    return digest.hexdigest()
 
 
 def describe_file(path: PathLike) -> dict[str, Any]:

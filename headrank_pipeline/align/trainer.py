@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from headrank_pipeline.align.checkpoint import TrainingDirectory
-from headrank_pipeline.align.lists import GradedList, arranged
+from headrank_pipeline.align.lists import GradedList, arranged, lists_sha256
 from headrank_pipeline.align.movable import (
     checkpointed_activations,
     fold_lora,
@@ -37,6 +37,8 @@ from headrank_pipeline.attention.reader import AttentionReader
 __all__ = ["NotFiniteError", "Trainer", "TrainingData", "TrainingReport"]
 
 logger = logging.getLogger(__name__)
+
+_End = Literal["finished", "patience", "paused"]
 
 
 class NotFiniteError(RuntimeError):
@@ -64,6 +66,12 @@ class TrainingData:
         if shared:
             raise ValueError(f"qid {min(shared)} and {len(shared) - 1} others are in both training and dev lists")
 
+    def describe(self) -> dict[str, Any]:
+        """Return origin, numbers of lists and their checksums, JSON-ready; an origin may say nothing."""
+        parts = {"lists": self.lists, "dev_lists": self.dev}
+        counts = {name: len(lists) for name, lists in parts.items()}
+        return {**self.origin, **counts, **{f"{name}_sha256": lists_sha256(lists) for name, lists in parts.items()}}
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
@@ -78,7 +86,7 @@ class TrainingReport:
         directory: log, checkpoint and best weights.
     """
 
-    end: Literal["finished", "patience", "paused"]
+    end: _End
     steps: int
     best_step: int
     dev_before: float | None
@@ -106,10 +114,11 @@ class Trainer:
         data: training and dev lists.
         config: everything else.
         directory: folder for log and checkpoints; a run with the same setup goes on from there.
-        overwrite: delete what the folder holds first.
+        overwrite: start anew where the folder holds a run; files of others in it stay.
 
     Raises:
         MissingPrerequisite: LoRA without peft.
+        RuntimeError: another process trains in the folder.
         ValueError: the folder holds another run, or a half-precision model on a CPU.
     """
 
@@ -130,9 +139,11 @@ class Trainer:
         self._device = self.scorer.reader.device
         self._autocast = self._use_autocast()
         self.steps = self.config.steps(len(data.lists))
-        self._resumes = self.directory.claim(self._setup(reading), overwrite=overwrite)
+        self._setup = self._setup_of(reading)
+        with self.directory.locked():
+            resumes = self.directory.claim(self._setup, overwrite=overwrite)
+            self.done = self.directory.load_state()["progress"]["step"] if resumes else 0
         self._progress = _Progress()
-        self.done = self.directory.load_state()["progress"]["step"] if self._resumes else 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             set_movable(
@@ -161,36 +172,41 @@ class Trainer:
 
         Raises:
             NotFiniteError: a loss or gradient that is NaN or infinite; the last checkpoint stays.
+            RuntimeError: another process trains in the folder.
+            ValueError: another process has left another run in it.
         """
         self._on_event = on_event
-        end: Literal["finished", "patience", "paused"] = "finished"
-        with self._training():
-            self._start()
-            first = self._progress.step
-            for draws in islice(plan(self.config, len(self.data.lists)), first, None):
-                if self._out_of_patience():
-                    end = "patience"
-                    break
-                if pause_after is not None and self._progress.step - first >= pause_after:
-                    end = "paused"
-                    break
-                self._step(draws)
-            if not self._saved():
-                self._save()
-        if end != "paused":
-            self._finish(end)
+        with self.directory.locked():
+            with self._training():
+                self._start()
+                end = self._steps(pause_after)
+                if not self._saved():
+                    self._save()
+            if end != "paused":
+                self._finish(end)
         return self._report(end)
 
     # ------------------------------------------------------------------------------------------- start and end
 
     def _start(self) -> None:
-        if self._resumes:
+        if self.directory.claim(self._setup):  # once more: the directory was free since the trainer was made
             self._load()
             logger.info("going on after step %d of %d", self._progress.step, self.steps)
         elif self.data.dev:
             self._evaluate()
             self._progress.dev_before = self._progress.dev_best
             self._save()
+
+    def _steps(self, most: int | None) -> _End:
+        """Take the steps that are left, or `most` of them, and return why it ended."""
+        first = self._progress.step
+        for draws in islice(plan(self.config, len(self.data.lists)), first, None):
+            if self._out_of_patience():
+                return "patience"
+            if most is not None and self._progress.step - first >= most:
+                return "paused"
+            self._step(draws)
+        return "finished"
 
     def _finish(self, end: str) -> None:
         if self.data.dev:
@@ -206,11 +222,11 @@ class Trainer:
             fold_lora(self.loaded.model)
         self.loaded.model.requires_grad_(False).to(self._dtype)  # type: ignore[arg-type]
 
-    def _report(self, end: Literal["finished", "patience", "paused"]) -> TrainingReport:
+    def _report(self, end: _End) -> TrainingReport:
         at = self._progress
         return TrainingReport(end, at.step, at.best_step, at.dev_before, at.dev_best, self.directory.path)
 
-    def _setup(self, reading: Reading) -> dict[str, Any]:
+    def _setup_of(self, reading: Reading) -> dict[str, Any]:
         source = self.loaded.source
         name = Path(source.name).name if Path(source.name).is_dir() else source.name  # a moved folder is the same model
         return {
@@ -218,7 +234,7 @@ class Trainer:
             "heads": self.loaded.heads.describe(),
             "template": self.scorer.builder.template.describe(),
             "rule": reading.rule.describe(),
-            "data": {**self.data.origin, "lists": len(self.data.lists), "dev_lists": len(self.data.dev)},
+            "data": self.data.describe(),
             "config": self.config.describe(),
         }
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+
+from headrank_pipeline.files import held
 
 __all__ = ["RunDirectory"]
 
@@ -58,29 +57,16 @@ class RunDirectory:
         """The index, when it was built from a corpus for this directory."""
         return self.path / "index"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Make the directory and hold it for this process.
+    def locked(self) -> AbstractContextManager[None]:
+        """Make the directory and hold it for this process while the context is open.
 
         Raises:
+            FileExistsError: it is a file.
             RuntimeError: another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        # The file stays: removing it would let two processes lock two different files of one name.
-        with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                owner = file.read().strip() or "unknown"
-                raise RuntimeError(
-                    f"{self.path}: another process (id {owner}) is writing this run; wait for it or choose "
-                    f"another --output"
-                ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"{self.path}: a run is a folder, this is a file; choose another --output")
+        return held(self.path, "run")
 
     def work(self) -> list[str]:
         """Return the names of the files that hold something retrieved, scored or printed."""
