@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from headrank_pipeline.records import Candidate, Query, Ranking
     from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
     from headrank_pipeline.rerank.interpolation import interpolated
-    from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead, qrranker
+    from headrank_pipeline.rerank.recipes import core, embedded_model, headrank, icr, qrhead, qrranker
     from headrank_pipeline.rerank.searcher import RerankingSearcher
 
     __version__: str
@@ -36,6 +36,7 @@ __all__ = [
     "bm25",
     "core",
     "dense",
+    "embedded_model",
     "evaluate",
     "headrank",
     "icr",
@@ -57,6 +58,7 @@ _HOMES = {
     "bm25": "first_stage.lexical",
     "core": "rerank.recipes",
     "dense": "first_stage.dense",
+    "embedded_model": "rerank.recipes",
     "evaluate": "experiment.evaluate",
     "headrank": "rerank.recipes",
     "icr": "rerank.recipes",

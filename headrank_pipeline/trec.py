@@ -355,6 +355,11 @@ def _requests(path: PathLike) -> Iterator[tuple[str, Any]]:
         for number, request in enumerate(requests, start=1):
             yield f"{path}: request {number}", request
         return
+    if first and not first.startswith("{"):
+        raise ValueError(
+            f"{path}: expected one JSON object with query and candidates a line, got {first.rstrip()[:80]!r}; a TREC "
+            f"run gets queries and texts by: headrank retrieve --run RUN --topics T --texts CORPUS --output C.jsonl"
+        )
     yield from json_object_lines(path, "candidates")
 
 

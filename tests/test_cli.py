@@ -17,6 +17,7 @@ from headrank_pipeline.cli.reporting import ReportingGroup, _exit_status
 from headrank_pipeline.cli.reranking import RERANKER_FLAGS, RERANKER_OPTIONS
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.rerank.recipes import embedded_model
 from headrank_pipeline.trec import read_candidates, read_run, write_candidates
 
 PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
@@ -304,7 +305,8 @@ def test_index_and_retrieve_give_candidates_with_text_or_a_run(tiny_corpus, tmp_
     assert invoke("index", "--corpus", tiny_corpus, "--output", index).exit_code == 5
 
     arguments = ["retrieve", "--index", index, "--topics", topics, "--hits", "2"]
-    assert invoke(*arguments, "--output", tmp_path / "cand.jsonl").stdout == f"{tmp_path / 'cand.jsonl'}: 2 queries\n"
+    output = tmp_path / "cand.jsonl"
+    assert invoke(*arguments, "--output", output).stdout == f"{output}: 2 queries, candidates\n"
     flea, zebra = read_candidates(tmp_path / "cand.jsonl")
     assert (len(flea), len(zebra)) == (2, 0)
     assert all("flea" in (candidate.text or "") for candidate in flea.candidates)
@@ -319,7 +321,7 @@ def test_a_saved_run_becomes_candidates_by_a_text_source(tiny_corpus, tiny_index
     topics.write_text("q1\tflea\nq2\tzebra\n")
     arguments = ["retrieve", "--run", run, "--topics", topics, "--output", output]
     for texts in (tiny_corpus, tiny_index):
-        assert invoke(*arguments, "--texts", texts).stdout == f"{output}: 1 queries\n"
+        assert invoke(*arguments, "--texts", texts).stdout == f"{output}: 1 queries, candidates\n"
         [found] = read_candidates(output)
         assert [(c.docid, c.title, c.text) for c in found.candidates] == [
             ("007", "", "Spies and one flea."), ("d2", "Dog", "The dog sleeps."),
@@ -444,3 +446,51 @@ def test_run_hands_every_reranker_flag_on():
         option(command.callback)
     named = {parameter.name for parameter in command.callback.__click_params__}
     assert named == set(RERANKER_FLAGS) - {"offline"}
+
+
+def test_the_embedded_model_goes_by_its_name_and_a_folder_of_that_name_goes_first(files, monkeypatch, tmp_path):
+    run = ("rerank", "--candidates", files["candidates"], "--model", "embedded", "--device", "cpu")
+    monkeypatch.chdir(tmp_path)
+    done = invoke(*run, "--output", files["output"])
+    assert done.exit_code == 0, done.stderr
+    made_by = json.loads((files["output"] / "manifest.json").read_text())["identity"]["reranker"]
+    assert made_by["model"] == str(embedded_model())
+    (tmp_path / "embedded").mkdir()
+    refused = invoke(*run, "--output", tmp_path / "other")
+    assert "embedded brings no heads.json" in refused.stderr
+
+
+def test_evaluate_takes_a_run_directory(files, model):
+    made = invoke(*rerank_arguments(files, model))
+    assert made.exit_code == 0, made.stderr
+    of_file = invoke("evaluate", files["output"] / "run.trec", "--qrels", files["qrels"])
+    of_folder = invoke("evaluate", files["output"], "--qrels", files["qrels"])
+    assert of_folder.exit_code == 0 and of_folder.stdout == of_file.stdout
+    (files["output"] / "run.trec").unlink()
+    unfinished = invoke("evaluate", files["output"], "--qrels", files["qrels"])
+    assert unfinished.exit_code == 4 and "run.trec: no such run file" in unfinished.stderr
+
+
+def test_retrieve_does_not_write_a_trec_run_into_a_json_file(files, tmp_path):
+    run = tmp_path / "found.trec"
+    run.write_text("q0 Q0 d1 1 2.0 theirs\n")
+    (tmp_path / "topics.tsv").write_text("q0\tflea\n")
+    arguments = ("retrieve", "--run", run, "--topics", tmp_path / "topics.tsv", "--output")
+    refused = invoke(*arguments, tmp_path / "found.json")
+    assert refused.exit_code == 2 and "name it NAME.jsonl" in refused.stderr and not (tmp_path / "found.json").exists()
+    assert "1 queries, candidates" in invoke(*arguments, tmp_path / "found.jsonl").stdout
+    assert "1 queries, a TREC run" in invoke(*arguments, tmp_path / "again.run").stdout
+
+
+def test_a_run_in_place_of_candidates_is_told_what_it_lacks_before_a_model_is_loaded(files, tmp_path):
+    run = tmp_path / "found.trec"
+    run.write_text("q0 Q0 d1 1 2.0 theirs\n")
+    refused = invoke("rerank", "--candidates", run, "--model", tmp_path / "none", "--output", files["output"])
+    assert refused.exit_code == 5 and "run gets queries and texts by: headrank retrieve --run" in refused.stderr
+
+
+def test_a_file_where_the_run_directory_should_be_is_named(files, model):
+    files["output"].write_text("mine")
+    refused = invoke(*rerank_arguments(files, model))
+    assert refused.exit_code == 5 and "run: a run is a folder, this is a file" in refused.stderr
+    assert files["output"].read_text() == "mine"

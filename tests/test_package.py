@@ -18,6 +18,7 @@ PUBLIC = [
     "bm25",
     "core",
     "dense",
+    "embedded_model",
     "evaluate",
     "headrank",
     "icr",

@@ -29,10 +29,13 @@ __all__ = ["evaluate"]
 def evaluate(
     run: Path, qrels: Path, measures: tuple[str, ...], relevance_level: int, per_query: bool, as_json: bool
 ) -> None:
-    """Evaluate a TREC run; queries that it lacks count 0."""
+    """Evaluate a TREC run, or the run.trec of a run directory; queries that it lacks count 0."""
+    from headrank_pipeline.experiment.directory import RunDirectory
     from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES
     from headrank_pipeline.experiment.evaluate import evaluate as evaluate_run
 
+    if run.is_dir():
+        run = RunDirectory(run).run  # absent until every query was tried; the error then names it
     result = evaluate_run(run, qrels, measures or DEFAULT_MEASURES, relevance_level=relevance_level)
     if as_json:
         record = result.to_dict()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrank_pipeline.cli.reporting import command_line, echo_json, table
-from headrank_pipeline.cli.reranking import PASSAGES_OPTION, path_option
+from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, path_option
 
 if TYPE_CHECKING:
     from headrank_pipeline.align.selection import Selection
@@ -61,7 +61,7 @@ def lists(
 
 
 @click.command(name="select-heads")
-@click.option("--model", required=True, help="Folder of a model, or its Hugging Face name.")
+@model_option(required=True)
 @path_option(
     "--lists", "Graded lists to choose by, as headrank lists writes them; never those of a test set.", required=True
 )
@@ -161,7 +161,7 @@ def _costs(found: Selection) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--model", required=True, help="Folder of a model, or its Hugging Face name.")
+@model_option(required=True)
 @click.option("--heads", required=True, help="Head set to train: JSON file, published name, 'all' or 'layers:10-13'.")
 @path_option("--lists", "Graded training lists.", required=True)
 @path_option("--dev", "Graded lists for early stopping, of other queries.")

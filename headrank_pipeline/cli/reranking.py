@@ -39,6 +39,7 @@ __all__ = [
     "default_output",
     "load_reranker",
     "measures_table",
+    "model_option",
     "open_reranker",
     "path_option",
     "report",
@@ -66,6 +67,25 @@ PASSAGES_OPTION = click.option(
 )
 
 
+def _named_model(ctx: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    """``embedded`` is the model that ships with the package, unless a folder here is called so."""
+    if name != "embedded" or Path(name).is_dir():
+        return name
+    from headrank_pipeline.rerank.recipes import embedded_model
+
+    return str(embedded_model())
+
+
+def model_option(*, required: bool) -> Callable[[Command], Command]:
+    """Return the option that names a model."""
+    return click.option(
+        "--model",
+        required=required,
+        callback=_named_model,
+        help="Folder of a model, its Hugging Face name, or 'embedded': the small one that ships with the package.",
+    )
+
+
 def _tokens(ctx: click.Context, option: click.Parameter, text: str | None) -> int | str | None:
     if text is None or text == "auto":
         return text
@@ -75,7 +95,7 @@ def _tokens(ctx: click.Context, option: click.Parameter, text: str | None) -> in
 
 
 RERANKER_OPTIONS = (
-    click.option("--model", required=True, help="Folder of a model, or its Hugging Face name."),
+    model_option(required=True),
     click.option("--heads", help="Head set: JSON file, published name, 'all' or 'layers:10-13'."),
     click.option("--system", type=click.Choice(list(SYSTEMS)), default="headrank", show_default=True),
     click.option("--max-prompt-tokens", type=int, help="Budget of a prompt.  [default: all the model's positions]"),
@@ -183,6 +203,7 @@ def rerank(
         judgement = Judgement(qrels=qrels, measures=measures or DEFAULT_MEASURES, relevance_level=relevance_level)
         read_qrels(qrels)  # a wrong name or line is told before a model is loaded, which may take minutes
     supply = supply_from_file(candidates)
+    next(supply.rankings(), None)  # so is a file of another kind
     with open_reranker(workers, **reranker) as opened:
         plan = RunPlan(
             output=output,

@@ -125,6 +125,9 @@ def retrieve(
     """Retrieve candidates with BM25, or with --dense by vectors; or give those of a saved --run their texts."""
     from headrank_pipeline.trec import read_topics, write_candidates, write_run
 
+    as_candidates = output.name.endswith((".jsonl", ".jsonl.gz"))
+    if not as_candidates and ".json" in output.suffixes:
+        raise click.BadParameter(f"{output}: name it NAME.jsonl or NAME.jsonl.gz", param_hint="--output")
     queries = read_topics(topics)
     if run is not None:
         if index or dense or encoder or fields or remove_query:
@@ -148,14 +151,14 @@ def retrieve(
             index, k1=k1, b=b, texts=texts, hits=hits, threads=threads, fields=boosts, remove_query=remove_query
         )
     rankings = source.retrieve(queries)
-    if output.name.endswith((".jsonl", ".jsonl.gz")):
+    if as_candidates:
         write_candidates(output, rankings, layout)
     else:
         write_run(output, rankings, tag or method)
     if as_json:
         echo_json({"output": str(output), "queries": len(queries), "source": source.describe()})
     else:
-        click.echo(f"{output}: {len(queries)} queries")
+        click.echo(f"{output}: {len(queries)} queries, {'candidates' if as_candidates else 'a TREC run'}")
 
 
 def _saved(run: Path, topics: list[Query], texts: str | None, hits: int) -> tuple[Source, list[Query]]:

@@ -17,6 +17,7 @@ from headrank_pipeline.cli.reranking import (
     RERANKER_OPTIONS,
     RUN_OPTIONS,
     default_output,
+    model_option,
     open_reranker,
     path_option,
     report,
@@ -77,7 +78,7 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
 )
 @click.option("--offline", is_flag=True, help="Open no socket; what is not local is an error that names its flag.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of the first stage.")
-@click.option("--model", help="Folder of a model, or its Hugging Face name.")
+@model_option(required=False)
 @with_options(*RERANKER_OPTIONS[1:])
 @click.option("--depth", type=click.IntRange(min=1), help="Candidates that are reranked.  [default: the benchmark's]")
 @with_options(*RUN_OPTIONS)
