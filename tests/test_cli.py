@@ -494,3 +494,11 @@ def test_a_file_where_the_run_directory_should_be_is_named(files, model):
     refused = invoke(*rerank_arguments(files, model))
     assert refused.exit_code == 5 and "run: a run is a folder, this is a file" in refused.stderr
     assert files["output"].read_text() == "mine"
+
+
+def test_means_say_how_many_judged_queries_were_not_run(files, model):
+    everything = invoke(*rerank_arguments(files, model), "--qrels", files["qrels"])
+    assert everything.exit_code == 0 and "missing from the run" not in everything.stdout
+    files["qrels"].write_text("q0 0 d1 1\nq1 0 d2 1\nother 0 d1 1\nanother 0 d1 1\n")
+    some = invoke(*rerank_arguments(files, model), "--qrels", files["qrels"])
+    assert "means over 4 judged queries, 2 of them missing from the run (counted 0)" in some.stdout
