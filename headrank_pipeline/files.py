@@ -11,7 +11,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
@@ -25,10 +25,15 @@ __all__ = [
     "numbered_lines",
     "open_text",
     "parse_json",
+    "refuse_header",
     "string_field",
 ]
 
 _GZIP_MAGIC = b"\x1f\x8b"
+
+# How headers of TSV files call their first two columns.
+_ID_COLUMNS = frozenset({"_id", "id", "qid", "query_id", "query-id", "docid", "doc_id", "docno", "pid", "corpus-id"})
+_TEXT_COLUMNS = frozenset({"text", "query", "title", "contents", "passage", "body"})
 
 
 def open_text(path: str | os.PathLike[str], purpose: str = "input") -> TextIO:
@@ -72,6 +77,15 @@ def numbered_lines(path: str | os.PathLike[str], purpose: str = "input") -> Iter
             raise ValueError(f"{path}: not UTF-8 after line {number} ({error.reason}); convert the file") from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path}: damaged gzip after line {number} ({error}); fetch the file again") from error
+
+
+def refuse_header(columns: Sequence[str], where: str) -> None:
+    """Raise ValueError where the first line of a TSV names its columns: it would be taken for a query or a passage."""
+    first, second, *_ = (column.strip().lower() for column in columns)
+    if first in _ID_COLUMNS and second in _TEXT_COLUMNS:
+        raise ValueError(
+            f"{where}: a header line, {columns[0]!r} and {columns[1]!r}; delete it, columns go by their place"
+        )
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from headrank_pipeline.files import first_field, foreign_id, json_object_lines, numbered_lines, string_field
+from headrank_pipeline.files import (
+    first_field,
+    foreign_id,
+    json_object_lines,
+    numbered_lines,
+    refuse_header,
+    string_field,
+)
 from headrank_pipeline.records import Candidate
 
 __all__ = ["Passage", "located_passages", "passage_from_raw", "read_corpus", "text_of", "title_and_text"]
@@ -113,11 +120,13 @@ def text_of(qid: str, candidate: Candidate) -> str:
 
 
 def _tsv_corpus(path: str | os.PathLike[str]) -> Iterator[tuple[str, Passage]]:
-    for number, line in numbered_lines(path, "corpus"):
+    for place, (number, line) in enumerate(numbered_lines(path, "corpus")):
         where = f"{path}:{number}"
         docid, tab, text = line.partition("\t")
         if not tab:
             raise ValueError(f"{where}: expected 'docid<tab>text' or one JSON object a line, got {line[:80]!r}")
+        if place == 0:
+            refuse_header(line.split("\t"), where)
         try:
             passage = Passage(docid.strip(), text)
         except ValueError as error:

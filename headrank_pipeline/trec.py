@@ -31,6 +31,7 @@ from headrank_pipeline.files import (
     numbered_lines,
     open_text,
     parse_json,
+    refuse_header,
     string_field,
 )
 from headrank_pipeline.passages import Passage, passage_from_raw, read_corpus, title_and_text
@@ -103,10 +104,12 @@ def read_topics(path: PathLike) -> list[Query]:
 
 
 def _tsv_topics(path: PathLike) -> Iterator[tuple[str, str, str]]:
-    for number, line in numbered_lines(path, "topics"):
+    for place, (number, line) in enumerate(numbered_lines(path, "topics")):
         columns = line.split("\t")
         if len(columns) != 2:
             raise ValueError(f"{path}:{number}: expected 'qid<tab>text', got {len(columns)} columns: {line[:80]!r}")
+        if place == 0:
+            refuse_header(columns, f"{path}:{number}")
         yield f"{path}:{number}", columns[0].strip(), columns[1].strip()
 
 

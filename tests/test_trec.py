@@ -382,3 +382,14 @@ def test_real_collections_read_completely(shared_data):
     assert sum(map(len, read_qrels(scifact / "qrels" / "test.tsv").values())) == 339
     assert sum(1 for _ in read_corpus(scifact / "corpus.jsonl.gz")) == 5183
     assert len(list(read_candidates(shared_data / "dl19" / "candidates.jsonl.gz"))) == 43
+
+
+@pytest.mark.parametrize("read", [read_topics, lambda path: list(read_corpus(path))])
+@pytest.mark.parametrize("header", ["qid\tquery", "ID\tText", "docno\ttext"])
+def test_the_header_of_a_tsv_is_no_query_and_no_passage(tmp_path, read, header):
+    path = tmp_path / "file.tsv"
+    path.write_text(f"\n{header}\n1\tflea\n")
+    with pytest.raises(ValueError, match=r"file.tsv:2: a header line, .*; delete it"):
+        read(path)
+    path.write_text("id\tego and super-ego\n1\ttext\n")
+    assert len(read(path)) == 2
