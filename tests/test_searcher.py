@@ -1,6 +1,7 @@
 """RerankingSearcher around real Pyserini searchers, its hits written by Pyserini's own writer."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -169,3 +170,19 @@ def test_wrong_batches_are_refused(searcher, queries, qids, error, message):
 def test_a_depth_below_one_is_refused(lucene):
     with pytest.raises(ValueError, match="depth 0: expected at least 1"):
         RerankingSearcher(lucene, ShortestFirst(), depth=0)
+
+
+def test_hits_carry_lucenes_document_as_pyserinis_scripts_expect(lucene, searcher):
+    for hit in (*searcher.search("flea"), *searcher.batch_search(["flea"], ["q1"])["q1"]):
+        assert hit.docid == json.loads(hit.lucene_document.get("raw"))["_id"]
+    assert "first_hit" not in repr(searcher.search("flea", 1))
+
+
+def test_a_path_is_no_searcher_and_a_name_no_reranker(lucene, tiny_index):
+    for first_stage, reranker in (
+        (str(tiny_index), ShortestFirst()),
+        (tiny_index, ShortestFirst()),
+        (lucene, "headrank"),
+    ):
+        with pytest.raises(TypeError, match="expected a searcher and a reranker, got"):
+            RerankingSearcher(first_stage, reranker)

@@ -8,6 +8,7 @@ from headrank_pipeline.first_stage.dense_index import build_dense_index
 from headrank_pipeline.first_stage.encoder import load_encoder
 from headrank_pipeline.first_stage.impact import impact
 from headrank_pipeline.first_stage.index import IndexSummary, build_index
+from headrank_pipeline.first_stage.jvm import start_jvm
 from headrank_pipeline.first_stage.lexical import bm25
 from headrank_pipeline.first_stage.saved import saved_candidates, saved_run
 
@@ -21,4 +22,5 @@ __all__ = [
     "load_encoder",
     "saved_candidates",
     "saved_run",
+    "start_jvm",
 ]

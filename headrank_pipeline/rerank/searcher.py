@@ -1,13 +1,21 @@
 """RerankingSearcher: a Pyserini searcher whose hits come back reranked.
 
 Pyserini has no interface for rerankers that read text; what its code relies on is the searcher's methods and hits with
-``docid`` and ``score``. Both are kept here, so that code written for ``LuceneSearcher`` runs unchanged.
+``docid`` and ``score``, and often ``lucene_document``. They are kept here, so that code that searches with a
+``LuceneSearcher`` runs unchanged. What sets a searcher up (``set_bm25``, ``set_rm3``) is called on the first stage.
+
+Importing Pyserini takes Java 21. Where the machine has none, the runtime that comes with this package serves:
+
+    from headrank_pipeline.first_stage import start_jvm
+    start_jvm()
+    from pyserini.search.lucene import LuceneSearcher
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import Any, Protocol
 
 from headrank_pipeline.pipeline import Reranker
@@ -53,6 +61,7 @@ class Hit:
         title: the title, or None.
         first_score: the first stage's score.
         first_rank: the first stage's rank, from 1.
+        first_hit: the first stage's own hit.
     """
 
     docid: str
@@ -62,6 +71,12 @@ class Hit:
     title: str | None
     first_score: float
     first_rank: int
+    first_hit: Any = field(repr=False, compare=False)
+
+    @property
+    def lucene_document(self) -> Any:
+        """Lucene's document, as Pyserini's hits have it; AttributeError where the first stage's have none."""
+        return self.first_hit.lucene_document
 
 
 class RerankingSearcher:
@@ -75,12 +90,15 @@ class RerankingSearcher:
             ``-slim``); default is the first stage.
 
     Raises:
+        TypeError: a path or name in place of a searcher or reranker.
         ValueError: a depth below 1.
     """
 
     def __init__(
         self, first_stage: Searcher, reranker: Reranker, *, depth: int = 100, texts: Searcher | None = None
     ) -> None:
+        if not isinstance(reranker, Reranker) or isinstance(first_stage, str | PathLike):
+            raise TypeError(f"expected a searcher and a reranker, got {first_stage!r} and {reranker!r}")
         if depth < 1:
             raise ValueError(f"depth {depth}: expected at least 1")
         self.first_stage = first_stage
@@ -108,7 +126,7 @@ class RerankingSearcher:
         """
         _check_text(q)
         found = self.first_stage.search(q, max(k, self.depth), *arguments, **options)
-        return self._reranked([_ranking(Query("search", q), found)], k, threads=1)[0]
+        return self._reranked([(Query("search", q), list(found))], k, threads=1)[0]
 
     def batch_search(
         self,
@@ -145,8 +163,8 @@ class RerankingSearcher:
         found = self.first_stage.batch_search(list(queries), list(qids), depth, threads, *arguments, **options)
         if lost := [qid for qid in qids if qid not in found]:
             raise RuntimeError(f"the first stage returned nothing for qid {lost[0]} and {len(lost) - 1} more")
-        rankings = [_ranking(query, found[query.qid]) for query in asked]
-        return dict(zip(qids, self._reranked(rankings, k, threads), strict=True))
+        answers = [(query, list(found[query.qid])) for query in asked]
+        return dict(zip(qids, self._reranked(answers, k, threads), strict=True))
 
     def doc(self, docid: str | int) -> Any:
         """Return Pyserini's document: a string is the collection's docid, a number Lucene's internal one."""
@@ -160,10 +178,13 @@ class RerankingSearcher:
         """Close the first stage."""
         self.first_stage.close()
 
-    def _reranked(self, firsts: Sequence[Ranking], k: int, threads: int) -> list[list[Hit]]:
+    def _reranked(self, answers: Sequence[tuple[Query, list[Any]]], k: int, threads: int) -> list[list[Hit]]:
+        firsts = [_ranking(query, found) for query, found in answers]
         heads = self._with_text([first.cut(self.depth) for first in firsts], threads)
         reranked = self.reranker.rerank_batch(heads)
-        return [_hits(head, first)[:k] for head, first in zip(reranked, firsts, strict=True)]
+        return [
+            _hits(head, first, found)[:k] for head, first, (_, found) in zip(reranked, firsts, answers, strict=True)
+        ]
 
     def _with_text(self, heads: Sequence[Ranking], threads: int) -> list[Ranking]:
         docids = list(dict.fromkeys(docid for head in heads for docid in head.docids))
@@ -179,13 +200,14 @@ def _ranking(query: Query, found: Iterable[Any]) -> Ranking:
     return Ranking(query, tuple(Candidate(hit.docid, float(hit.score)) for hit in found))
 
 
-def _hits(head: Ranking, first: Ranking) -> list[Hit]:
-    first_rank = {docid: rank for rank, docid in enumerate(first.docids, start=1)}
+def _hits(head: Ranking, first: Ranking, found: Sequence[Any]) -> list[Hit]:
+    places = {docid: place for place, docid in enumerate(first.docids)}
     whole = head.continued_by(first)
-    return [
-        Hit(c.docid, score, c.score, c.text, c.title, first.scores[first_rank[c.docid] - 1], first_rank[c.docid])
-        for c, score in zip(whole.candidates, six_decimal_scores(whole.scores), strict=True)
-    ]
+    hits = []
+    for c, score in zip(whole.candidates, six_decimal_scores(whole.scores), strict=True):
+        place = places[c.docid]
+        hits.append(Hit(c.docid, score, c.score, c.text, c.title, first.scores[place], place + 1, found[place]))
+    return hits
 
 
 def _with_passage(candidate: Candidate, title: str | None, text: str) -> Candidate:
