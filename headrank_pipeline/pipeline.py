@@ -160,6 +160,13 @@ class Reranker(ABC):
     def describe(self) -> dict[str, Any]:
         """Return every parameter that can change a ranking, as JSON-ready values for the manifest."""
 
+    def origins(self) -> dict[str, str]:
+        """Return where what it works with lies (``model``, ``passage_cache``): input -> place, for the manifest.
+
+        A model that moved is the same, and a cache changes the last digits only: neither belongs to `describe`.
+        """
+        return {}
+
     def attempt_batch(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
         """Return what became of each query, in the same order: its ranking rescored, or why it failed.
 
@@ -322,6 +329,10 @@ class _Chain(Reranker):
     def describe(self) -> dict[str, Any]:
         return {"first": self.first.describe(), "second": self.second.describe()}
 
+    def origins(self) -> dict[str, str]:
+        stages = {"first": self.first.origins(), "second": self.second.origins()}
+        return {f"{stage}.{name}": place for stage, found in stages.items() for name, place in found.items()}
+
 
 @dataclass(frozen=True)
 class _CutReranker(Reranker):
@@ -333,6 +344,9 @@ class _CutReranker(Reranker):
 
     def describe(self) -> dict[str, Any]:
         return {**self.reranker.describe(), "output_cutoff": self.cutoff}
+
+    def origins(self) -> dict[str, str]:
+        return self.reranker.origins()
 
 
 def _name(stage: object) -> str:

@@ -301,7 +301,10 @@ def test_command_line_counts_hits_in_the_manifest(folder, tmp_path):
     command += ["--passage-cache", tmp_path / "cache", "--passage-cache-memory", 0.01, "--batch-size", 1]
     reads = ["--heads", tmp_path / "heads.json"]
     invoke(*command, *reads, "--passages", "isolated", "--output", tmp_path / "run")
-    notes = json.loads((tmp_path / "run" / "manifest.json").read_text())["totals"]["notes"]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["environment"]["passage_cache"] == str(tmp_path / "cache")  # reported, and part of no identity
+    assert "passage_cache" not in json.dumps(manifest["identity"]) + json.dumps(manifest["origins"])
+    notes = manifest["totals"]["notes"]
     assert (notes["passages"], notes["passages_cached"]) == (2 * len(TEXTS), len(TEXTS))
     assert files(tmp_path / "cache")
     limited = ["--passage-cache-limit", 0, "--option", "label=* "]

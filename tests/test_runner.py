@@ -31,6 +31,7 @@ class Overlap(Reranker):
     """Shared words, plus a share of the whole batch, so that the composition of a batch shows in the scores."""
 
     name: str = "overlap"
+    places: dict[str, str] = field(default_factory=dict)
     failing: frozenset[str] = frozenset()
     error: type[BaseException] = ValueError
     seen: list[str] = field(default_factory=list)
@@ -50,6 +51,9 @@ class Overlap(Reranker):
 
     def describe(self):
         return {"system": self.name}
+
+    def origins(self):
+        return self.places
 
 
 class FivePassages(Source):
@@ -259,6 +263,17 @@ def test_another_environment_is_told_and_recorded(candidates, tmp_path, caplog):
     execute(plan(candidates, tmp_path / "run"))
     assert "continued in another environment" in caplog.text
     assert manifest_of(tmp_path / "run")["sessions"][1]["environment_changes"]["packages.torch"]["before"] == "1.0"
+
+
+def test_a_moved_model_and_a_passage_cache_are_told_and_recorded_but_no_other_run(candidates, tmp_path, caplog):
+    execute(plan(candidates, tmp_path / "run", Overlap(places={"model": "old/m"})))
+    before = manifest_of(tmp_path / "run")
+    execute(plan(candidates, tmp_path / "run", Overlap(places={"model": "new/m", "passage_cache": "keys"})))
+    after = manifest_of(tmp_path / "run")
+    assert before["identity"] == after["identity"]
+    assert (before["origins"]["model"], after["origins"]["model"]) == ("old/m", "new/m")
+    assert "may change results in their last digits: passage_cache None -> keys" in caplog.text
+    assert after["sessions"][1]["environment_changes"] == {"passage_cache": {"before": None, "now": "keys"}}
 
 
 def test_a_failing_query_leaves_its_batch_intact_and_is_tried_again_next_time(candidates, tmp_path):

@@ -228,9 +228,8 @@ class Trainer:
 
     def _setup_of(self, reading: Reading) -> dict[str, Any]:
         source = self.loaded.source
-        name = Path(source.name).name if Path(source.name).is_dir() else source.name  # a moved folder is the same model
         return {
-            "model": {"name": name, "revision": source.revision, "fingerprint": source.fingerprint},
+            "model": {"name": source.label, "revision": source.revision, "fingerprint": source.fingerprint},
             "heads": self.loaded.heads.describe(),
             "template": self.scorer.builder.template.describe(),
             "rule": reading.rule.describe(),

@@ -85,6 +85,11 @@ class ModelSource:
     heads_per_layer: int
     max_positions: int
 
+    @property
+    def label(self) -> str:
+        """The name, of a folder its last part: where it lies says nothing about a model, the fingerprint does."""
+        return Path(self.name).resolve().name if self.fingerprint else self.name
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:

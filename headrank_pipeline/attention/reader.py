@@ -123,7 +123,7 @@ class AttentionReader:
     def describe(self) -> dict[str, Any]:
         """Return model, revision, fingerprint, depth, dtype, device and heads as JSON-ready values."""
         return {
-            "model": self.source.name,
+            "model": self.source.label,
             "revision": self.source.revision,
             "fingerprint": self.source.fingerprint,
             "layers_run": self.heads.depth,
@@ -138,6 +138,12 @@ class AttentionReader:
                 "reused_memory": self.fast.reused_memory and has_reused_memory(self.device),
             },
         }
+
+    def origins(self) -> dict[str, str]:
+        """Return where the model and, where there is one, the passage cache lie."""
+        cache = self.passage_cache
+        kept = {} if cache is None else {"passage_cache": str(cache.folder or "in memory")}
+        return {"model": self.source.name, **kept}
 
     @property
     def _uses_fast_products(self) -> bool:

@@ -96,7 +96,9 @@ class FinishedRun:
         recorded = reranker.get("heads", {}).get("sha256")
         if recorded is None:
             return None
-        known = [Path(str(reranker.get("model"))) / "heads.json"]
+        # Manifests of before 0.1.0 have the model's folder in the identity.
+        model = self.manifest["origins"].get("model", reranker.get("model"))
+        known = [Path(str(model)) / "heads.json"]
         for session in self.manifest["sessions"]:
             words = shlex.split(session["command"] or "")
             known += [Path(after) for word, after in pairwise(words) if word == "--heads"]

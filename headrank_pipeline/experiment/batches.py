@@ -74,6 +74,10 @@ class Workers(Protocol):
         """Return what each of the rerankers says of itself."""
         ...
 
+    def origins(self) -> dict[str, str]:
+        """Return where what the rerankers work with lies."""
+        ...
+
     def try_batches(self, batches: Batches) -> Generator[TriedBatch, None, None]:
         """Yield what became of each batch, in the order of the batches; raises what `try_batch` raises."""
         ...
@@ -93,6 +97,10 @@ class ThisProcess:
     def describe(self) -> dict[str, Any]:
         """Return what the reranker says of itself."""
         return self.reranker.describe()
+
+    def origins(self) -> dict[str, str]:
+        """Return where what the reranker works with lies."""
+        return self.reranker.origins()
 
     def try_batches(self, batches: Batches) -> Generator[TriedBatch, None, None]:
         """Yield what became of each batch, one after the other."""

@@ -3,7 +3,8 @@
 Queries are reranked in batches that depend only on their order and the batch size, and every finished batch is in the
 journal before the next one starts. A run that was killed is continued by the same call: finished batches are skipped,
 an unfinished one is done again as a whole, so that the final run equals an uninterrupted one byte for byte even where
-a result depends on what else was in its batch. `run.trec` appears only when every query has been tried.
+a result depends on what else was in its batch. Only a passage cache reaches beyond batches (see `_opened_manifest`).
+`run.trec` appears only when every query has been tried.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ def execute(plan: RunPlan, *, overwrite: bool = False, command: str | None = Non
 
 def _opened_manifest(plan: RunPlan, directory: RunDirectory, command: str | None) -> dict[str, Any]:
     """The manifest of the run to continue, or a new one; either way with a session for this call."""
-    here = environment()
+    # Where a passage cache is used, keys may have been computed beside other passages: the last digits may differ.
+    here = environment() | {"passage_cache": plan.reranker.origins().get("passage_cache")}
     # A call that ended before anything was retrieved or scored (bad candidates, say) left nothing to protect.
     work = directory.work()
     manifest = read_manifest(directory.manifest) if work else None
@@ -180,7 +182,8 @@ def _opened_manifest(plan: RunPlan, directory: RunDirectory, command: str | None
 def _origins(plan: RunPlan) -> dict[str, str]:
     """Where each input came from; judgments that were given as a file name themselves."""
     qrels = {} if plan.judgement is None else {"qrels": str(plan.judgement.qrels)}
-    return {**qrels, **plan.supply.origins}
+    read = {name: place for name, place in plan.reranker.origins().items() if name != "passage_cache"}
+    return {**qrels, **plan.supply.origins, **read}
 
 
 def _check_identity(directory: RunDirectory, recorded: Any, wanted: Any) -> None:

@@ -91,11 +91,16 @@ class RayWorkers:
         self._slots = slots
         self._usage: Mapping[str, Any] = {}
         recipe = _Recipe(build, str(Path.cwd()), logging.getLogger(_PACKAGE).getEffectiveLevel())
-        self._recipe = replace(recipe, description=self._description(recipe))
+        description, self._origins = self._introduced(recipe)
+        self._recipe = replace(recipe, description=description)
 
     def describe(self) -> dict[str, Any]:
         """Return what every worker's reranker says of itself; one that says something else takes no part."""
         return dict(self._recipe.description or {})
+
+    def origins(self) -> dict[str, str]:
+        """Return where what the first worker's reranker works with lies."""
+        return dict(self._origins)
 
     def usage(self) -> dict[str, Any]:
         """Return GPU and peak memory of the worker that took most."""
@@ -132,8 +137,8 @@ class RayWorkers:
         finally:
             del rows  # which stops the workers
 
-    def _description(self, recipe: _Recipe) -> dict[str, Any]:
-        """What a reranker says of itself; its process ends with that, and gives back its memory."""
+    def _introduced(self, recipe: _Recipe) -> tuple[dict[str, Any], dict[str, str]]:
+        """What a reranker says of itself and of its origins; its process ends with that, and gives back its memory."""
         import ray
 
         introduction = ray.remote(max_calls=1, max_retries=0)(_introduction).options(**self._slots)
@@ -141,8 +146,8 @@ class RayWorkers:
             answer: _Answer = pickle.loads(ray.get(introduction.remote(recipe)))
         except ray.exceptions.RayError as error:
             raise RuntimeError(f"workers: the first one died while it built its reranker ({_gist(error)})") from error
-        description: dict[str, Any] = answer.told()
-        return description
+        introduced: tuple[dict[str, Any], dict[str, str]] = answer.told()
+        return introduced
 
     def _answers(self, batches: Batches) -> Any:
         """A dataset with a row for each batch, which reading it brings about."""
@@ -205,10 +210,11 @@ class _Recipe:
 
 
 def _introduction(recipe: _Recipe) -> bytes:
-    """An answer with the description of the recipe's reranker."""
+    """An answer with the description and the origins of the recipe's reranker."""
     records = _kept_log(recipe.level)
     try:
-        return _Answer(plain(recipe.made().describe()), records=_drained(records)).sent()
+        made = recipe.made()
+        return _Answer((plain(made.describe()), made.origins()), records=_drained(records)).sent()
     except Exception as error:  # noqa: BLE001 - raised again where the user is
         return _Answer(None, error, _drained(records)).sent()
 

@@ -114,6 +114,10 @@ class AttentionReranker(Reranker):
             "max_prompt_tokens": self.builder.max_prompt_tokens,
         }
 
+    def origins(self) -> dict[str, str]:
+        """Return where the model and the passage cache lie."""
+        return self.reader.origins()
+
 
 def _longest_first(rankings: Sequence[Ranking]) -> list[int]:
     """Return the indices of the rankings that have candidates, by what can be told of length without a tokenizer.

@@ -96,6 +96,9 @@ class _Interpolated(Reranker):
             "logs": self.logs,
         }
 
+    def origins(self) -> dict[str, str]:
+        return self.reranker.origins()
+
 
 def _logarithms(ranking: Ranking) -> list[float]:
     if ranking.scores and min(ranking.scores) < 0:

@@ -47,3 +47,6 @@ class Writer(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return everything that can change a reply, as JSON-ready values."""
+
+    def origins(self) -> dict[str, str]:
+        """Return where what it works with lies, see `pipeline.Reranker.origins`."""

@@ -125,6 +125,10 @@ class EndpointWriter:
         """Return URL, model and every field of a request as JSON-ready values; no key."""
         return {"endpoint": self.url, "model": self.model, "request": dict(self._fields)}
 
+    def origins(self) -> dict[str, str]:
+        """Return nothing: where the server has its model from is not known here."""
+        return {}
+
     def _ask(self, conversation: Conversation) -> Reply | NoReply:
         where = f"qid {conversation.qid}: endpoint {self.url}"
         try:

@@ -139,6 +139,10 @@ class FirstToken(Reranker):
             "prompt_sha256": sha256(repr(_WORDS).encode()).hexdigest(),
         }
 
+    def origins(self) -> dict[str, str]:
+        """Return where the model lies."""
+        return self.model.origins()
+
     def _order(self, windows: Sequence[Window], shown: Sequence[Shown]) -> list[Ordered]:
         prepared = [self._prepared(window, shown[window.place]) for window in windows]
         logits = self.model.next_logits([ids for ids, _ in prepared], self._token_ids).tolist()

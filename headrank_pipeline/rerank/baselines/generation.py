@@ -102,7 +102,7 @@ class CausalModel:
     def describe(self) -> dict[str, Any]:
         """Return model, revision, fingerprint, dtype, device and budgets as JSON-ready values."""
         return {
-            "model": self.source.name,
+            "model": self.source.label,
             "revision": self.source.revision,
             "fingerprint": self.source.fingerprint,
             "layers_run": self.source.layers,
@@ -111,6 +111,10 @@ class CausalModel:
             "max_prompt_tokens": self.max_prompt_tokens,
             "batch_tokens": self.batch_tokens,
         }
+
+    def origins(self) -> dict[str, str]:
+        """Return where the model lies."""
+        return {"model": self.source.name}
 
     def prompt_budget(self, answer_tokens: int) -> int:
         """Return how many tokens a prompt may have if that many are to be written after it.

@@ -61,6 +61,10 @@ class LocalWriter:
             "generation": {"max_new_tokens": self._max_new_tokens, **self._decoding.describe()},
         }
 
+    def origins(self) -> dict[str, str]:
+        """Return where the model lies."""
+        return self._model.origins()
+
     def _reply(self, conversation: Conversation, written: Generated) -> Reply:
         return Reply(
             conversation.opening + self._text(written.token_ids),

@@ -123,6 +123,10 @@ class Qwen3Reranker(Reranker):
             "prompt_sha256": sha256(repr(words).encode()).hexdigest(),
         }
 
+    def origins(self) -> dict[str, str]:
+        """Return where the model lies."""
+        return self.model.origins()
+
     def _rescored(self, ranking: Ranking, pairs: Sequence[_Pair], rows: Iterator[list[float]]) -> Ranking:
         if not pairs:
             return ranking

@@ -110,6 +110,10 @@ class RankGPT(Reranker):
             "prompt_sha256": sha256(repr(_WORDS).encode()).hexdigest(),
         }
 
+    def origins(self) -> dict[str, str]:
+        """Return where the model lies."""
+        return self.writer.origins()
+
 
 def _unless_failed(attempt: Ranking | Failure) -> Ranking:
     if isinstance(attempt, Failure):
