@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -448,13 +449,23 @@ def test_run_hands_every_reranker_flag_on():
     assert named == set(RERANKER_FLAGS) - {"offline"}
 
 
+def test_a_run_goes_on_with_its_model_in_another_folder(files, model, tmp_path):
+    first = invoke(*rerank_arguments(files, model))
+    assert first.exit_code == 0, first.stderr
+    moved = shutil.copytree(model, tmp_path / "elsewhere" / model.name)
+    again = invoke(*rerank_arguments(files, moved))
+    assert again.exit_code == 0, again.stderr
+    origins = json.loads((files["output"] / "manifest.json").read_text())["origins"]
+    assert origins["model"] == str(moved)
+
+
 def test_the_embedded_model_goes_by_its_name_and_a_folder_of_that_name_goes_first(files, monkeypatch, tmp_path):
     run = ("rerank", "--candidates", files["candidates"], "--model", "embedded", "--device", "cpu")
     monkeypatch.chdir(tmp_path)
     done = invoke(*run, "--output", files["output"])
     assert done.exit_code == 0, done.stderr
-    made_by = json.loads((files["output"] / "manifest.json").read_text())["identity"]["reranker"]
-    assert made_by["model"] == str(embedded_model())
+    manifest = json.loads((files["output"] / "manifest.json").read_text())
+    assert manifest["origins"]["model"] == str(embedded_model())
     (tmp_path / "embedded").mkdir()
     refused = invoke(*run, "--output", tmp_path / "other")
     assert "embedded brings no heads.json" in refused.stderr
