@@ -34,7 +34,7 @@ class HeadSet:
         heads: (layer, head) pairs, each once; their order is the order of H wherever heads are an axis.
         model: the model they were selected on, or None.
         revision: its revision, or None.
-        weights: one finite weight per head, or None for equal weights.
+        weights: one finite weight per head, together more than 0, or None for equal weights.
         selection: how they were selected (criterion, data, lambda, scores), free form.
         source: citation or file.
 
@@ -68,6 +68,12 @@ class HeadSet:
                 raise ValueError(f"head set {self.name!r}: {len(self.weights)} weights for {len(self.heads)} heads")
             if not all(math.isfinite(weight) for weight in self.weights):
                 raise ValueError(f"head set {self.name!r}: weights must be finite, got {self.weights}")
+            total, size = math.fsum(self.weights), math.fsum(map(abs, self.weights))
+            if total <= 1e-9 * size:  # their weighted mean would be 0/0, or turn the ranking round
+                raise ValueError(
+                    f"head set {self.name!r}: weights add up to {total:g}; expected more than 0 (single ones may be "
+                    f"negative), as scores are their weighted mean; leave them out for equal weights"
+                )
 
     @property
     def depth(self) -> int:
