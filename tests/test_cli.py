@@ -258,7 +258,7 @@ def test_failed_queries_are_listed_and_end_with_status_7(files, model):
         (["--depth", "0"], 5, "depth 0: expected at least 1"),
         (["--first-stage-weight", "2"], 5, "interpolation weight 2.0: expected 0"),
         (["--log-scores"], 2, "--log-scores says how --first-stage-weight mixes"),
-        (["--chat", "klingon"], 5, "chat 'klingon': expected auto or one of chatml, llama3, mistral, plain"),
+        (["--chat", "klingon"], 5, "chat 'klingon': expected auto or one of chatml, granite, llama3, mistral"),
         (["--tag", "two words"], 5, "tag 'two words'"),
         (["--device", "cuda:77"], 3, "cuda:77"),
         (["--model", "./nowhere"], 4, "nowhere"),

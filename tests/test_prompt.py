@@ -67,7 +67,7 @@ def test_rows_of_each_recipe():
     expected = {
         "headrank": question + suffix,
         "icr": f"{please} \n\nQuery:{question}{suffix}",
-        "qrhead": f"{please}\n\nQuery:{question}{suffix}",
+        "qrhead": f"{please}\n\nQuery:{question}{suffix.rstrip()}",
         "core": f"{please}\n\nQuery:{question}<|im_end|>",
         "qrranker": f"Use the retrieved chunks to answer the user's query.\n\nQuery:{question}",
     }

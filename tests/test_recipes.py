@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference_icr import icr_scores
+from reference_published import scores
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead, qrranker
+from headrank_pipeline.rerank.recipes import core, embedded_model, headrank, icr, qrhead, qrranker
 
 HEADS = HeadSet("some", ((1, 0), (2, 3)))
 SYSTEMS = {
@@ -71,26 +71,18 @@ def random_list(seed):
     return ranking(texts, " ".join(chance.choices(words, k=chance.randint(1, 9))), titles)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_icr_equals_the_independent_implementation(folder, systems, seed):
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("layers", [None, (1, 2)], ids=["all", "a window of layers"])
+def test_icr_equals_the_independent_implementation(folder, systems, seed, layers):
     candidates = random_list(seed)
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     passages = [(c.title, c.text) for c in candidates.candidates]
-    expected = icr_scores(model, tiny_tokenizer(), candidates.query.text, passages)
-    found = {c.docid: c.score for c in systems["icr"].rerank(candidates).candidates}
+    heads = layers and {(layer, head) for layer in layers for head in range(4)}
+    expected, _ = scores("icr", "chatml", model, tiny_tokenizer(), candidates.query.text, passages, heads)
+    reranker = icr(folder, "layers:1-2", device="cpu") if layers else systems["icr"]
+    found = {c.docid: c.score for c in reranker.rerank(candidates).candidates}
     for docid, score in zip(candidates.docids, expected, strict=True):
         assert found[docid] == pytest.approx(score, rel=1e-4, abs=1e-6)
-
-
-def test_a_window_of_layers_equals_the_independent_implementation(folder):
-    candidates = random_list(99)
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
-    passages = [(c.title, c.text) for c in candidates.candidates]
-    expected = icr_scores(model, tiny_tokenizer(), candidates.query.text, passages, layers=(1, 2))
-    found = icr(folder, "layers:1-2", device="cpu").rerank(candidates)
-    assert [found.candidates[found.docids.index(d)].score for d in candidates.docids] == pytest.approx(
-        expected, rel=1e-4
-    )
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -167,6 +159,20 @@ def test_description_tells_templates_and_heads_apart(folder):
     assert (plain["layers_run"], plain["layers_of_model"], plain["dtype"]) == (3, 4, "float32")
 
 
+def test_templates_for_qwen_and_the_embedded_model_stay(systems):
+    """Finished runs name these digests: a change here means that their scores cannot be repeated."""
+    digests = {name: system.describe()["template"]["sha256"][:16] for name, system in systems.items()}
+    assert digests == {
+        "headrank": "2294b881a3a93508",
+        "icr": "d649c4155d900452",
+        "qrhead": "3d95cb5a00d21c82",
+        "core": "d03967dc294c9915",
+        "qrranker": "af83a4d0010eeea3",
+    }
+    embedded = headrank(embedded_model(), device="cpu").describe()
+    assert embedded["template"]["sha256"][:16] == "39a359134f0679c1"
+
+
 def test_heads_selected_on_another_model_are_reported(folder, caplog):
     heads = HeadSet("theirs", ((0, 0),), model="Qwen/Qwen3-4B")
     with caplog.at_level(logging.WARNING):
@@ -183,6 +189,9 @@ def test_budget_beyond_the_model_is_refused(folder):
     ("make", "message"),
     [
         (lambda folder: icr(folder, instruction="qu", device="cpu"), "instruction 'qu': expected one of ie, qa"),
+        (lambda folder: icr(folder, options={"instruction": "QA"}, device="cpu"), "instruction 'QA': expected one of"),
+        (lambda folder: core(folder, HEADS, options={"instruction": "find"}, device="cpu"), "instruction 'find': exp"),
+        (lambda folder: icr(folder, options={"instruction": [1]}, device="cpu"), r"instruction: .* string, got \[1\]"),
         (lambda folder: headrank(folder, HEADS, chat="qwen", device="cpu"), "chat 'qwen': expected auto or one of"),
         (lambda folder: headrank(folder, HEADS, chat="llama3", device="cpu"), "choose chat='plain'"),
     ],
@@ -192,9 +201,22 @@ def test_wrong_choices_are_refused(folder, make, message):
         make(folder)
 
 
-def test_qa_instruction_is_the_authors(folder):
-    prompt = icr(folder, instruction="qa", device="cpu").builder.build(ranking(["text"]))
-    assert "Please answer the following question based on the information in the paragraphs above." in prompt.text
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            {"instruction": "qa"},
+            "Please answer the following question based on the information in the paragraphs above.",
+        ),
+        ({"options": {"instruction": "qa"}}, "Please answer the following question based on the information in"),
+        ({"options": {"instruction": "ie"}}, "Please find information that are relevant to the following query in"),
+        ({"options": {"instruction": "Which of them answer it?"}}, "Which of them answer it?"),
+        ({"options": {"instruction": "Which?"}}, "Which?"),
+    ],
+)
+def test_instruction_by_name_is_the_authors_and_words_are_left(folder, given, expected):
+    prompt = icr(folder, **given, device="cpu").builder.build(ranking(["text"]))
+    assert f"[1] text \n\n{expected}" in prompt.text
 
 
 def test_qrhead_writes_no_newline_after_the_roles(systems):

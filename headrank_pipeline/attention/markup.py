@@ -5,6 +5,7 @@ The baselines that put their prompts through a chat template take the second par
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +13,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["CHATML", "LLAMA3", "MISTRAL", "PLAIN", "Chat", "chat_of", "control_pattern", "neutralised"]
+__all__ = [
+    "CHATML",
+    "CHATS",
+    "GRANITE",
+    "LLAMA3",
+    "MISTRAL",
+    "PHI",
+    "PLAIN",
+    "Chat",
+    "chat_of",
+    "control_pattern",
+    "neutralised",
+]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +46,62 @@ LLAMA3 = Chat(
     "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
 )
 MISTRAL = Chat("mistral", "<s>[INST]", " [/INST]")
+PHI = Chat("phi", "<|im_start|>user<|im_sep|>", "<|im_end|><|im_start|>assistant<|im_sep|>")
+GRANITE = Chat(
+    "granite",
+    "<|start_of_role|>user<|end_of_role|>",
+    "<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+)
 PLAIN = Chat("plain", "", "\n")
+
+CHATS = {chat.name: chat for chat in (CHATML, GRANITE, LLAMA3, MISTRAL, PHI, PLAIN)}
+
+# The control token that tells a family; Phi-4 knows ChatML's as well, so its own comes first.
+_TELLING = {
+    "<|im_sep|>": PHI,
+    "<|im_start|>": CHATML,
+    "<|start_header_id|>": LLAMA3,
+    "<|start_of_role|>": GRANITE,
+    "[INST]": MISTRAL,
+}
+_ORDINARY = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def chat_of(tokenizer: PreTrainedTokenizerFast) -> Chat:
-    """Return the markup whose control tokens the tokenizer knows; `PLAIN` where it knows none of them."""
+    """Return the markup of the tokenizer's family; `PLAIN`, with a warning, where it has one that is not known here.
+
+    A tokenizer without a chat template and without control tokens beside begin, end and padding has no turn markup:
+    `PLAIN` is right, and nothing is said.
+    """
     added = tokenizer.get_added_vocab()
-    for chat, token in ((CHATML, "<|im_start|>"), (LLAMA3, "<|start_header_id|>"), (MISTRAL, "[INST]")):
+    for token, chat in _TELLING.items():
         if token in added:
             return chat
+    template = str(tokenizer.chat_template or "")
+    if "<s>" in added and "[INST]" in template:  # Mistral-7B-Instruct up to v0.2 spells [INST] in ordinary tokens
+        return MISTRAL
+    ordinary = {getattr(tokenizer, name) for name in _ORDINARY}
+    controls = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    strange = [token for token in controls if token not in ordinary]
+    if strange or template:
+        logger.warning(
+            "prompts are written without turn markup (chat 'plain'): the tokenizer's (%s) is of no known family, so "
+            "scores may be worse than the model's best; choose with --chat %s (which says that this is right)",
+            ", ".join(strange[:4]) or "its chat template",
+            ", ".join(CHATS).replace(", plain", ", or plain"),
+        )
     return PLAIN
 
 
-def control_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str] | None:
-    """Return a pattern of the tokenizer's control tokens, or None where it has none."""
-    controls = sorted((token for token in tokenizer.get_added_vocab() if len(token.strip()) > 1), key=len, reverse=True)
+def control_pattern(tokenizer: PreTrainedTokenizerFast, *spelled: str) -> re.Pattern[str] | None:
+    """Return a pattern of the tokenizer's control tokens, or None where it has none.
+
+    Args:
+        tokenizer: any.
+        spelled: control words that it spells in ordinary tokens.
+    """
+    found = {token for token in tokenizer.get_added_vocab() if len(token.strip()) > 1} | set(spelled)
+    controls = sorted(found, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, controls))) if controls else None
 
 

@@ -129,7 +129,7 @@ class PromptBuilder:
                 f"tokenizer {type(tokenizer).__name__} gives no character offsets; "
                 f"save the model folder with a fast tokenizer (tokenizer.json)"
             )
-        self.template = replace(template, chat=template.chat or chat_of(tokenizer))
+        self.template = template.written_for(template.chat or chat_of(tokenizer))
         self.max_prompt_tokens = max_prompt_tokens
         self._encode = tokenizer.backend_tokenizer
         self._encode.no_truncation()
@@ -137,12 +137,15 @@ class PromptBuilder:
         added = tokenizer.get_added_vocab()
         controls = [token for token in added if len(token.strip()) > 1]
         self._control_ids = np.array(sorted(added[token] for token in controls), dtype=np.int64)
-        self._controls = control_pattern(tokenizer)
-        self._check_chat(added)
-
-    def _check_chat(self, added: Mapping[str, int]) -> None:
         assert self.template.chat is not None
-        markup = re.findall(r"<\|[a-z_]+\|>", self.template.chat.user + self.template.chat.assistant)
+        markup = self.template.chat.user + self.template.chat.assistant
+        self._controls = control_pattern(tokenizer, *re.findall(r"\[/?INST\]", markup))
+        self._check_chat(re.findall(r"<\|[a-z_]+\|>|<s>", markup), added)
+        # Written as a token of its own: what comes after it is the beginning of a text to some tokenizers (Mistral's).
+        self._begin, self._begin_id = tokenizer.bos_token or "", tokenizer.bos_token_id
+
+    def _check_chat(self, markup: list[str], added: Mapping[str, int]) -> None:
+        assert self.template.chat is not None
         if unknown := sorted({token for token in markup if token not in added}):
             raise ValueError(
                 f"template {self.template.name}: chat markup {self.template.chat.name!r} needs the control tokens "
@@ -258,10 +261,14 @@ class PromptBuilder:
             texts.append(write(candidate.text or ""))
             end = texts[-1][1]
             _, after = write(template.separator)
+            spaced = start + len(template.label.format(rank=rank).rstrip())
             passages.append(
-                {"text": (body, end), "label+text": (start, end), "label+text+separator": (start, after)}[
-                    template.columns
-                ]
+                {
+                    "text": (body, end),
+                    "space+text": (spaced, end),
+                    "label+text": (start, end),
+                    "label+text+separator": (start, after),
+                }[template.columns]
             )
         instruction, _ = write(template.instruction)
         starts.append(instruction)
@@ -277,6 +284,9 @@ class PromptBuilder:
         starts: list[int] = []
         ends: list[int] = []
         boundaries = []
+        if self._begin and layout.text.startswith(self._begin):
+            cuts[0] = len(self._begin)
+            ids, starts, ends = [self._begin_id], [0], [cuts[0]]
         for first, last in pairwise(cuts):
             encoding = self._encode.encode(layout.text[first:last], add_special_tokens=False)
             ids += encoding.ids

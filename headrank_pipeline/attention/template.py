@@ -6,7 +6,8 @@ Published methods differ in layout, rows and columns (METHOD table in docs/metho
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from headrank_pipeline.attention.markup import Chat
@@ -14,7 +15,7 @@ from headrank_pipeline.attention.markup import Chat
 __all__ = ["Columns", "Passages", "PromptTemplate", "Rows"]
 
 Rows = Literal["query", "query..end", "instruction..query", "instruction..query+1", "instruction..end"]
-Columns = Literal["text", "label+text", "label+text+separator"]
+Columns = Literal["text", "space+text", "label+text", "label+text+separator"]
 Passages = Literal["causal", "isolated"]
 
 
@@ -36,13 +37,15 @@ class PromptTemplate:
         query_label: before the query.
         chat: turn markup; None takes what the tokenizer knows (`chat_of`).
         rows: the tokens that look back at the passages. ``+1`` takes one token more, as CoRe's inclusive end does.
-        columns: the tokens that count for a passage.
+        columns: the tokens that count for a passage; ``space+text`` takes the space that ends the label where it is a
+            token of its own (before digits), as CoRe's code does.
         trailing_columns: tokens more at the end of each passage (CoRe: 1).
         reverse: write the best candidate last, next to the query.
         passage_words: keep that many words of a text (separated by white space), or None for all.
         passage_tokens: keep that many tokens of a text, or None for all.
         passages: ``causal``: a passage sees those before it. ``isolated``: it sees the opening and itself only, and all
             of them start at the same position (attention/isolated.py); its place must not show, so `label` has no rank.
+        families: name of a family's markup -> the fields that are written otherwise for it, as published.
     """
 
     name: str
@@ -63,6 +66,7 @@ class PromptTemplate:
     passage_words: int | None = None
     passage_tokens: int | None = None
     passages: Passages = "causal"
+    families: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("passage_words", "passage_tokens"):
@@ -75,6 +79,12 @@ class PromptTemplate:
                 f"leave {{rank}} out (label='' writes none)"
             )
 
+    def written_for(self, family: Chat) -> PromptTemplate:
+        """Return the template as it is written for a family of models: with its markup, and nothing left to choose."""
+        return replace(self, **{"chat": family, **self.families.get(family.name, {}), "families": {}})
+
     def describe(self) -> dict[str, Any]:
         """Return the template as JSON-ready values."""
-        return asdict(self)
+        fields = asdict(self)
+        del fields["families"]  # one of them has been written, or none
+        return fields

@@ -126,7 +126,7 @@ RERANKER_OPTIONS = (
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …"),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--revision", help="Revision of a Hugging Face model."),
-    click.option("--chat", help="Turn markup: auto, chatml, llama3, mistral or plain.  [default: auto]"),
+    click.option("--chat", help="Turn markup: auto, chatml, granite, llama3, mistral, phi or plain.  [default: auto]"),
     click.option(
         "--first-stage-weight",
         type=float,

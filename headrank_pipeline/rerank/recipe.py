@@ -13,12 +13,18 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from headrank_pipeline.attention.markup import CHATML, GRANITE, LLAMA3, MISTRAL, Chat
 from headrank_pipeline.attention.scoring import ScoringRule
 from headrank_pipeline.attention.template import PromptTemplate
 
 __all__ = ["CORE", "HEADRANK", "HEADS_FILE", "ICR", "ICR_INSTRUCTIONS", "QRHEAD", "QRRANKER", "Recipe", "recipe_of"]
 
 CONTENT_FREE = "N/A"
+
+ICR_INSTRUCTIONS = {
+    "ie": "Please find information that are relevant to the following query in the paragraphs above.",
+    "qa": "Please answer the following question based on the information in the paragraphs above.",
+}
 
 # What a trained model folder holds beside weights and tokenizer (align/export.py writes them).
 HEADS_FILE = "heads.json"
@@ -41,16 +47,36 @@ class Recipe:
         Raises:
             ValueError: a field that neither has (the message lists those there are), or a value of the wrong type.
         """
-        # The chat markup is an argument of its own: it depends on the tokenizer.
-        template = {field.name for field in fields(PromptTemplate)} - {"name", "chat"}
+        # The chat markup is an argument of its own: it depends on the tokenizer, as what families write does.
+        template = {field.name for field in fields(PromptTemplate)} - {"name", "chat", "families"}
         rule = {field.name for field in fields(ScoringRule)}
         if unknown := sorted(set(changes) - template - rule):
             raise ValueError(f"{self.name} has no option {unknown}; options: {', '.join(sorted(template | rule))}")
+        changes = {**changes, **_instruction(self.name, changes)}
         if changes.get("passages") == "isolated" and "{rank}" in self.template.label:
             changes = {"label": "", **changes}  # a place in the prompt is what isolated passages do not have
+        families = {
+            family: {name: value for name, value in own.items() if name not in changes}
+            for family, own in self.template.families.items()
+        }
         return replace(
-            self, template=_changed(self.name, self.template, changes), rule=_changed(self.name, self.rule, changes)
+            self,
+            template=replace(_changed(self.name, self.template, changes), families=families),
+            rule=_changed(self.name, self.rule, changes),
         )
+
+
+def _instruction(system: str, changes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the words of an instruction that is named; words of one's own are left as they are."""
+    asked = changes.get("instruction")
+    if not isinstance(asked, str):
+        return {}  # none, or for the type check to refuse
+    if asked not in ICR_INSTRUCTIONS and asked.isalpha():  # a bare word is meant for a name
+        raise ValueError(
+            f"{system} option instruction {asked!r}: expected one of {', '.join(ICR_INSTRUCTIONS)} (ICR's wordings) or "
+            f"words of your own"
+        )
+    return {"instruction": ICR_INSTRUCTIONS.get(asked, asked)}
 
 
 def _changed(system: str, settings: Settings, changes: Mapping[str, Any]) -> Settings:
@@ -74,6 +100,11 @@ HEADRANK = Recipe(
     ScoringRule(support="passages", heads="mean"),
 )
 
+_LLAMA3 = Chat("llama3, no newline after roles", LLAMA3.user.rstrip("\n"), LLAMA3.assistant.rstrip("\n"))
+_CHATML = Chat("chatml, no newline after roles", CHATML.user.rstrip("\n"), CHATML.assistant.rstrip("\n"))
+_MISTRAL = Chat("mistral, no space before [/INST]", MISTRAL.user, MISTRAL.assistant.lstrip(" "))
+_GRANITE = Chat("granite, no newline between turns", GRANITE.user, GRANITE.assistant.replace("\n", ""))
+
 _ICR_FRAME = PromptTemplate(
     "icr",
     opening=" Here are some paragraphs:",
@@ -85,14 +116,30 @@ _ICR_FRAME = PromptTemplate(
 )
 _ICR_RULE = ScoringRule(support="all", heads="sum", content_free=CONTENT_FREE, filter_deviations=2.0)
 
-ICR = Recipe("icr", _ICR_FRAME, _ICR_RULE)
-
-QRHEAD = Recipe(
-    "qrhead",
-    replace(_ICR_FRAME, name="qrhead", separator="\n\n", keep_empty_title=True, passage_words=400),
+# What `families` say is what the authors' code writes for them: in_context_reranker.py of ICR (Qwen3's markup is
+# Selective-ICR's), attn_retriever.py of QRHead, reranker_calib.py of CoRe. A family that is not named gets its own
+# markup around the words that the authors write for the others.
+ICR = Recipe(
+    "icr",
+    replace(_ICR_FRAME, families={"llama3": {"chat": _LLAMA3}, "mistral": {"chat": _MISTRAL, "separator": "\n\n"}}),
     _ICR_RULE,
 )
 
+QRHEAD = Recipe(
+    "qrhead",
+    replace(
+        _ICR_FRAME,
+        name="qrhead",
+        separator="\n\n",
+        keep_empty_title=True,
+        passage_words=400,
+        families={"chatml": {"chat": _CHATML}, "llama3": {"chat": _LLAMA3, "separator": " \n\n"}},
+    ),
+    _ICR_RULE,
+)
+
+# A passage of CoRe's starts where its label ends, at the space. Its `off_set` for Mistral takes off the token that its
+# inclusive ends add for the others. Phi-4's own markup is what it writes.
 CORE = Recipe(
     "core",
     PromptTemplate(
@@ -104,6 +151,17 @@ CORE = Recipe(
         columns="text",
         trailing_columns=1,
         passage_words=300,
+        families={
+            "granite": {"chat": _GRANITE, "columns": "space+text"},
+            "llama3": {"chat": _LLAMA3, "columns": "space+text"},
+            "mistral": {
+                "chat": _MISTRAL,
+                "rows": "instruction..query",
+                "columns": "space+text",
+                "trailing_columns": 0,
+            },
+            "phi": {"columns": "space+text"},
+        },
     ),
     _ICR_RULE,
 )
@@ -120,11 +178,6 @@ QRRANKER = Recipe(
     ),
     ScoringRule(support="all", heads="mean"),
 )
-
-ICR_INSTRUCTIONS = {
-    "ie": "Please find information that are relevant to the following query in the paragraphs above.",
-    "qa": "Please answer the following question based on the information in the paragraphs above.",
-}
 
 
 def recipe_of(model: str | Path) -> Recipe:

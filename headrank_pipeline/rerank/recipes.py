@@ -1,8 +1,8 @@
 """HeadRank and its family: which heads, which prompt, which rule, over one engine.
 
 `headrank` is our reconstruction: the paper's full text is not available, so its prompt, rows and normalisation are our
-choices (docs/method.md marks each). `icr`, `qrhead`, `core` and `qrranker` follow the published code of their authors;
-where we differ, the function's docstring says so and an option undoes it.
+choices (docs/method.md marks each). `icr`, `qrhead`, `core` and `qrranker` follow the published code of their authors,
+prompts of each family of models included; docs/method.md lists where we differ.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from typing import Any, TypedDict, Unpack
 
 from headrank_pipeline.attention.budget import BATCH_TOKENS, TokenBudget
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.markup import CHATML, LLAMA3, MISTRAL, PLAIN, Chat, chat_of
+from headrank_pipeline.attention.markup import CHATS
 from headrank_pipeline.attention.model import check_folder, load
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.recipe import CORE, HEADS_FILE, ICR, ICR_INSTRUCTIONS, QRHEAD, QRRANKER, Recipe, recipe_of
+from headrank_pipeline.rerank.recipe import CORE, HEADS_FILE, ICR, QRHEAD, QRRANKER, Recipe, recipe_of
 
 __all__ = ["core", "embedded_first_stage_weight", "embedded_model", "headrank", "icr", "qrhead", "qrranker"]
-
-_CHATS = {chat.name: chat for chat in (CHATML, LLAMA3, MISTRAL, PLAIN)}
 
 
 class Loading(TypedDict, total=False):
@@ -96,14 +94,11 @@ def icr(
         model: as in `headrank`.
         heads: as in `headrank`; all of them by default.
         instruction: ``ie`` or ``qa`` (the authors use ``qa`` for trec-covid, fiqa, webis-touche2020, dbpedia-entity,
-            nq and the multi-hop sets).
+            nq and the multi-hop sets), or words of your own; `options` may name it, too.
         options: as in `headrank`.
         **loading: as in `headrank`.
     """
-    if instruction not in ICR_INSTRUCTIONS:
-        raise ValueError(f"instruction {instruction!r}: expected one of {', '.join(ICR_INSTRUCTIONS)}")
-    words = {"instruction": ICR_INSTRUCTIONS[instruction], **(options or {})}
-    return _load(ICR, model, heads, words, loading)
+    return _load(ICR, model, heads, {"instruction": instruction, **(options or {})}, loading)
 
 
 def qrhead(
@@ -118,7 +113,7 @@ def qrhead(
     Differs from the published code in two points: spans of nested or repeated passages are their own (there a passage
     is found by its first occurrence), and a passage of one token keeps it. Arguments as in `headrank`.
     """
-    return _load(QRHEAD, model, heads, options, loading, tight=True)
+    return _load(QRHEAD, model, heads, options, loading)
 
 
 def core(
@@ -130,8 +125,8 @@ def core(
 ) -> AttentionReranker:
     """Return CoRe reranking (arXiv 2510.02219): 8 contrastively selected heads, text without titles, given order.
 
-    The authors rerank 40 candidates. They publish no Qwen prompt: there, ours puts their words into Qwen's markup. A
-    passage of one token keeps it. Arguments as in `headrank`.
+    The authors rerank 40 candidates. They publish prompts for Llama, Mistral, Phi and Granite: on Qwen, ours puts their
+    words into Qwen's markup. A passage of one token keeps it. Arguments as in `headrank`.
     """
     return _load(CORE, model, heads, options, loading)
 
@@ -169,10 +164,11 @@ def _load(
     heads: HeadSet | str | Path,
     options: Mapping[str, Any] | None,
     loading: Loading,
-    *,
-    tight: bool = False,
 ) -> AttentionReranker:
     varied = recipe.varied(options or {})
+    family = loading.get("chat", "auto")
+    if family != "auto" and family not in CHATS:
+        raise ValueError(f"chat {family!r}: expected auto or one of {', '.join(CHATS)}")
     loaded = load(
         model,
         heads,
@@ -186,16 +182,5 @@ def _load(
         batch_tokens=loading.get("batch_tokens", BATCH_TOKENS),
         passage_cache=PassageCache(cache) if isinstance(cache, str | Path) else cache,
     )
-    chat = _chat(loading.get("chat", "auto"), reader, tight=tight)
-    varied = replace(varied, template=replace(varied.template, chat=chat))
+    varied = replace(varied, template=replace(varied.template, chat=CHATS.get(family)))
     return AttentionReranker(reader, varied, max_prompt_tokens=loading.get("max_prompt_tokens"))
-
-
-def _chat(name: str, reader: AttentionReader, *, tight: bool) -> Chat:
-    """Return the markup by name; tight is QRHead's: no newline after the role names."""
-    if name != "auto" and name not in _CHATS:
-        raise ValueError(f"chat {name!r}: expected auto or one of {', '.join(_CHATS)}")
-    chat = chat_of(reader.tokenizer) if name == "auto" else _CHATS[name]
-    if not tight:
-        return chat
-    return Chat(f"{chat.name}, no newline after roles", chat.user.rstrip("\n"), chat.assistant.rstrip("\n"))
