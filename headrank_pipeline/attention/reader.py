@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from headrank_pipeline.attention.branches import Branches, shared_prefix
 from headrank_pipeline.attention.budget import (
     BATCH_TOKENS,
     TokenBudget,
@@ -226,7 +227,7 @@ class AttentionReader:
         if len(prompts) == 1 or not self.fast.shared_prefix:
             return max(map(len, prompts))
         first, second = prompts
-        return len(first) + len(second) - _shared_prefix(first, second)
+        return len(first) + len(second) - shared_prefix(first, second)
 
     def _read_batch(self, batch: list[tuple[Prompt, ...]], support: Support) -> list[tuple[Tensor, ...]]:
         """Return the readings of lists that fit into one pass, or into smaller ones where memory runs out."""
@@ -286,14 +287,14 @@ class AttentionReader:
     def _read_branches(self, pairs: Sequence[tuple[Prompt, Prompt]], support: Support) -> list[tuple[Tensor, ...]]:
         if any(first.boundaries is not None for first, _ in pairs):
             return [tuple(reads) for reads in read_isolated(self, pairs, support=support)]
-        shared = [_shared_prefix(first, second) for first, second in pairs]
+        shared = [shared_prefix(first, second) for first, second in pairs]
         longest = max(shared)
         cache = DynamicCache()
         ids = [torch.from_numpy(first.token_ids[:length]) for (first, _), length in zip(pairs, shared, strict=True)]
         self._forward(self._padded(ids), self._tap(None, None, None), cache)
 
         tails = [[prompt.token_ids[length:] for prompt in pair] for pair, length in zip(pairs, shared, strict=True)]
-        branches = _Branches.of(tails, shared, longest, self.device)
+        branches = Branches.of(tails, shared, longest, self.device)
         spans = [
             [
                 (p.rows[0] - length + offset, p.rows[1] - length + offset)
@@ -419,61 +420,8 @@ class AttentionReader:
         return to_device(columns, self.device)
 
 
-@dataclass(frozen=True)
-class _Branches:
-    """Several continuations of each cached prefix, side by side in one pass and hidden from each other.
-
-    Attributes:
-        ids: [B, T] int64, the branches of a prompt one after another, padded right.
-        positions: [B, T] int64; every branch starts where its prefix ends.
-        mask: [B, 1, T, longest + T] bool; a token sees its own prefix (not the cache's padding) and its branch so far.
-        offsets: [B][G], where each branch starts in `ids`.
-        lengths: [B][G], its number of tokens.
-        longest: length of the padded cache.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    mask: Tensor
-    offsets: list[list[int]]
-    lengths: list[list[int]]
-    longest: int
-
-    @classmethod
-    def of(
-        cls, tails: Sequence[Sequence[np.ndarray]], prefixes: Sequence[int], longest: int, device: torch.device
-    ) -> _Branches:
-        lengths = [[len(tail) for tail in group] for group in tails]
-        offsets = [np.concatenate([[0], np.cumsum(group)[:-1]]).astype(int).tolist() for group in lengths]
-        width = max(map(sum, lengths))
-        ids = torch.zeros((len(tails), width), dtype=torch.long)
-        positions = torch.zeros((len(tails), width), dtype=torch.long)
-        mask = torch.zeros((len(tails), 1, width, longest + width), dtype=torch.bool)
-        for b, group in enumerate(tails):
-            mask[b, 0, :, : max(1, prefixes[b])] = True  # padding rows too: a row that sees nothing is NaN
-            for tail, start in zip(group, offsets[b], strict=True):
-                here = slice(start, start + len(tail))
-                ids[b, here] = torch.from_numpy(tail)
-                positions[b, here] = prefixes[b] + torch.arange(len(tail))
-                causal = torch.ones((len(tail), len(tail)), dtype=torch.bool).tril()
-                mask[b, 0, here, longest + here.start : longest + here.stop] = causal
-        return cls(ids, to_device(positions, device), to_device(mask, device), offsets, lengths, longest)
-
-    def gather(self, read: Tensor, prompt: int, branch: int, prefix: int) -> Tensor:
-        """Return [H, N] over the tokens of one branch's whole prompt from [H, longest + T]."""
-        start = self.longest + self.offsets[prompt][branch]
-        return torch.cat([read[:, :prefix], read[:, start : start + self.lengths[prompt][branch]]], dim=1)
-
-
 def _longest_row(prompt: Prompt) -> int:
     """Return the tokens of the longest part of a prompt that goes through one pass whole."""
     if prompt.boundaries is None:
         return len(prompt)
     return int(np.diff([0, *prompt.boundaries.tolist(), len(prompt)]).max())
-
-
-def _shared_prefix(first: Prompt, second: Prompt) -> int:
-    """Return how many leading tokens both prompts have in common, before the rows of either."""
-    limit = min(first.prefix, second.prefix)
-    differ = np.flatnonzero(first.token_ids[:limit] != second.token_ids[:limit])
-    return int(differ[0]) if len(differ) else limit
