@@ -217,6 +217,25 @@ def test_an_index_that_is_there_is_replaced_only_when_asked(index, encoder_folde
         build_dense_index(other, tmp_path, encoder_folder, overwrite=True)
 
 
+def test_an_index_stays_where_its_successor_cannot_take_its_place(index, encoder_folder, tmp_path, monkeypatch):
+    copy = shutil.copytree(index, tmp_path / "copy")
+    (tmp_path / "other.tsv").write_text("d9\tone more\n")
+    rename = Path.rename
+
+    def failing(path, target):
+        if path.name == "index" and Path(target) == copy:
+            raise OSError("the disk is gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="the disk is gone"):
+        build_dense_index(tmp_path / "other.tsv", copy, encoder_folder, overwrite=True)
+    assert docids(dense(copy)) == docids(dense(index))
+    monkeypatch.undo()
+    assert build_dense_index(tmp_path / "other.tsv", copy, encoder_folder, overwrite=True).docs == 1
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -20,7 +20,7 @@ import numpy as np
 
 from headrank_pipeline.files import atomic_writer
 from headrank_pipeline.first_stage.encoder import Encoder, load_encoder
-from headrank_pipeline.first_stage.index import IDENTITY_FILE, IndexSummary, is_index, sha256
+from headrank_pipeline.first_stage.index import IDENTITY_FILE, IndexSummary, is_index, publish, sha256
 from headrank_pipeline.first_stage.jvm import versions
 from headrank_pipeline.first_stage.lucene_vectors import write_lucene_vectors
 from headrank_pipeline.first_stage.texts import write_passages
@@ -88,9 +88,9 @@ def build_dense_index(
     identity = {"corpus": Path(corpus).name, "corpus_sha256": checksum, "docs": len(passages), "empty_docs": empty}
     identity |= {"kind": kind if kind == "lucene-hnsw" else f"faiss-{kind}", "encoder": chosen.describe(), **versions()}
     (folder / IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    if target.exists():
-        shutil.rmtree(target)
-    folder.rename(target)
+    replaced = draft / "replaced"
+    shutil.rmtree(replaced, ignore_errors=True)  # of a build that was killed here
+    publish(folder, target, replaced)
     shutil.rmtree(draft)
     summary = IndexSummary(target, len(passages), empty, time.perf_counter() - started, checksum)
     _log.info("%s: %d vectors in %.1f s", target, summary.docs, summary.seconds)

@@ -25,7 +25,16 @@ from typing import Any
 from headrank_pipeline.first_stage.jvm import anserini_jar, find_java, versions
 from headrank_pipeline.passages import Passage, located_passages
 
-__all__ = ["IndexSummary", "build_index", "index_identity", "is_index", "refuse_vectors", "run_indexer", "sha256"]
+__all__ = [
+    "IndexSummary",
+    "build_index",
+    "index_identity",
+    "is_index",
+    "publish",
+    "refuse_vectors",
+    "run_indexer",
+    "sha256",
+]
 
 IDENTITY_FILE = "headrank-index.json"
 _COUNTER = re.compile(r"- (indexed|unindexable|empty|skipped|errors): +([\d,]+)")
@@ -101,7 +110,7 @@ def build_index(
         identity = {"corpus": Path(corpus).name, "corpus_sha256": checksum, "docs": docs - empty, "empty_docs": empty}
         identity |= {"collection": collection, "options": options, **versions()}
         (draft / IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-        _publish(draft, target, Path(scratch) / "replaced")
+        publish(draft, target, Path(scratch) / "replaced")
     summary = IndexSummary(target, docs - empty, empty, time.perf_counter() - started, checksum)
     _log.info("%s: %d documents indexed in %.1f s", target, summary.docs, summary.seconds)
     return summary
@@ -206,8 +215,8 @@ def _unique(corpus: str | os.PathLike[str]) -> Iterator[Passage]:
         yield passage
 
 
-def _publish(draft: Path, target: Path, replaced: Path) -> None:
-    """Put the finished index under its name; the one it replaces goes away with the scratch folder."""
+def publish(draft: Path, target: Path, replaced: Path) -> None:
+    """Put a finished index under its name; one that is there moves to `replaced`, and back where that fails."""
     if not target.exists():
         draft.rename(target)
         return
