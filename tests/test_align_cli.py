@@ -19,7 +19,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.cli import learning, main
 from headrank_pipeline.comparison.learning_figures import head_map, training_curves
 from headrank_pipeline.rerank.recipe import HEADRANK
-from headrank_pipeline.rerank.recipes import headrank
+from headrank_pipeline.rerank.recipes import embedded_model, headrank
 from headrank_pipeline.trec import write_candidates
 
 PNG = b"\x89PNG"
@@ -154,3 +154,11 @@ def test_head_map_leaves_constant_heads_blank_and_equal_files_give_equal_picture
     first, second = (head_map(tmp_path / "heads.tsv").png for _ in range(2))
     assert first == second
     assert first.startswith(PNG)
+
+
+def test_heads_of_every_system_are_measured_with_the_passages_that_a_model_was_trained_for():
+    layouts = [
+        [learning._recipe(system, str(model), asked).template.passages for system in ("headrank", "icr", "core")]
+        for model, asked in ((embedded_model(), None), (embedded_model(), "causal"), ("Qwen/Qwen3-0.6B", None))
+    ]
+    assert layouts == [["isolated"] * 3, ["causal"] * 3, ["causal"] * 3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from embedded_model.in_batch import Frame, shares
 
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.recipes import embedded_model, headrank
+from headrank_pipeline.rerank.recipes import core, embedded_model, headrank, icr, qrhead, qrranker
 
 PASSAGES = {
     "bees": "A honey bee colony keeps its brood at about 35 degrees. Workers shiver their flight muscles to warm the "
@@ -106,3 +107,10 @@ def test_the_pass_that_taught_it_scores_as_the_product_does(reranker: AttentionR
     for row, docid in enumerate(SENTENCES):
         ours = {candidate.docid: candidate.score for candidate in reranker.rerank(ranking(docid)).candidates}
         assert scores[row].tolist() == pytest.approx([ours[name] for name in PASSAGES], abs=1e-5)
+
+
+def test_every_system_reads_it_with_the_passages_that_it_was_trained_for():
+    for build in (icr, partial(qrhead, heads="all"), partial(core, heads="all"), partial(qrranker, heads="all")):
+        assert build(embedded_model(), device="cpu").recipe.template.passages == "isolated"
+    asked = icr(embedded_model(), options={"passages": "causal"}, device="cpu")
+    assert asked.recipe.template.passages == "causal"

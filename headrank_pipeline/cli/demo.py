@@ -75,8 +75,7 @@ def _plans(output: Path, device: str) -> list[RunPlan]:
     plan = RunPlan(
         output=output / "icr",
         supply=inputs.supply,
-        # The same weights need the layout that they were made for.
-        reranker=icr(embedded_model(), options={"passages": ours.recipe.template.passages}, device=device),
+        reranker=icr(embedded_model(), device=device),
         depth=benchmark.depth,
         tag="icr",
         benchmark={"name": benchmark.name, "version": benchmark.version},

@@ -261,11 +261,12 @@ def _report(report: TrainingReport, output: Path, *, as_json: bool) -> None:
 
 
 def _recipe(system: str, model: str, passages: str | None) -> Recipe:
-    """Return what heads are measured with: for HeadRank the recipe of a trained folder, which its weights belong to."""
+    """Return what heads are measured with: HeadRank's is that of a trained folder; its passages are every system's."""
     from headrank_pipeline.rerank import recipe as recipes
 
-    recipe: Recipe = recipes.recipe_of(model) if system == "headrank" else getattr(recipes, system.upper())
-    return recipe.varied(_DETECTION.get(system, {}) | ({} if passages is None else {"passages": passages}))
+    trained: Recipe = recipes.recipe_of(model)
+    recipe: Recipe = trained if system == "headrank" else getattr(recipes, system.upper())
+    return recipe.varied({**_DETECTION.get(system, {}), "passages": passages or trained.template.passages})
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -165,7 +165,8 @@ def _load(
     options: Mapping[str, Any] | None,
     loading: Loading,
 ) -> AttentionReranker:
-    varied = recipe.varied(options or {})
+    # Weights trained for isolated passages are not read with causal ones, whatever prompt and rule they are read by.
+    varied = recipe.varied({"passages": recipe_of(model).template.passages, **(options or {})})
     family = loading.get("chat", "auto")
     if family != "auto" and family not in CHATS:
         raise ValueError(f"chat {family!r}: expected auto or one of {', '.join(CHATS)}")
