@@ -489,7 +489,8 @@ def test_retrieve_does_not_write_a_trec_run_into_a_json_file(files, tmp_path):
     arguments = ("retrieve", "--run", run, "--topics", tmp_path / "topics.tsv", "--output")
     refused = invoke(*arguments, tmp_path / "found.json")
     assert refused.exit_code == 2 and "name it NAME.jsonl" in refused.stderr and not (tmp_path / "found.json").exists()
-    assert "1 queries, candidates" in invoke(*arguments, tmp_path / "found.jsonl").stdout
+    found = invoke(*arguments, tmp_path / "found.jsonl")
+    assert "1 queries, candidates" in found.stdout and "candidates without text" in found.stderr
     assert "1 queries, a TREC run" in invoke(*arguments, tmp_path / "again.run").stdout
 
 

@@ -134,6 +134,10 @@ def retrieve(
             raise click.UsageError(
                 "--run is taken as it is: drop --index, --dense, --encoder, --fields, --remove-query"
             )
+        if as_candidates and texts is None:
+            logger.warning(
+                "%s: candidates without text, which no reranker can read; name where it is with --texts", output
+            )
         method, source, queries = "saved", *_saved(run, queries, texts, hits)
     elif index is None:
         raise click.UsageError("pass --index, to search it, or --run, a TREC run that was saved")
