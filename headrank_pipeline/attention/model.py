@@ -137,10 +137,11 @@ def load(
     head_set = resolve_heads(heads, layers=source.layers, heads_per_layer=source.heads_per_layer, model=name)
     if head_set.model is not None and Path(head_set.model).name != Path(name).name and not _brought(heads, name):
         logger.warning("head set %s was selected on %s and is read on %s", head_set.name, head_set.model, name)
+    tokenizer = load_tokenizer(name, revision)  # before the weights, which may take minutes
     weights = _load_weights(name, config, head_set.depth, revision, choose_dtype(dtype, chosen))
     weights.to(device=chosen)  # type: ignore[call-arg]  # transformers' wrapper loses the signature
     logger.info("loaded %d of %d layers of %s on %s", head_set.depth, source.layers, name, chosen)
-    return LoadedModel(weights, load_tokenizer(name, revision), head_set, source)
+    return LoadedModel(weights, tokenizer, head_set, source)
 
 
 def _brought(heads: HeadSet | str | Path, name: str) -> bool:
