@@ -379,8 +379,10 @@ def test_impact_without_an_encoder_counts_the_querys_own_words(impact_index, tin
 def test_an_impact_index_or_encoder_of_no_known_kind_is_named(impact_index, tmp_path):
     with pytest.raises(ValueError, match="neither a file of weighted queries nor a name with unicoil, splade, slim"):
         impact(impact_index, "bert-base")
-    with pytest.raises(ValueError, match="encoder_type 'onnx' needs the name of an encoder"):
-        impact(impact_index, encoder_type="onnx")
+    with pytest.raises(ValueError, match="encoder 'onnx:': expected a name of Anserini's after it"):
+        impact(impact_index, "onnx:")
+    with pytest.raises(FileNotFoundError, match=r"(?s)'onnx:Nonsense': Anserini could not .*encoder\.sparse\.Nonsense"):
+        docids(impact(impact_index, "onnx:Nonsense"))
     with pytest.raises(FileNotFoundError, match="no such index folder"):
         impact(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"near names: .*beir-v1\.0\.0-scifact\.splade-v3"):
@@ -411,6 +413,11 @@ def test_index_and_retrieve_from_the_command_line(tiny_corpus, encoder_folder, i
     assert invoke(*retrieving, "--dense", "--output", tmp_path / "lucene.trec").exit_code == 0
     found = [line.split()[2] for line in (tmp_path / "lucene.trec").read_text().splitlines()]
     assert found == [line[2] for line in lines]
+    result = invoke(*retrieving, "--dense", "--ef-search", 7, "--json", "--output", tmp_path / "broad.trec")
+    assert json.loads(result.stdout)["source"]["ef_search"] == 7
+    for flag, value in (("--ef-search", 7), ("--encoder", encoder_folder)):
+        result = invoke(*retrieving, flag, value, "--output", tmp_path / "bm25.trec")
+        assert (result.exit_code, "are for an index of vectors: add --dense" in result.stderr) == (2, True)
     refused = invoke(*retrieving, "--output", tmp_path / "bm25.trec")
     assert (refused.exit_code, "search it with dense" in refused.stderr) == (5, True)
     for wrong, message in (("--hnsw", "add --dense"), ("--dense", "--dense needs --encoder")):

@@ -94,6 +94,11 @@ def index(
 @click.option("--remove-query", is_flag=True, help="Leave out the document whose id is the query's id.")
 @click.option("--dense", is_flag=True, help="The index is one of vectors; k1, b and fields do not apply.")
 @click.option("--encoder", help="With --dense: for the queries.  [default: the index's own]")
+@click.option(
+    "--ef-search",
+    type=click.IntRange(min=1),
+    help="With --dense and HNSW: breadth of the search.  [default: the index's own]",
+)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--tag", help="Last column of a TREC run.  [default: bm25, dense or saved]")
 @click.option(
@@ -117,6 +122,7 @@ def retrieve(
     remove_query: bool,
     dense: bool,
     encoder: str | None,
+    ef_search: int | None,
     threads: int,
     tag: str | None,
     layout: CandidateLayout,
@@ -130,9 +136,9 @@ def retrieve(
         raise click.BadParameter(f"{output}: name it NAME.jsonl or NAME.jsonl.gz", param_hint="--output")
     queries = read_topics(topics)
     if run is not None:
-        if index or dense or encoder or fields or remove_query:
+        if index or dense or encoder or ef_search or fields or remove_query:
             raise click.UsageError(
-                "--run is taken as it is: drop --index, --dense, --encoder, --fields, --remove-query"
+                "--run is taken as it is: drop --index, --dense, --encoder, --ef-search, --fields, --remove-query"
             )
         if as_candidates and texts is None:
             logger.warning(
@@ -145,7 +151,11 @@ def retrieve(
         from headrank_pipeline.first_stage import dense as dense_source
 
         method = "dense"
-        source = dense_source(index, encoder, texts=texts, hits=hits, threads=threads, remove_query=remove_query)
+        source = dense_source(
+            index, encoder, texts=texts, hits=hits, threads=threads, ef_search=ef_search, remove_query=remove_query
+        )
+    elif encoder or ef_search:
+        raise click.UsageError("--encoder and --ef-search are for an index of vectors: add --dense")
     else:
         from headrank_pipeline.first_stage.lexical import bm25
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from headrank_pipeline.first_stage.index import is_index, refuse_vectors, sha256
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
@@ -23,22 +23,19 @@ from headrank_pipeline.records import Candidate, Query, Ranking
 __all__ = ["impact"]
 
 _CHUNK = 32
+_ONNX = "onnx:"
 _FAMILIES = ("unicoil", "splade", "slim")  # by these words in its name Pyserini chooses an encoder's class
 
 _log = logging.getLogger(__name__)
-
-EncoderType = Literal["pytorch", "onnx"]
 
 
 def impact(
     index: str | os.PathLike[str],
     encoder: str | os.PathLike[str] | None = None,
     *,
-    encoder_type: EncoderType = "pytorch",
     texts: str | os.PathLike[str] | None = None,
     hits: int = 1000,
     threads: int = 1,
-    min_idf: float = 0.0,
     remove_query: bool = False,
     exclude: Mapping[str, Collection[str]] | None = None,
 ) -> Source:
@@ -49,13 +46,11 @@ def impact(
     Args:
         index: a folder with a Lucene impact index, or the name of a prebuilt one ("beir-v1.0.0-scifact.splade-v3").
         encoder: of queries: a folder or Hugging Face name with unicoil, splade or slim in it; a JSONL file of weighted
-            queries (``contents``, ``vector``); with onnx one of Anserini's names ("SpladeV3"); None takes the words of
-            the query as they stand.
-        encoder_type: ``pytorch`` runs it in Python, ``onnx`` in Java.
+            queries (``contents``, ``vector``); ``onnx:`` and one of Anserini's names ("onnx:SpladeV3"), which runs in
+            Java; None takes the words of the query as they stand. Words that every document has are left out.
         texts: where passages come from, see `passage_lookup`.
         hits: candidates per query.
         threads: queries searched at once.
-        min_idf: terms whose idf is not above it are left out of the query; at 0 those that every document has.
         remove_query: leave out the document whose docid is the qid.
         exclude: docids to leave out, per qid.
 
@@ -67,9 +62,9 @@ def impact(
         if value < 1:
             raise ValueError(f"{name} {value}: expected at least 1")
     chosen = None if encoder is None else os.fspath(encoder)
-    _check_encoder(chosen, encoder_type)
+    _check_encoder(chosen)
     place = _resolved(index)
-    searcher = _Searcher(place, chosen, encoder_type, float(min_idf))
+    searcher = _Searcher(place, chosen)
     lookup = None if texts is None else passage_lookup(texts)
     texts_name = None if texts is None else os.fspath(texts)
     return _Impact(searcher, hits, threads, texts_name, Removal(remove_query, exclude or {}), lookup)
@@ -130,8 +125,6 @@ class _Searcher:
 
     index: Path | str
     encoder: str | None
-    encoder_type: EncoderType
-    min_idf: float
     _opened: Any = field(default=None, compare=False, repr=False)
 
     def describe(self) -> dict[str, Any]:
@@ -141,21 +134,28 @@ class _Searcher:
             "index": str(self.index),
             "encoder": self.encoder,
             "encoder_sha256": sha256(str(self.encoder)) if file else None,
-            "encoder_type": self.encoder_type,
-            "min_idf": self.min_idf,
         }
 
     def open(self) -> Any:
         """Return the searcher; the first call starts Java and loads the encoder."""
         start_jvm()
         if self._opened is None:
+            from jnius import JavaException
             from pyserini.search.lucene import LuceneImpactSearcher
 
-            settings = (self.encoder, self.min_idf, self.encoder_type)
-            if isinstance(self.index, Path):
-                self._opened = LuceneImpactSearcher(str(self.index), *settings)
-            else:
-                self._opened = self._prebuilt(self.index, LuceneImpactSearcher, settings)
+            settings = _settings(self.encoder)
+            try:
+                if isinstance(self.index, Path):
+                    self._opened = LuceneImpactSearcher(str(self.index), *settings)
+                else:
+                    self._opened = self._prebuilt(self.index, LuceneImpactSearcher, settings)
+            except JavaException as error:
+                if "onnx" not in settings:
+                    raise
+                raise FileNotFoundError(
+                    f"encoder {self.encoder!r}: Anserini could not start it; expected a name it knows, and a network "
+                    f"where the model was not fetched before: {error}"
+                ) from error
             _log.info("opened %s: %d documents", self.index, self._opened.num_docs)
         return self._opened
 
@@ -178,12 +178,17 @@ class _Searcher:
         return opened
 
 
-def _check_encoder(encoder: str | None, encoder_type: str) -> None:
-    if encoder_type not in ("pytorch", "onnx"):
-        raise ValueError(f"encoder_type {encoder_type!r}: expected 'pytorch' or 'onnx'")
-    if encoder_type == "onnx" and encoder is None:
-        raise ValueError("encoder_type 'onnx' needs the name of an encoder, for example 'SpladeV3'")
-    if encoder_type == "onnx" or encoder is None or Path(encoder).is_file():
+def _settings(encoder: str | None) -> tuple[str | None, float, str]:
+    """Return Pyserini's own: encoder, least idf of a word of the query (its default), and what runs the encoder."""
+    if encoder is not None and encoder.startswith(_ONNX):
+        return encoder.removeprefix(_ONNX), 0.0, "onnx"
+    return encoder, 0.0, "pytorch"
+
+
+def _check_encoder(encoder: str | None) -> None:
+    if encoder == _ONNX:
+        raise ValueError(f"encoder {encoder!r}: expected a name of Anserini's after it, for example 'onnx:SpladeV3'")
+    if encoder is None or encoder.startswith(_ONNX) or Path(encoder).is_file():
         return
     if not any(family in encoder.lower() for family in _FAMILIES):
         raise ValueError(

@@ -82,29 +82,21 @@ def find_java() -> JavaRuntime:
     )
 
 
-def start_jvm(heap: str | None = None) -> JavaRuntime:
+def start_jvm() -> JavaRuntime:
     """Start the JVM with Anserini on its classpath, unless it runs already, and return what it runs on.
 
-    Call it before importing pyserini. What Java prints goes to stderr from then on, and only from WARN up.
-
-    Args:
-        heap: largest heap, such as "2g"; default is Java's own, a quarter of the memory.
+    Call it before importing pyserini. What Java prints goes to stderr from then on, and only from WARN up. Its heap may
+    grow to a quarter of the memory; another bound is set as for any Java, by the environment: JAVA_TOOL_OPTIONS=-Xmx2g.
 
     Raises:
         MissingPrerequisite: no Java 21, or no pyserini.
         RuntimeError: the JVM was started by the process that this one was forked from.
-        ValueError: a heap that is not a size.
     """
     global _started
-    if heap is not None and not re.fullmatch(r"[1-9]\d*[kKmMgG]", heap):
-        raise ValueError(f"heap {heap!r}: expected a size such as '512m' or '2g'")
     if _started is not None:
         _check_not_forked(_started.pid)
     else:
-        _started = _Started(os.getpid(), _running_java() or _start(find_java(), heap))
-        return _started.runtime
-    if heap is not None:
-        _log.warning("the JVM runs already: its heap stays as it is, %s is not applied", heap)
+        _started = _Started(os.getpid(), _running_java() or _start(find_java()))
     return _started.runtime
 
 
@@ -172,15 +164,13 @@ def _running_java() -> JavaRuntime | None:
     return runtime
 
 
-def _start(runtime: JavaRuntime, heap: str | None) -> JavaRuntime:
+def _start(runtime: JavaRuntime) -> JavaRuntime:
     jar = anserini_jar()
     import jnius_config
 
     jnius_config.add_classpath(str(jar))
     if f" {_VECTOR_MODULE} " in _release(runtime.home).replace('"', " "):
         jnius_config.add_options(f"--add-modules={_VECTOR_MODULE}")
-    if heap is not None:
-        jnius_config.add_options(f"-Xmx{heap}")
     with _java_home(runtime.home):
         import jnius  # starts the JVM
     # Anserini's log4j writes to stdout, where our own results go. It takes System.out when it is first loaded, so the
