@@ -4,10 +4,11 @@
     python benchmarks/baselines_end_to_end.py --data ../shared/data --output runs/look --queries 3     # a quick look
 
 DL19 (43 queries, BM25 top 100) and NovelEval (21 queries, 20 passages in BM25 order). The attention systems read the
-embedded model with isolated passages, as it was trained; all but icr with the heads that HeadRank uses. RankGPT, first-token and Qwen3-Reranker get a chat model of random weights with Qwen3's tokenizer, whose
-head prefers identifiers: **its quality means nothing**. RankGPT's replies repeat a few identifiers, so that repairs
-leave most of the first stage's order; the other two order at random. Shown of them is that every candidate comes back
-once, what they cost, and how many replies had to be repaired. The same command continues an interrupted run.
+embedded model, with isolated passages as it was trained; all but icr with the heads that HeadRank uses. RankGPT,
+first-token and Qwen3-Reranker get a chat model of random weights with Qwen3's tokenizer, whose head prefers
+identifiers: **its quality means nothing**. RankGPT's replies repeat a few identifiers, so that repairs leave most of
+the first stage's order; the other two order at random. Shown of them is that every candidate comes back once, what they
+cost, and how many replies had to be repaired. The same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -113,11 +114,9 @@ def judgments(qrels: Path, candidates: Path, output: Path) -> Path:
 def rerank(system: str, chat: Path, candidates: Path, qrels: Path, output: Path, batch_size: int) -> Path:
     """Run one system with `headrank rerank` and return its run directory, checked."""
     model = chat if system in GENERATIVE else embedded_model()
-    reading = [] if system in GENERATIVE else ["--passages", "isolated"]  # as the embedded model was trained
-    if system in ("qrhead", "core", "qrranker"):
-        reading += ["--heads", embedded_model() / "heads.json"]
+    heads = ["--heads", embedded_model() / "heads.json"] if system in ("qrhead", "core", "qrranker") else []
     command = ["rerank", "--candidates", candidates, "--qrels", qrels, "--output", output / system]
-    command += ["--system", system, "--model", model, *reading, "--batch-size", batch_size, "--device", "cpu"]
+    command += ["--system", system, "--model", model, *heads, "--batch-size", batch_size, "--device", "cpu"]
     headrank(command, allowed=(0, 7))  # 7: some queries failed, which the table says
     for expected, found in lists(candidates, output / system):
         if sorted(expected) != sorted(found):

@@ -187,8 +187,9 @@ def random_model(arguments: argparse.Namespace, *, selects: bool, dtype=None):
 def demo_lists(count: int, repeat: int):
     """Return lists of demo passages with grades of the demo's judgments, 1 for one passage at least."""
     from headrank_pipeline.align.lists import GradedList
+    from headrank_pipeline.passages import read_corpus
     from headrank_pipeline.records import Candidate, Query, Ranking
-    from headrank_pipeline.trec import read_corpus, read_topics
+    from headrank_pipeline.trec import read_topics
 
     demo = Path(str(files("headrank_pipeline") / "resources" / "demo"))
     passages = list(read_corpus(demo / "corpus.jsonl"))

@@ -1,7 +1,7 @@
-"""Topics, qrels, runs, candidates and corpora: the only reader and writer of each.
+"""Topics, qrels, runs and candidates: the only reader and writer of each; corpora are read by `passages`.
 
 Every reader takes plain or gzipped files, keeps ids as strings ('007' stays '007') and names file and line in its
-errors. Every writer is atomic. Scores are written under the one tie rule (`run_scores`).
+errors. Every writer is atomic. Scores are written under the one tie rule (`tie_rule.run_scores`).
 
 | what       | read                                                              | written                          |
 |------------|-------------------------------------------------------------------|----------------------------------|
@@ -9,7 +9,6 @@ errors. Every writer is atomic. Scores are written under the one tie rule (`run_
 | qrels      | TREC four columns, BEIR TSV with its header                       |                                  |
 | run        | ``qid Q0 docid rank score tag``                                   | the same                         |
 | candidates | JSONL of Pyserini's REST server or rank_llm, or one JSON array    | JSONL of either                  |
-| corpus     | BEIR JSONL, ``{id, contents}`` JSONL, TSV ``docid<tab>text``      |                                  |
 """
 
 from __future__ import annotations
@@ -34,26 +33,19 @@ from headrank_pipeline.files import (
     refuse_header,
     string_field,
 )
-from headrank_pipeline.passages import Passage, passage_from_raw, read_corpus, title_and_text
+from headrank_pipeline.passages import passage_from_raw, title_and_text
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.tie_rule import run_scores, six_decimal_scores
+from headrank_pipeline.tie_rule import run_scores
 
 __all__ = [
     "CandidateLayout",
-    "Passage",
     "Qrels",
-    "atomic_writer",
     "candidate_line",
-    "open_text",
-    "passage_from_raw",
     "read_candidates",
-    "read_corpus",
     "read_qrels",
     "read_run",
     "read_topics",
     "run_lines",
-    "run_scores",
-    "six_decimal_scores",
     "write_candidates",
     "write_run",
 ]
@@ -202,7 +194,7 @@ def read_run(path: PathLike) -> dict[str, list[Candidate]]:
 def run_lines(ranking: Ranking, tag: str) -> list[str]:
     """Return the lines ``qid Q0 docid rank score tag`` of one ranking, without line ends.
 
-    Scores are those of `run_scores`, so that an evaluator sees this order; the raw values belong elsewhere.
+    Scores are those of `tie_rule.run_scores`, so that an evaluator sees this order; the raw values belong elsewhere.
 
     Raises:
         ValueError: a tag that is empty or holds white space.

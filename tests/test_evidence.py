@@ -16,9 +16,10 @@ from graded_lists import overlap_lists
 from tiny_models import tiny_model
 
 from headrank_pipeline.align.lists import GradedList
+from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.rerank.recipes import embedded_model
-from headrank_pipeline.trec import read_corpus, read_qrels, read_topics, write_candidates
+from headrank_pipeline.trec import read_qrels, read_topics, write_candidates
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -8,15 +8,12 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrank_pipeline.files import atomic_writer, open_text
+from headrank_pipeline.passages import Passage, passage_from_raw, read_corpus
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import (
-    Passage,
-    atomic_writer,
     candidate_line,
-    open_text,
-    passage_from_raw,
     read_candidates,
-    read_corpus,
     read_qrels,
     read_run,
     read_topics,

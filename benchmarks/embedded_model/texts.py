@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrank_pipeline.trec import read_candidates, read_corpus, read_qrels, read_topics
+from headrank_pipeline.passages import read_corpus
+from headrank_pipeline.trec import read_candidates, read_qrels, read_topics
 
 __all__ = ["COLLECTIONS", "Passage", "Texts", "TrainingQuery", "gather"]
 

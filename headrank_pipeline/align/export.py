@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from headrank_pipeline.align.scorer import Reading
 from headrank_pipeline.attention.model import LoadedModel
-from headrank_pipeline.trec import atomic_writer
+from headrank_pipeline.files import atomic_writer
 
 __all__ = ["export"]
 

@@ -16,7 +16,7 @@ from headrank_pipeline.align import measures
 from headrank_pipeline.align.lists import GradedList, Order, arranged
 from headrank_pipeline.align.scorer import ListScorer, ndcg
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.trec import atomic_writer
+from headrank_pipeline.files import atomic_writer
 
 __all__ = ["BINARY_MEASURES", "CRITERIA", "Criterion", "HeadTable", "SelectionConfig", "measure_heads"]
 

@@ -18,16 +18,10 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from headrank_pipeline.files import json_object_lines, numbered_lines
+from headrank_pipeline.files import atomic_writer, json_object_lines, numbered_lines
+from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Ranking
-from headrank_pipeline.trec import (
-    Qrels,
-    atomic_writer,
-    candidate_line,
-    read_candidates,
-    read_corpus,
-    read_qrels,
-)
+from headrank_pipeline.trec import Qrels, candidate_line, read_candidates, read_qrels
 
 __all__ = [
     "GradedList",

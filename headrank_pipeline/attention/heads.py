@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.trec import atomic_writer
+from headrank_pipeline.files import atomic_writer
 
 __all__ = ["HeadSet", "all_heads", "published_heads", "resolve_heads"]
 

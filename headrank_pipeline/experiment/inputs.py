@@ -25,9 +25,9 @@ from headrank_pipeline.experiment.facts import (
 from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.stages import StageChoice, StageSetting, first_stage_supply
 from headrank_pipeline.experiment.supply import Supply, supply_from_file
-from headrank_pipeline.files import numbered_lines
+from headrank_pipeline.files import atomic_writer, numbered_lines
 from headrank_pipeline.records import Query, Ranking
-from headrank_pipeline.trec import Qrels, atomic_writer, read_qrels, read_topics
+from headrank_pipeline.trec import Qrels, read_qrels, read_topics
 
 __all__ = ["Inputs", "LocalFiles", "resolve_inputs", "topics_beside"]
 

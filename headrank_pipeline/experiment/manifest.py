@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.trec import atomic_writer
+from headrank_pipeline.files import atomic_writer
 
 __all__ = [
     "SCHEMA_VERSION",

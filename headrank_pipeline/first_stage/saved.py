@@ -14,9 +14,10 @@ from typing import Any
 
 from headrank_pipeline.first_stage.index import sha256
 from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
+from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.pipeline import Queries, Source, as_queries
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.trec import read_candidates, read_corpus, read_run, read_topics
+from headrank_pipeline.trec import read_candidates, read_run, read_topics
 
 __all__ = ["SavedSource", "saved_candidates", "saved_run"]
 
