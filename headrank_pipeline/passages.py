@@ -46,6 +46,9 @@ class Passage:
 def read_corpus(path: str | os.PathLike[str]) -> Iterator[Passage]:
     """Yield the passages of a corpus file in file order; does not check for docids that occur twice.
 
+    Args:
+        path: BEIR JSONL, ``{id, contents}`` JSONL or TSV ``docid<tab>text``; plain or gzip.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: a malformed line; names file and line.
