@@ -418,6 +418,12 @@ def test_same_query_in_training_and_dev_is_refused():
         TrainingData(LISTS, LISTS)
 
 
+def test_a_budget_of_no_tokens_is_no_default(folder):
+    scorer = ListScorer(AttentionReader(fresh(folder)), SHORT, max_prompt_tokens=0)
+    with pytest.raises(ValueError, match="0 tokens, which leaves fewer than"):
+        scorer.prompts(LISTS[:1])
+
+
 def test_calibrated_rule_is_refused(folder, tmp_path):
     calibrated = replace(SHORT, rule=replace(SHORT.rule, content_free="N/A"))
     trainer = Trainer(fresh(folder), calibrated, TrainingData(LISTS), QUICK, directory=tmp_path)

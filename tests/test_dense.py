@@ -321,6 +321,8 @@ def test_what_is_no_index_or_no_encoder_is_named(tmp_path, encoder_folder):
         load_encoder("BAAI/bge-base-en-v1.5")
     with pytest.raises(FileNotFoundError, match="no such folder of an encoder"):
         load_encoder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="max_length 0: expected at least 1"):
+        load_encoder(encoder_folder, max_length=0)
 
 
 def test_what_the_folder_states_can_be_overruled(encoder_folder):

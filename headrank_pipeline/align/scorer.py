@@ -49,7 +49,7 @@ class ListScorer:
         self.reader = reader
         self.reading = reading
         self.rule = reading.rule
-        budget = max_prompt_tokens or reader.max_prompt_tokens
+        budget = reader.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
         self.builder = PromptBuilder(reader.tokenizer, reading.template, max_prompt_tokens=budget)
         weights = reader.heads.weights or (1.0,) * len(reader.heads.heads)
         total = sum(weights) if reading.rule.heads == "mean" else 1.0

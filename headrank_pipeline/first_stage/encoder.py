@@ -42,6 +42,9 @@ class Encoder:
         passage_prefix: set before every passage, likewise.
         max_length: tokens kept of a text.
         device: cpu, cuda, cuda:1, …
+
+    Raises:
+        ValueError: a length below 1.
     """
 
     name: str
@@ -52,6 +55,10 @@ class Encoder:
     max_length: int = _MAX_LENGTH
     device: str = "cpu"
     _loaded: list[Any] = field(default_factory=list, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise ValueError(f"encoder {self.name}: max_length {self.max_length}: expected at least 1")
 
     def describe(self) -> dict[str, Any]:
         """Return everything that can change a vector, as JSON-ready values; a local model by its weights' checksum."""
@@ -116,7 +123,7 @@ def load_encoder(
 
     Raises:
         FileNotFoundError: a path that does not exist.
-        ValueError: a pooling that neither the caller nor the folder states.
+        ValueError: a pooling that neither the caller nor the folder states, or a length below 1.
     """
     folder = Path(name)
     known = _stated(folder) if folder.is_dir() else {}
@@ -134,7 +141,7 @@ def load_encoder(
         bool(normed),
         query_prefix=query_prefix,
         passage_prefix=passage_prefix,
-        max_length=max_length or int(known.get("max_length") or _MAX_LENGTH),
+        max_length=int(known.get("max_length", _MAX_LENGTH)) if max_length is None else max_length,
         device=device,
     )
 
