@@ -255,7 +255,7 @@ def test_failed_queries_are_listed_and_end_with_status_7(files, model):
         (["--option", "reverse"], 2, "expected NAME=VALUE"),
         (["--option", "revers=true"], 5, "has no option"),
         (["--heads", "no-such-set"], 5, "no-such-set"),
-        (["--depth", "0"], 5, "depth 0: expected at least 1"),
+        (["--depth", "0"], 2, "0 is not in the range x>=1"),
         (["--first-stage-weight", "2"], 5, "interpolation weight 2.0: expected 0"),
         (["--log-scores"], 2, "--log-scores says how --first-stage-weight mixes"),
         (["--chat", "klingon"], 5, "chat 'klingon': expected auto or one of chatml, granite, llama3, mistral"),

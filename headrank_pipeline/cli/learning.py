@@ -36,7 +36,7 @@ _DETECTION = {"core": {"content_free": None, "filter_deviations": None, "trailin
 @click.option(
     "--unjudged", type=click.Choice(["zero", "drop"]), default="zero", show_default=True, help="Grade 0, or left out."
 )
-@click.option("--depth", type=int, help="Candidates taken per query.  [default: all]")
+@click.option("--depth", type=click.IntRange(min=1), help="Candidates taken per query.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def lists(
     candidates: Path, qrels: Path, output: Path, corpus: Path | None, unjudged: Any, depth: int | None, as_json: bool
@@ -75,7 +75,7 @@ def lists(
 @click.option("--relevance-level", "-l", default=1, show_default=True, help="Lowest relevant grade: qrscore, core.")
 @click.option("--order", type=click.Choice(["random", "given", "reversed"]), default="random", show_default=True)
 @click.option("--list-size", type=int, help="Passages drawn from each list.  [default: all]")
-@click.option("--max-lists", type=int, help="Use only the first so many lists.")
+@click.option("--max-lists", type=click.IntRange(min=1), help="Use only the first so many lists.")
 @click.option("--max-prompt-tokens", type=int, help="Budget of a prompt.  [default: all the model's positions]")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--system", type=click.Choice(_READINGS), default="headrank", show_default=True,
@@ -175,7 +175,7 @@ def _costs(found: Selection) -> dict[str, Any]:
 @click.option("--seed", type=int)
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
               help="Any other training setting, such as objective.beta=4 or patience=3; repeatable.")  # fmt: skip
-@click.option("--max-lists", type=int, help="Use only the first so many training lists.")
+@click.option("--max-lists", type=click.IntRange(min=1), help="Use only the first so many training lists.")
 @PASSAGES_OPTION
 @click.option("--export-dtype", default="auto", show_default=True, help="Of the weights that are written.")
 @click.option("--figure/--no-figure", default=True, show_default=True, help="Draw the curves (training/curves.png).")

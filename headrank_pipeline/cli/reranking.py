@@ -169,7 +169,8 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 @path_option("--candidates", "Candidates JSONL with text, as retrieve writes them.", required=True)
 @path_option("--output", "Run directory.", required=True)
 @with_options(*RERANKER_OPTIONS)
-@click.option("--depth", default=100, show_default=True, help="Candidates that are reranked; the rest follow.")
+@click.option("--depth", type=click.IntRange(min=1), default=100, show_default=True,
+              help="Candidates that are reranked; the rest follow.")  # fmt: skip
 @path_option("--qrels", "Evaluate with these judgments.")
 @click.option("--measure", "-m", "measures", multiple=True, help="Repeatable.  [default: nDCG@10, R@100]")
 @click.option("--relevance-level", "-l", default=1, show_default=True)
