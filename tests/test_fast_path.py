@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
 from headrank_pipeline.attention import budget, kernels
+from headrank_pipeline.attention import reader as engine
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.kernels import (
     blockwise_causal_attention,
@@ -353,7 +354,9 @@ def test_running_out_of_memory_halves_the_batch_and_changes_no_score(folders, fr
         import logging, resource, sys
         sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})
         import torch
+        from headrank_pipeline.attention import reader as engine
         from test_fast_path import AttentionReader, HEADS, builder, differences, load, prompts
+        engine._CPU_PASS_TOKENS = 10**6  # as on a GPU: there prompts of any length share a pass
         logging.basicConfig(format="%(message)s", stream=sys.stdout)
         loaded = load({str(folders["qwen3"])!r}, HEADS, device="cpu")
         made = prompts(builder(), lists=12, passages=20)
@@ -367,6 +370,18 @@ def test_running_out_of_memory_halves_the_batch_and_changes_no_score(folders, fr
     """)
     assert finished.returncode == 0, finished.stderr
     assert "out of memory with" in finished.stdout
+
+
+def test_long_prompts_do_not_share_a_pass_on_a_cpu(folders, monkeypatch):
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    passes = []
+    loaded.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    made = prompts(builder(), lists=3)
+    AttentionReader(loaded).read(made)
+    assert len(passes) == 1
+    monkeypatch.setattr(engine, "_CPU_PASS_TOKENS", max(map(len, made)))
+    AttentionReader(loaded).read(made)
+    assert len(passes) == 1 + 3
 
 
 def test_a_prompt_too_large_for_memory_is_an_error_that_says_what_to_do(folders, monkeypatch):

@@ -47,9 +47,9 @@ __all__ = ["AttentionReader", "FastPath"]
 
 logger = logging.getLogger(__name__)
 
-# Isolated passages may run in passes of any size, and on a CPU small ones stay in its caches: with layers of Qwen3-0.6B
-# in float32, 2048 tokens took 0.7 of the time of 16384; 512 to 2048 were alike.
-_CPU_ROW_TOKENS = 2048
+# On a CPU short prompts, or isolated passages, share a pass up to this size only: arithmetic is as fast on few tokens
+# as on many, and small passes stay in its caches (docs/performance.md).
+_CPU_PASS_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,9 @@ class AttentionReader:
 
     Args:
         loaded: what `headrank_pipeline.attention.model.load` returns.
-        batch_tokens: padded tokens of one forward pass, or ``auto`` for what free memory allows. Where memory runs out
-            all the same, the batch is read again in halves, and later ones start smaller.
+        batch_tokens: padded tokens of one forward pass at most, or ``auto`` for what free memory allows. Where memory
+            runs out all the same, the batch is read again in halves, and later ones start smaller. On a CPU prompts
+            share a pass up to 2048 tokens, whatever is allowed.
         passage_cache: keeps keys of isolated passages from query to query, while the weights stay as they are.
         fast: shortcuts to take; all of them by default.
 
@@ -214,7 +215,9 @@ class AttentionReader:
         longest = 0
         for prompts in lists:
             tokens = self._tokens(prompts)
-            if batch and (len(batch) + 1) * max(longest, tokens) > self._room:
+            isolated = prompts[0].boundaries is not None  # whose passages are divided among passes anyway
+            room = self._room if isolated else self._shared(self._room)
+            if batch and (len(batch) + 1) * max(longest, tokens) > room:
                 yield batch
                 batch, longest = [], 0
             batch.append(prompts)
@@ -338,7 +341,11 @@ class AttentionReader:
     def row_tokens(self, kept: int) -> int:
         """Return the padded tokens of one pass over a part of isolated passages of `kept` tokens in all."""
         room = tokens_beside(kept, self._room, *self._sizes) if self.batch_tokens == "auto" else self._room
-        return min(room, _CPU_ROW_TOKENS) if self.device.type == "cpu" else room
+        return self._shared(room)
+
+    def _shared(self, room: int) -> int:
+        """Return how many of the tokens that fit into a pass several prompts or passages may share."""
+        return min(room, _CPU_PASS_TOKENS) if self.device.type == "cpu" else room
 
     def prefill(self, ids: Tensor, past: Past, *, mask: Tensor | None, positions: Tensor | None) -> None:
         """Run tokens [B, T] and read nothing; `past` sees their keys and values."""
