@@ -226,6 +226,11 @@ def test_each_run_records_the_command_that_runs_it_alone(mini, model):
     assert alone.exit_code == 0, alone.output  # the same directory: it continues the run, with nothing left to do
 
 
+def test_a_dry_run_repeats_the_name_of_the_embedded_model_as_it_was_given():
+    shown = invoke("run", PIPELINES / "beir-fiqa.yaml", "--model", "embedded", "--dry-run").stdout
+    assert "--output runs/beir-fiqa/headrank-embedded --model embedded" in shown
+
+
 def test_files_of_one_benchmark_are_refused_for_several(mini, model):
     result = invoke(*arguments(mini, model), "--qrels", mini / "q.txt")
     assert result.exit_code == 2

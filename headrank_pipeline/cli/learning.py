@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrank_pipeline.cli.reporting import command_line, echo_json, table
-from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, path_option
+from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, named_model, path_option
 
 if TYPE_CHECKING:
     from headrank_pipeline.align.selection import Selection
@@ -107,7 +107,7 @@ def select_heads(
     from headrank_pipeline.comparison.learning_figures import head_map
     from headrank_pipeline.experiment.progress import Progress
 
-    config = SelectionConfig(**settings)
+    model, config = named_model(model), SelectionConfig(**settings)
     graded = read_lists(lists)
     loaded = load(model, "all", device=device, dtype=dtype, revision=revision)
     origin = describe_file(lists)
@@ -217,6 +217,7 @@ def train(
     config = configured(TrainingConfig(), named | dict(_setting(text) for text in settings))
     origin = {"lists": describe_file(lists), "max_lists": max_lists} | ({"dev": describe_file(dev)} if dev else {})
     data = TrainingData(read_lists(lists)[:max_lists], read_lists(dev) if dev else (), origin)
+    model = named_model(model)
     loaded = load(model, heads, device=device, dtype=dtype, revision=revision)
     directory = output / "training"
     trainer = Trainer(

@@ -40,6 +40,7 @@ __all__ = [
     "load_reranker",
     "measures_table",
     "model_option",
+    "named_model",
     "open_reranker",
     "path_option",
     "report",
@@ -67,8 +68,8 @@ PASSAGES_OPTION = click.option(
 )
 
 
-def _named_model(ctx: click.Context, option: click.Parameter, name: str | None) -> str | None:
-    """``embedded`` is the model that ships with the package, unless a folder here is called so."""
+def named_model(name: str) -> str:
+    """Return the folder or name to load; ``embedded`` is what ships with the package, unless a folder is called so."""
     if name != "embedded" or Path(name).is_dir():
         return name
     from headrank_pipeline.rerank.recipes import embedded_model
@@ -81,7 +82,6 @@ def model_option(*, required: bool) -> Callable[[Command], Command]:
     return click.option(
         "--model",
         required=required,
-        callback=_named_model,
         help="Folder of a model, its Hugging Face name, or 'embedded': the small one that ships with the package.",
     )
 
@@ -265,6 +265,7 @@ def load_reranker(
     **baseline: Any,
 ) -> Reranker:
     """Return the reranker that the flags describe, with its model loaded; `baseline` are the flags of baselines."""
+    model = named_model(model)
     named = {"passage_words": passage_words, "passages": passages}
     changes = dict(map(_option, options)) | {name: value for name, value in named.items() if value is not None}
     if offline:
