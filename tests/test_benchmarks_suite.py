@@ -259,6 +259,13 @@ def test_a_definition_with_fields_is_run_among_several(mini, model):
     assert (first["name"], first["status"]) == ("beir-one", "done")
 
 
+def test_a_collection_without_a_definition_retrieves_as_many_as_are_reranked():
+    shown = invoke("run", "--dataset", "beir/scifact/test", "--depth", 200, "--model", "embedded", "--dry-run")
+    assert shown.exit_code == 0, shown.stderr
+    assert benchmark_of_dataset("beir/scifact/test", depth=200).first_stage.hits == 200
+    assert benchmark_of_dataset("beir/scifact/test", depth=20).first_stage.hits == 100
+
+
 @pytest.mark.parametrize(
     ("depth", "message"),
     [(0, "0 is not in the range x>=1"), (101, "--depth 101 is above the 100 hits of beir-scifact's first stage")],

@@ -199,15 +199,16 @@ def _definitions(given: dict[str, Any]) -> list[tuple[Path | None, Benchmark]]:
 
     named = (given["every"], bool(given["definitions"]), given["dataset"] is not None)
     own = given["corpus"] or given["candidates"]
+    depth = {} if given["depth"] is None else {"depth": given["depth"]}
     if not any(named) and own and given["qrels"]:
-        return [(None, benchmark_of_files(own.absolute().parent.name))]
+        return [(None, benchmark_of_files(own.absolute().parent.name, **depth))]
     if sum(named) != 1:
         raise click.UsageError(
             "name a BENCHMARK.yaml, or pass --all to run every definition of --pipelines, or --dataset ID, or a "
             "collection of your own: --corpus, --topics and --qrels, or --candidates and --qrels"
         )
     if given["dataset"] is not None:
-        return [(None, benchmark_of_dataset(given["dataset"]))]
+        return [(None, benchmark_of_dataset(given["dataset"], **depth))]
     if given["every"]:
         return [*find_benchmarks(given["pipelines"], extra=given["extra"])]
     return [(path, load_benchmark(path)) for path in given["definitions"]]

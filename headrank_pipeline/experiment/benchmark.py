@@ -201,11 +201,15 @@ def embedded_benchmark(name: str) -> Benchmark:
     return load_benchmark(Path(str(resources.files("headrank_pipeline"))) / "resources" / name / "pipeline.yaml")
 
 
-def benchmark_of_dataset(dataset: str) -> Benchmark:
+def benchmark_of_dataset(dataset: str, *, depth: int = 100) -> Benchmark:
     """Return a benchmark for any collection of ir_datasets: BM25 as Pyserini has it, nDCG@10 and R@100.
 
     Its index is built from the collection's documents unless one is given. As in Pyserini's reproductions the query's
     own document is left out for BEIR; BRIGHT's grade of excluded documents is known.
+
+    Args:
+        dataset: its id.
+        depth: candidates that are reranked; so many are retrieved, 100 at least.
 
     Examples:
         >>> benchmark_of_dataset("beir/scifact/test").name
@@ -217,24 +221,32 @@ def benchmark_of_dataset(dataset: str) -> Benchmark:
         Collection(ir_datasets=dataset),
         remove_query=dataset.startswith(("beir/", "bright/")),
         exclude_grade=-100 if dataset in _EXCLUDING else None,
+        depth=depth,
     )
 
 
-def benchmark_of_files(name: str) -> Benchmark:
+def benchmark_of_files(name: str, *, depth: int = 100) -> Benchmark:
     """Return a benchmark that names no collection: everything comes from the files that are given with it.
+
+    Args:
+        name: of the benchmark, made fit for a folder.
+        depth: as in `benchmark_of_dataset`.
 
     Examples:
         >>> benchmark_of_files("My Corpus").name
         'my-corpus'
     """
     known = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "local"
-    return _default_benchmark(known, f"files of {name}", Collection(), remove_query=False, exclude_grade=None)
+    return _default_benchmark(
+        known, f"files of {name}", Collection(), remove_query=False, exclude_grade=None, depth=depth
+    )
 
 
 def _default_benchmark(
-    name: str, title: str, collection: Collection, *, remove_query: bool, exclude_grade: int | None
+    name: str, title: str, collection: Collection, *, remove_query: bool, exclude_grade: int | None, depth: int
 ) -> Benchmark:
-    stage = FirstStage(method="bm25", k1=0.9, b=0.4, hits=100, remove_query=remove_query, exclude_grade=exclude_grade)
+    hits = max(depth, 100)  # R@100 is measured
+    stage = FirstStage(method="bm25", k1=0.9, b=0.4, hits=hits, remove_query=remove_query, exclude_grade=exclude_grade)
     return Benchmark(
         schema=1,
         name=name,
@@ -243,7 +255,7 @@ def _default_benchmark(
         collection=collection,
         queries="judged",
         first_stage=stage,
-        depth=100,
+        depth=depth,
         measures=("nDCG@10", "R@100"),
         relevance_level=1,
     )
