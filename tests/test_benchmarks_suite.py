@@ -259,6 +259,14 @@ def test_a_definition_with_fields_is_run_among_several(mini, model):
     assert (first["name"], first["status"]) == ("beir-one", "done")
 
 
+def test_topics_that_can_come_from_nowhere_are_told_before_a_model_is_loaded(mini, tmp_path):
+    corpus, qrels = tmp_path / "corpus.jsonl", mini / "data" / "beir-two" / "qrels.txt"
+    corpus.write_text('{"_id": "d1", "text": "a"}\n')
+    result = invoke("run", "--corpus", corpus, "--qrels", qrels, "--model", tmp_path / "nowhere", "--heads", "all")
+    assert result.exit_code == 4
+    assert "names no ir_datasets entry for its topics; pass --topics FILE" in result.stderr
+
+
 def test_a_collection_without_a_definition_retrieves_as_many_as_are_reranked():
     shown = invoke("run", "--dataset", "beir/scifact/test", "--depth", 200, "--model", "embedded", "--dry-run")
     assert shown.exit_code == 0, shown.stderr

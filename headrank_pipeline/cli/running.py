@@ -85,6 +85,8 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
 @click.pass_context
 def run(ctx: click.Context, /, **given: Any) -> None:
     """Run benchmarks: retrieve, rerank, evaluate; the same command continues an interrupted run."""
+    from headrank_pipeline.experiment.inputs import check_sources
+
     if given["model"] is None and not given["dry_run"]:
         raise click.UsageError("Missing option '--model'.")
     jobs = list(_jobs(ctx, given))
@@ -94,6 +96,8 @@ def run(ctx: click.Context, /, **given: Any) -> None:
         return
     for job in jobs:
         job.local.check()
+        if not several:  # of several, what one lacks is told in the summary, and the others run
+            check_sources(job.benchmark, job.local)
     flags = {name: given[name] for name in RERANKER_FLAGS}
     with open_reranker(given["workers"], **flags) as reranker:
         if several:

@@ -29,7 +29,7 @@ from headrank_pipeline.files import atomic_writer, numbered_lines
 from headrank_pipeline.records import Query, Ranking
 from headrank_pipeline.trec import Qrels, read_qrels, read_topics
 
-__all__ = ["Inputs", "LocalFiles", "resolve_inputs", "topics_beside"]
+__all__ = ["Inputs", "LocalFiles", "check_sources", "resolve_inputs", "topics_beside"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,20 @@ class Inputs:
 
     supply: Supply
     judgement: Judgement
+
+
+def check_sources(benchmark: Benchmark, local: LocalFiles) -> None:
+    """Fail where topics or qrels can come from nowhere; a model need not be loaded to learn that.
+
+    Raises:
+        FileNotFoundError: names what is missing and the flag that supplies it.
+    """
+    embedded = benchmark.collection.embedded_file
+    if local.qrels is None and embedded("qrels.tsv") is None:
+        _dataset_id(benchmark, local, "qrels", "--qrels FILE")
+    topics = local.topics or local.candidates or topics_beside(local.corpus)
+    if topics is None and embedded("queries.jsonl") is None:
+        _dataset_id(benchmark, local, "topics", "--topics FILE")
 
 
 def resolve_inputs(
