@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, tee
+from numbers import Integral
 from typing import Any
 
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -99,11 +100,8 @@ class Source(ABC):
         return None
 
     def __mod__(self, cutoff: int) -> Source:
-        if isinstance(cutoff, bool) or not isinstance(cutoff, int):
-            raise TypeError(f"% takes a whole number of candidates, got {cutoff!r}")
-        if cutoff < 1:
-            raise ValueError(f"% {cutoff}: expected at least 1 candidate")
-        return self.limited(cutoff) or _Cutoff(self, cutoff)
+        hits = _checked_cutoff(cutoff)
+        return self.limited(hits) or _Cutoff(self, hits)
 
     def __rshift__(self, other: object) -> Source:
         if isinstance(other, Reranker):
@@ -204,11 +202,7 @@ class Reranker(ABC):
         raise TypeError(f">> takes a reranker on its right, got {_name(other)}")
 
     def __mod__(self, cutoff: int) -> Reranker:
-        if isinstance(cutoff, bool) or not isinstance(cutoff, int):
-            raise TypeError(f"% takes a whole number of candidates, got {cutoff!r}")
-        if cutoff < 1:
-            raise ValueError(f"% {cutoff}: expected at least 1 candidate")
-        return _CutReranker(self, cutoff)
+        return _CutReranker(self, _checked_cutoff(cutoff))
 
 
 @dataclass(frozen=True)
@@ -347,6 +341,14 @@ class _CutReranker(Reranker):
 
     def origins(self) -> dict[str, str]:
         return self.reranker.origins()
+
+
+def _checked_cutoff(cutoff: object) -> int:
+    if isinstance(cutoff, bool) or not isinstance(cutoff, Integral):
+        raise TypeError(f"% takes a whole number of candidates, got {cutoff!r}")
+    if cutoff < 1:
+        raise ValueError(f"% {cutoff}: expected at least 1 candidate")
+    return int(cutoff)  # NumPy's integers cannot be written into manifests
 
 
 def _name(stage: object) -> str:

@@ -5,7 +5,7 @@ errors. Every writer is atomic. Scores are written under the one tie rule (`tie_
 
 | what       | read                                                              | written                          |
 |------------|-------------------------------------------------------------------|----------------------------------|
-| topics     | TSV ``qid<tab>text``, BEIR JSONL, TREC ``<top><num><title>``      |                                  |
+| topics     | TSV ``qid<tab>text``, BEIR JSONL, TREC ``<top><num><title>``, XML |                                  |
 | qrels      | TREC four columns, BEIR TSV with its header                       |                                  |
 | run        | ``qid Q0 docid rank score tag``                                   | the same                         |
 | candidates | JSONL of Pyserini's REST server or rank_llm, or one JSON array    | JSONL of either                  |
@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -57,6 +58,9 @@ PathLike = str | os.PathLike[str]
 _BEIR_QRELS_HEADER = ["query-id", "corpus-id", "score"]
 _TREC_TOPIC = re.compile(r"<top>(.*?)(?=</top>|<top>|\Z)", re.DOTALL | re.IGNORECASE)
 _TREC_NUMBER = re.compile(r"<num>\s*(?:number:)?\s*([^\s<]+)", re.IGNORECASE)
+# What the XML of TREC-COVID, the Web, Clinical Trials and Touché tracks calls a topic's number and its query.
+_XML_NUMBERS = ("number", "num", "id", "qid", "identifier")
+_XML_QUERIES = ("query", "title")
 _TREC_TITLE = re.compile(r"<title>\s*(?:topic:)?(.*?)(?=</?[a-z]|\Z)", re.DOTALL | re.IGNORECASE)
 
 
@@ -66,15 +70,17 @@ _TREC_TITLE = re.compile(r"<title>\s*(?:topic:)?(.*?)(?=</?[a-z]|\Z)", re.DOTALL
 def read_topics(path: PathLike) -> list[Query]:
     """Return the queries of a topics file in file order; its format is recognised from its content.
 
+    Of a TREC topic the title is read; of an XML topic the query, else the title, else its own text.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: a malformed line, an empty query text, or a qid that occurs twice; names file and line.
     """
-    first = next((line.lstrip() for _, line in numbered_lines(path, "topics")), "")
+    first = next((line.strip() for _, line in numbered_lines(path, "topics")), "")
     if first.startswith("{"):
         found = _jsonl_topics(path)
-    elif re.match(r"<(\?xml|!|top)", first, re.IGNORECASE):
-        found = _trec_topics(path)
+    elif first.startswith("<") and "\t" not in first:
+        found = _marked_up_topics(path)
     else:
         found = _tsv_topics(path)
     queries: list[Query] = []
@@ -91,7 +97,7 @@ def read_topics(path: PathLike) -> list[Query]:
         places[qid] = where
         queries.append(query)
     if not queries:
-        raise ValueError(f"{path}: no topics in it; expected TSV 'qid<tab>text', BEIR JSONL or TREC <top> records")
+        raise ValueError(f"{path}: no topics in it; expected TSV 'qid<tab>text', BEIR JSONL, TREC <top> or XML <topic>")
     return queries
 
 
@@ -111,15 +117,42 @@ def _jsonl_topics(path: PathLike) -> Iterator[tuple[str, str, str]]:
         yield where, qid, string_field(first_field(record, ("text", "query", "title"), where), "query text", where)
 
 
-def _trec_topics(path: PathLike) -> Iterator[tuple[str, str, str]]:
+def _marked_up_topics(path: PathLike) -> Iterator[tuple[str, str, str]]:
     with open_text(path, "topics") as file:
         content = file.read()
+    return _trec_topics(path, content) if _TREC_TOPIC.search(content) else _xml_topics(path, content)
+
+
+def _trec_topics(path: PathLike, content: str) -> Iterator[tuple[str, str, str]]:
     for topic in _TREC_TOPIC.finditer(content):
         where = f"{path}:{content.count(chr(10), 0, topic.start()) + 1}"
         number, title = _TREC_NUMBER.search(topic[1]), _TREC_TITLE.search(topic[1])
         if number is None or title is None:
             raise ValueError(f"{where}: <top> without {'<num>' if number is None else '<title>'}; expected both")
         yield where, number[1], " ".join(title[1].split())
+
+
+def _xml_topics(path: PathLike, content: str) -> Iterator[tuple[str, str, str]]:
+    try:
+        root = ElementTree.fromstring(content.lstrip())
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path}: neither TREC <top> records nor well-formed XML: {error}") from error
+    for place, topic in enumerate(root.iter("topic"), start=1):
+        where = f"{path}: topic {place}"
+        number = next(filter(None, (topic.get(name) or topic.findtext(name) for name in _XML_NUMBERS)), None)
+        if number is None:
+            raise ValueError(f"{where}: no number; expected <topic number=…> or one of {_listed(_XML_NUMBERS)} in it")
+        text = next(filter(None, map(topic.findtext, _XML_QUERIES)), None)
+        if text is None and len(topic):
+            raise ValueError(
+                f"{where}: expected one of {_listed(_XML_QUERIES)}, got {_listed(child.tag for child in topic)}; "
+                "write the field that is the query as TSV 'qid<tab>text'"
+            )
+        yield where, number.strip(), " ".join((text or topic.text or "").split())
+
+
+def _listed(tags: Iterable[str]) -> str:
+    return ", ".join(f"<{tag}>" for tag in tags)
 
 
 # ----------------------------------------------------------------------------------------------------------- qrels
@@ -343,7 +376,7 @@ def _server_record(candidate: Candidate, qid: str) -> dict[str, Any]:
 
 
 def _requests(path: PathLike) -> Iterator[tuple[str, Any]]:
-    first = next((line.lstrip() for _, line in numbered_lines(path, "candidates")), "")
+    first = next((line.strip() for _, line in numbered_lines(path, "candidates")), "")
     if first.startswith("["):
         with open_text(path, "candidates") as file:
             requests = parse_json(file.read(), str(path))

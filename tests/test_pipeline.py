@@ -1,7 +1,9 @@
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from headrank_pipeline.pipeline import Queries, Reranker, Source, as_queries
@@ -177,6 +179,13 @@ def test_a_first_stage_that_only_looks_alike_is_searched_for_itself():
 def test_wrong_compositions_fail_where_they_are_written(compose, message):
     with pytest.raises(TypeError, match=message):
         compose()
+
+
+@pytest.mark.parametrize("stage", [Letters(), Limitable()])
+def test_a_cutoff_may_be_an_integer_of_numpy(stage):
+    cut = stage % np.int64(2)
+    assert found(cut) == found(stage % 2)
+    json.dumps(cut.describe())
 
 
 @pytest.mark.parametrize("stage", [Letters(), Limitable(), Reverse()])

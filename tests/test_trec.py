@@ -105,6 +105,10 @@ def test_atomic_writer_gzips_by_name_with_equal_bytes_for_equal_text(tmp_path):
         '{"qid": "007", "query": "life of a flea"}\n{"id": "7", "title": "dog"}\n',
         "<top>\n<num> Number: 007 </num>\n<title> life of\n a flea\n<desc> Description: x\n</top>\n"
         "<top>\n<num>7\n<title>Topic: dog</title>\n</top>\n",
+        '\n<?xml version="1.0" encoding="UTF-8"?>\n<topics><topic number="007"><query>life of\n a &#102;lea</query>'
+        "<title>x</title></topic><topic number='7'><query>dog</query></topic></topics>",
+        "<topics>\n<topic><number> 007 </number><title>life of a flea</title><narrative>x</narrative></topic>\n"
+        '<topic id="7">dog</topic>\n</topics>',
     ],
 )
 def test_topics_of_every_format_keep_ids_and_order(tmp_path, text):
@@ -122,6 +126,14 @@ def test_topics_of_every_format_keep_ids_and_order(tmp_path, text):
         ('{"_id": "q1", "txt": "flea"}\n', r"input:1: expected the field 'text' or .*, found \['_id', 'txt'\]"),
         ('{"_id": "q1", "text": ["flea"]}\n', r"input:1: query text \['flea'\]: expected a string"),
         ("\n<top>\n<num>1\n</top>\n", r"input:2: <top> without <title>"),
+        ("<topics><topic number='1'>\n", "input: neither TREC <top> records nor well-formed XML: no element found"),
+        ("<topics><topic><query>a</query></topic></topics>", "topic 1: no number; expected <topic number=…> or one of"),
+        (
+            "<t><topic id='1'>a</topic><topic id='2'><gene>b</gene></topic></t>",
+            r"topic 2: expected one of <query>, <title>, got <gene>; .* TSV 'qid<tab>text'",
+        ),
+        ("<topics><topic number='1'/></topics>", "topic 1: qid 1: query text '' is empty"),
+        ("<topics></topics>", "no topics in it"),
         ("\n\n", "no topics in it"),
     ],
 )
