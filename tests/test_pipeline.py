@@ -78,10 +78,13 @@ def test_a_qid_given_twice_is_refused():
         list(Letters().retrieve([Query("q1", "one"), Query("q1", "other")]))
 
 
-def test_many_queries_come_back_one_each_in_order():
+def test_many_queries_come_back_one_each_in_order_while_others_wait():
     queries = [Query(f"q{number}", "x") for number in range(20)]
-    rankings = list((Letters() >> Reverse()).retrieve(queries))
-    assert [ranking.query for ranking in rankings] == queries
+    source = Letters()
+    rankings = (source >> Reverse()).retrieve(queries)
+    first = next(rankings)
+    assert len(source.made) < len(queries)
+    assert [ranking.query for ranking in (first, *rankings)] == queries
 
 
 def test_no_queries_give_no_rankings():
@@ -114,6 +117,7 @@ def test_cutoff_binds_tighter_than_rerank():
 def test_a_chain_of_rerankers_equals_one_after_the_other():
     assert found(Letters() >> (Reverse() >> Reverse())) == ["abcde", "abcde"]
     assert found(Letters() >> Reverse() >> Reverse()) == ["abcde", "abcde"]
+    assert found(Letters() >> (Reverse() >> Reverse() % 2)) == ["ab", "ab"]
 
 
 def test_a_cut_reranker_keeps_its_best():
@@ -207,6 +211,20 @@ def test_describe_names_every_stage():
         },
         "tail": {"word": "abcd"},
     }
+
+
+@dataclass(frozen=True)
+class Placed(Reverse):
+    """The same, with a model that lies somewhere."""
+
+    place: str = ""
+
+    def origins(self) -> dict[str, str]:
+        return {"model": self.place}
+
+
+def test_the_models_of_a_chain_keep_their_places_apart():
+    assert (Placed(place="a") >> Placed(place="b") % 2).origins() == {"first.model": "a", "second.model": "b"}
 
 
 @pytest.mark.parametrize("one", ["what do fleas eat", Query("q1", "flea")])

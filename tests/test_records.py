@@ -97,7 +97,7 @@ def test_rescored_keeps_text_and_title():
 
 @given(st.lists(st.tuples(finite, finite), max_size=10))
 def test_rescored_is_a_stable_permutation(pairs):
-    before = ranking(*sorted((old for old, _ in pairs), reverse=True))
+    before = ranking(*sorted((old for old, _ in pairs), reverse=True), names="hcajbegdif")  # not in docid order
     new = dict(zip(before.docids, (score for _, score in pairs), strict=True))
     after = before.rescored([new[docid] for docid in before.docids])
     assert sorted(after.docids) == sorted(before.docids)

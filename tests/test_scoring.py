@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrank_pipeline.attention.scoring import ScoringRule, pool_tokens, token_scores
+from headrank_pipeline.attention.scoring import ScoringRule, passage_mass, pool_tokens, token_scores
 
 ICR_RULE = ScoringRule(support="all", heads="sum", content_free="N/A", filter_deviations=2.0)
 
@@ -35,6 +35,9 @@ def test_filter_drops_tokens_far_below_the_mean_with_the_unbiased_deviation():
     assert np.isclose(pool_tokens(np.array(values), np.array([[0, 10]]), ICR_RULE)[0], 9.0)
     tight = np.array([1.0, 1.0, 1.0, 1.0, 0.0])  # mean .8, biased std .4 -> bound 0: dropped; unbiased .447 -> kept
     assert pool_tokens(tight - 1.0, np.array([[0, 5]]), ICR_RULE)[0] == -1.0
+    level = np.array([0.5, 0.5])  # a token at the bound is dropped, in the published code as well
+    assert pool_tokens(level, np.array([[0, 2]]), ICR_RULE)[0] == 0.0
+    assert passage_mass(torch.from_numpy(level)[None], np.array([[0, 2]]), ICR_RULE).tolist() == [[0.0]]
 
 
 def test_one_token_and_empty_passages_have_defined_scores():

@@ -91,6 +91,7 @@ def test_atomic_writer_gzips_by_name_with_equal_bytes_for_equal_text(tmp_path):
         with atomic_writer(tmp_path / name) as out:
             out.write("flea\n")
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
+    assert (tmp_path / "a.gz").read_bytes()[4:8] == bytes(4)  # no time stamp
     assert open_text(tmp_path / "a.gz").read() == "flea\n"
 
 
@@ -102,7 +103,8 @@ def test_atomic_writer_gzips_by_name_with_equal_bytes_for_equal_text(tmp_path):
     [
         "007\tlife of a flea\n\n7\tdog\n",
         '{"_id": "007", "text": "life of a flea", "metadata": {}}\n{"_id": 7, "text": "dog"}\n',
-        '{"qid": "007", "query": "life of a flea"}\n{"id": "7", "title": "dog"}\n',
+        '{"_id": null, "qid": "007", "query": "life of a flea"}\n{"id": "7", "title": "dog"}\n',
+        "<top>\n<num> 007\n<title> life of a flea\n<top>\n<num>7\n<title>dog\n",
         "<top>\n<num> Number: 007 </num>\n<title> life of\n a flea\n<desc> Description: x\n</top>\n"
         "<top>\n<num>7\n<title>Topic: dog</title>\n</top>\n",
         '\n<?xml version="1.0" encoding="UTF-8"?>\n<topics><topic number="007"><query>life of\n a &#102;lea</query>'
@@ -148,7 +150,7 @@ def test_bad_topics_name_file_and_line(tmp_path, text, message):
 def test_trec_and_beir_qrels_read_alike(tmp_path):
     expected = {"007": {"01": 2, "1": 0}, "7": {"d": -1}}
     trec = file(tmp_path, "007 0 01 2\n007 Q0 1 0\n\n7\t0\td\t-1\n", "trec")
-    beir = file(tmp_path, "query-id\tcorpus-id\tscore\n007\t01\t2\n007\t1\t0\n7\td\t-1\n", "beir")
+    beir = file(tmp_path, "Query-ID\tcorpus-id\tscore\n007\t01\t2\n007\t1\t0\n7\td\t-1\n", "beir")
     assert read_qrels(trec) == read_qrels(beir) == expected
 
 
@@ -163,6 +165,7 @@ def test_the_same_judgement_twice_is_one(tmp_path):
         ("q 0 d high\n", "input:1: grade 'high': expected a whole number"),
         ("q\td\t1\n", r"input:1: expected 4 columns .* BEIR qrels need their header line"),
         ("query-id\tcorpus-id\tscore\nq 0 d 1\n", r"input:2: expected 3 columns"),
+        ("q 0 d 1\nquery-id\tcorpus-id\tscore\nq\td\t1\n", r"input:2: expected 4 columns"),
         ("query-id\tcorpus-id\tscore\n", "no judgements in it"),
     ],
 )
@@ -270,6 +273,8 @@ def test_a_passage_of_pyserinis_server_is_its_text_as_it_stands(tmp_path):
     assert list(read_candidates(file(tmp_path, json.dumps(served)))) == [found]
     assert write_candidates(tmp_path / "again", [found], "pyserini") == 1
     assert list(read_candidates(tmp_path / "again")) == [found]
+    titled = candidate_line(Ranking(Query("q1", "flea"), (Candidate("d", 1.0, "A", "T"),)), "pyserini")
+    assert json.loads(titled)["candidates"][0]["document_txt"] == "T\nA"
     with pytest.raises(ValueError, match="qid q1 docid d: no text, which Pyserini's layout requires"):
         candidate_line(Ranking(Query("q1", "flea"), (Candidate("d", 1.0),)), "pyserini")
 
@@ -330,7 +335,8 @@ def test_bad_candidates_name_file_and_line(tmp_path, line, message):
     [
         ('{"_id": "007", "title": "T", "text": "A", "metadata": {}}\n', Passage("007", "A", "T")),
         ('{"id": "007", "contents": "A"}\n', Passage("007", "A")),
-        ("007\tA\twith a tab\n", Passage("007", "A\twith a tab")),
+        ("007 \tA\twith a tab\n", Passage("007", "A\twith a tab")),
+        ("007\tA\rone line\n", Passage("007", "A\rone line")),
         ('{"_id": "007", "title": "", "text": ""}\n', Passage("007", "", "")),
     ],
 )
@@ -343,6 +349,7 @@ def test_corpora_of_every_format(tmp_path, text, expected):
     [
         ('{"_id": "d", "text": "A"}\n{"_id": "e", "title": "T"}\n', "input:2: docid e: no text; expected one of"),
         ('{"_id": "d", "text": "A"}\n{"text": "A"}\n', "input:2: expected the field '_id' or 'id' or 'docid'"),
+        ('{"_id": "d", "title": 5, "text": "A"}\n', "input:1: docid d: title 5: expected a string, got int"),
         ('{"_id": "a b", "text": "A"}\n', "input:1: docid 'a b': expected a non-empty id without white space"),
         ("d\tA\nno tab\n", "input:2: expected 'docid<tab>text'"),
         ("\tA\n", "input:1: docid '': expected a non-empty id"),

@@ -338,8 +338,8 @@ def _cap(lengths: Sequence[int], room: int) -> int:
     Examples:
         >>> _cap([10, 2, 30], 20)
         9
-        >>> _cap([3, 4], 100)
-        4
+        >>> _cap([5, 6], 11)
+        6
     """
     left = room
     for done, length in enumerate(sorted(lengths)):
