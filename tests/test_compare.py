@@ -87,6 +87,7 @@ def test_many_queries_are_tested_with_seeded_draws_close_to_the_exact_value():
     p = randomisation_p(differences, seed=1)
     assert p == randomisation_p(differences, seed=1) != randomisation_p(differences, seed=2)
     assert p == pytest.approx(exact, abs=0.01)
+    assert randomisation_p(np.arange(1.0, 31.0)) == 1 / 20_001  # no draw is as extreme but the observed one
 
 
 def test_identical_values_differ_by_0_with_p_1_and_effect_0():
@@ -139,6 +140,8 @@ def test_bootstrap_intervals_hold_the_mean_and_agree_with_scipy():
     ratio = bootstrap_ratio(values, np.ones(40), seed=5)
     assert (ratio.low, ratio.high) == (pytest.approx(found.low), pytest.approx(found.high))
     assert math.isnan(bootstrap_ratio(np.zeros(3), np.zeros(3)).low)
+    halves = bootstrap_ratio(np.array([0.5, 0.0]), np.array([1.0, 0.0]))  # every fourth draw has no whole at all
+    assert (halves.low, halves.high) == (0.5, 0.5)
 
 
 def test_effect_size_is_the_mean_in_standard_deviations():
@@ -267,8 +270,27 @@ def test_where_manifests_cannot_tell_the_first_stage_files_do(made, others, tmp_
     (runs[1] / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"candidates \(qid q\d+\): good has d\d+-0 at rank 1, other has d\d+-\d+ at"):
         compare(runs, qrels=made / "qrels.txt")
-    shutil.copy(made / "runs" / "good" / "first_stage.trec", runs[1] / "first_stage.trec")
+    lines = (made / "runs" / "good" / "first_stage.trec").read_text().splitlines(keepends=True)
+    (runs[1] / "first_stage.trec").write_text("".join(lines[:-1]))
+    with pytest.raises(ValueError, match=r"candidates \(qid q11\): good has d11-19 at rank 20, other has none"):
+        compare(runs, qrels=made / "qrels.txt")
+    (runs[1] / "first_stage.trec").write_text("".join(lines))
     assert compare(runs, qrels=made / "qrels.txt", baseline="bm25").baseline == FIRST_STAGE
+
+
+def changed(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_index_paths_and_hashes_of_topics_are_no_difference_and_a_first_stage_goes_by_its_name(made, tmp_path):
+    runs = [Path(shutil.copytree(made / "runs" / "good", tmp_path / name)) for name in ("here", "there")]
+    for run in runs:
+        identity = json.loads((run / "manifest.json").read_text())["identity"]
+        candidates = {"source": {"stage": "dense", "index": run.name}, "qids_sha256": run.name}
+        changed(run / "manifest.json", identity={**identity, "candidates": candidates})
+    assert compare(runs, qrels=made / "qrels.txt", baseline="dense").baseline == FIRST_STAGE
+    with pytest.raises(ValueError, match="baseline 'bm25': no such system"):
+        compare(runs, qrels=made / "qrels.txt", baseline="bm25")
 
 
 def test_runs_on_other_topics_are_refused(made, others, tmp_path):
@@ -283,6 +305,14 @@ def test_runs_evaluated_with_other_qrels_are_refused(made, others, tmp_path):
     other = write_qrels(tmp_path / "other.txt", {"q0": {"d0-1": 1}})
     with pytest.raises(ValueError, match=r"(?s)qrels.qrels_sha256: good has .*--allow-different qrels"):
         compare(others(tmp_path / "run", qrels=other), qrels=made / "qrels.txt")
+
+
+def test_the_relevance_level_is_that_of_the_runs_which_must_agree(made, tmp_path):
+    run = Path(shutil.copytree(made / "runs" / "good", tmp_path / "run"))
+    changed(run / "evaluation.json", relevance_level=2)
+    assert compare([run]).conditions["relevance_level"] == 2
+    with pytest.raises(ValueError, match=r"qrels\.relevance_level: good has 1, run has 2"):
+        compare([made / "runs" / "good", run])
 
 
 def test_runs_of_other_benchmarks_are_refused(made, others, tmp_path):

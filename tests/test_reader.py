@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForCausalLM
 
 from headrank_pipeline.attention import tap as tap_module
+from headrank_pipeline.attention.branches import shared_prefix
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
@@ -42,6 +43,15 @@ def prompts(recipe=HEADRANK, count=3):
 
 def reader_of(folder, heads="all", **options):
     return AttentionReader(load(folder, heads, device="cpu"), **options)
+
+
+def passes_of(reader, read):
+    """[B, T] of every pass that `read` makes."""
+    shapes = []
+    hook = reader.model.embed_tokens.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))
+    read()
+    hook.remove()
+    return shapes
 
 
 def eager_attention(folder, prompt):
@@ -97,6 +107,20 @@ def test_batched_equals_one_by_one(folders, support):
     for one, other in zip(batched, single, strict=True):
         assert one.shape == other.shape
         assert (one - other).abs().max() <= TOLERANCE
+
+
+def test_no_pass_that_prompts_share_is_larger_than_the_budget(folders):
+    builder, made = prompts(ICR, 6)
+    budget = 3 * max(map(len, made)) // 2  # two of the longest do not fit, two of the shortest do
+    reader = reader_of(folders["qwen3"], batch_tokens=budget)
+    shared = [shape for shape in passes_of(reader, lambda: reader.read(made)) if shape[0] > 1]
+    assert shared and max(shape.numel() for shape in shared) <= budget
+    pairs = [(prompt, builder.with_query(prompt, "N/A")) for prompt in made]
+    budget = 2 * max(len(first) + len(second) - shared_prefix(first, second) for first, second in pairs) - 1
+    reader = reader_of(folders["qwen3"], batch_tokens=budget)
+    passes = passes_of(reader, lambda: reader.read_calibrated(pairs))
+    both = [a.numel() + b.numel() for a, b in zip(passes[::2], passes[1::2], strict=True) if a[0] > 1]
+    assert both and max(both) <= budget
 
 
 @pytest.mark.parametrize("family", FAMILIES)
