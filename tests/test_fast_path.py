@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -370,6 +371,24 @@ def test_running_out_of_memory_halves_the_batch_and_changes_no_score(folders, fr
     """)
     assert finished.returncode == 0, finished.stderr
     assert "out of memory with" in finished.stdout
+
+
+def test_an_isolated_list_too_large_for_memory_goes_on_in_smaller_passes(folders, monkeypatch):
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    (prompt,) = prompts(builder(passages="isolated"), lists=1, passages=60)
+    (expected,) = AttentionReader(loaded).read([prompt])
+    forward, room, failed = loaded.model.forward, 300, []
+
+    def little_memory(input_ids, **named):
+        if input_ids.numel() > room:
+            failed.append(input_ids.numel())
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(input_ids=input_ids, **named)
+
+    monkeypatch.setattr(loaded.model, "forward", little_memory)
+    (read,) = AttentionReader(loaded, batch_tokens=10**6).read([prompt])
+    assert (read - expected).abs().max() <= TOLERANCE
+    assert 1 <= len(failed) <= math.log2(len(prompt) / room) + 1  # halves what failed, not what was allowed
 
 
 def test_long_prompts_do_not_share_a_pass_on_a_cpu(folders, monkeypatch):
