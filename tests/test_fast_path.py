@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
-from headrank_pipeline.attention import budget, kernels
+from headrank_pipeline.attention import budget, kernels, tap
 from headrank_pipeline.attention import reader as engine
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.kernels import (
@@ -27,7 +28,7 @@ from headrank_pipeline.attention.kernels import (
     has_reused_memory,
     reused_memory,
 )
-from headrank_pipeline.attention.model import load
+from headrank_pipeline.attention.model import load, prefer_flash_attention
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader, FastPath
@@ -262,20 +263,79 @@ class _Waits(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("passages", ["causal", "isolated"])
-def test_a_pass_does_not_wait_for_the_device(folders, monkeypatch, passages):
-    """On the device "meta", which has no values: reading one back is an error there, as it is a wait on a GPU."""
+@pytest.fixture
+def without_values(monkeypatch):
+    """The device "meta", which has no values: reading one back is an error there, as it is a wait on a GPU."""
     # transformers looks for packed sequences in the positions, before its first layer
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
     monkeypatch.setattr(torch, "autocast", lambda *given, **named: nullcontext())  # it knows no "meta"
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    return "meta"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("passages", ["causal", "isolated"])
+def test_a_pass_does_not_wait_for_the_device(folders, without_values, passages, dtype):
     made_by = builder(passages=passages)
     made = prompts(made_by)
-    reader = AttentionReader(load(folders["qwen3"], HEADS, device="meta"))
+    reader = AttentionReader(load(folders["qwen3"], HEADS, device=without_values, dtype=dtype))
     with _Waits() as waits:
         reader.read(made, support="passages")
         reader.read_calibrated([(prompt, made_by.with_query(prompt, "N/A")) for prompt in made])
     assert waits.copies > 10
     assert waits.names == []
+
+
+class _Kernels(TorchFunctionMode):
+    """Notes which kernel PyTorch 2.9 to 2.13 takes on a GPU from Ampere on (sdp_utils.cpp), cuDNN left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.scaled_dot_product_attention:
+            query, key, _ = args
+            half, shared = query.dtype in (torch.float16, torch.bfloat16), query.shape[1] != key.shape[1]
+            square = query.shape[2] == key.shape[2] or not kwargs.get("is_causal")
+            if kwargs.get("attn_mask") is None and half and square and shared <= kwargs.get("enable_gqa", False):
+                self.names.append("flash")
+            else:
+                self.names.append("multiplied out" if shared else "memory-efficient")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("passages", ["causal", "isolated"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_on_a_gpu_is_never_multiplied_out(folders, without_values, family, passages, dtype):
+    made_by = builder(passages=passages)
+    made = prompts(made_by)
+    reader = AttentionReader(load(folders[family], HEADS, device=without_values, dtype=dtype))
+    with _Kernels() as kernels:
+        reader.read(made, support="passages")
+        reader.read_calibrated([(prompt, made_by.with_query(prompt, "N/A")) for prompt in made])
+    causal = "flash" if dtype == "bfloat16" else "memory-efficient"
+    assert set(kernels.names) == {causal, "memory-efficient"}
+
+
+def test_attention_of_repeated_keys_is_that_of_shared_ones():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 9, 8, generator=generator) for heads in (6, 2, 2))
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True, scale=0.3)
+    found = tap._repeated_attention(query, key, value, dropout=0.0, scaling=0.3)
+    assert (found - expected.transpose(1, 2)).abs().max() <= TOLERANCE
+
+
+def test_models_on_a_gpu_go_without_attention_that_plans_every_length():
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        prefer_flash_attention(torch.device("cpu"))
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        prefer_flash_attention(torch.device("cuda:1"))
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 # --------------------------------------------------------------------------------------------------------- kernels

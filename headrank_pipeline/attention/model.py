@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "load_config",
     "load_tokenizer",
+    "prefer_flash_attention",
     "quiet_transformers",
     "reading_weights",
     "source_of",
@@ -72,6 +73,18 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in known:
         raise ValueError(f"dtype {dtype!r}: expected auto or one of {', '.join(known)}")
     return known[dtype]
+
+
+def prefer_flash_attention(device: torch.device) -> None:
+    """Leave cuDNN's attention out in this process, where a model goes to a GPU.
+
+    On data-centre GPUs from Hopper on PyTorch tries it first. It is compiled anew for each new batch size and length of
+    queries and keys (pytorch/pytorch#155958), and what was compiled is kept for good. Prompts hardly ever repeat a
+    length, and generation brings a new one with every token; flash attention takes any. For the whole process and not
+    around a pass: a layer whose activations are recomputed must find the kernel of its first pass.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +152,7 @@ def load(
         logger.warning("head set %s was selected on %s and is read on %s", head_set.name, head_set.model, name)
     tokenizer = load_tokenizer(name, revision)  # before the weights, which may take minutes
     weights = _load_weights(name, config, head_set.depth, revision, choose_dtype(dtype, chosen))
+    prefer_flash_attention(chosen)
     weights.to(device=chosen)  # type: ignore[call-arg]  # transformers' wrapper loses the signature
     logger.info("loaded %d of %d layers of %s on %s", head_set.depth, source.layers, name, chosen)
     return LoadedModel(weights, tokenizer, head_set, source)

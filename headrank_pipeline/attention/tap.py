@@ -130,8 +130,29 @@ def _attend(
         if attention_mask is not None:
             dropout, scaling = float(kwargs["dropout"]), float(kwargs["scaling"])
             return _grouped_attention(query, key, value, attention_mask, dropout=dropout, scaling=scaling), None
+    if attention_mask is None and _shares_keys_without_a_kernel(query, key):
+        dropout, scaling = float(kwargs["dropout"]), float(kwargs["scaling"])
+        return _repeated_attention(query, key, value, dropout=dropout, scaling=scaling), None
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output, None
+
+
+def _shares_keys_without_a_kernel(query: Tensor, key: Tensor) -> bool:
+    """Return whether query heads that share keys would be multiplied out, N x N logits for each, and nothing warns.
+
+    Of a GPU's fused kernels for causal attention flash takes shared keys and no float32, the memory-efficient one
+    float32 and (up to PyTorch 2.13) no shared keys. A CPU's takes both. Autocast makes bfloat16 of float32.
+    """
+    exact = query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type)
+    return exact and query.device.type != "cpu" and query.shape[1] != key.shape[1]
+
+
+def _repeated_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scaling: float) -> Tensor:
+    """Return causal SDPA [B, T, A, D] of as many queries as keys, with a copy of these for each query head."""
+    group = query.shape[1] // key.shape[1]
+    key, value = (shared.repeat_interleave(group, dim=1) for shared in (key, value))
+    output = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout, scale=scaling)
+    return output.transpose(1, 2).contiguous()
 
 
 def _grouped_attention(

@@ -18,6 +18,7 @@ from headrank_pipeline.attention.model import (
     choose_dtype,
     load_config,
     load_tokenizer,
+    prefer_flash_attention,
     quiet_transformers,
     reading_weights,
     source_of,
@@ -93,6 +94,7 @@ class CausalModel:
         self.max_prompt_tokens = budget
         self.tokenizer: Any = load_tokenizer(name, loading.revision)
         self._model = _load_weights(name, config, loading.revision, choose_dtype(loading.dtype, device))
+        prefer_flash_attention(device)
         self._model.to(device=device)
         self._ends = _ends(self._model.generation_config.eos_token_id, self.tokenizer.eos_token_id)
         # Its own sampling and penalties would fill every gap of ours.
