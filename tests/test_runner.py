@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import pytest
 
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.journal import Entry, Journal
 from headrank_pipeline.experiment.judgement import Judgement
+from headrank_pipeline.experiment.manifest import usage
 from headrank_pipeline.experiment.progress import Progress
 from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.experiment.supply import Supply, supply_from_file, supply_from_source
@@ -107,6 +109,20 @@ def test_a_run_reranks_to_the_depth_and_appends_the_rest(candidates, tmp_path):
     assert manifest["totals"]["notes"] == {"prompt_tokens": 70.0, "passages_cut": 0.0}
     assert manifest["totals"]["latency_p50_seconds"] > 0
     assert len(manifest["environment"]["packages"]["torch"]) >= 5
+
+
+def test_gpu_in_the_manifest_is_the_one_that_was_used(monkeypatch):
+    peaks = [0, 5 * 2**30]
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        device_count=lambda: 2,
+        max_memory_allocated=lambda index=0: peaks[index],  # torch's current device is the first one
+        get_device_name=lambda index=0: f"card {index}",
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(get_num_threads=lambda: 1, cuda=cuda))
+    found = usage()
+    assert (found["gpu"], found["gpu_peak_memory_bytes"]) == ("card 1", 5 * 2**30)
 
 
 def test_raw_scores_survive_in_the_journal(candidates, tmp_path):

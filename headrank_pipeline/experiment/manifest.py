@@ -146,9 +146,12 @@ def usage() -> dict[str, Any]:
 
 
 def _gpu(torch: Any) -> dict[str, Any]:
+    """Return name and peak of the GPU that this process took most of: with ``cuda:1`` it is not torch's current one."""
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return {"gpu": None}
-    return {"gpu": str(torch.cuda.get_device_name()), "gpu_peak_memory_bytes": int(torch.cuda.max_memory_allocated())}
+    peaks = [int(torch.cuda.max_memory_allocated(index)) for index in range(torch.cuda.device_count())]
+    used = peaks.index(max(peaks))
+    return {"gpu": str(torch.cuda.get_device_name(used)), "gpu_peak_memory_bytes": peaks[used]}
 
 
 def _version(package: str) -> str | None:
