@@ -34,7 +34,7 @@ def check_comparable(runs: Sequence[FinishedRun], *, allow_different: Collection
     for other in others:
         for field, here, there in _conflicts(first, other):
             line = f"{field}: {first.name} has {here}, {other.name} has {there}"
-            name = field.partition(".")[0]
+            name = next(known for known in FIELDS if field.startswith(known))  # a qid may hold dots
             if name in allow_different:
                 allowed.append(line)
             else:
@@ -90,7 +90,7 @@ def _candidate_conflicts(first: FinishedRun, other: FinishedRun) -> Iterator[Con
     shared = here.keys() & there.keys() - {"qids_sha256"}  # which topics were kept is compared as topics
     found = False
     for key, old, new in differences({key: here[key] for key in shared}, {key: there[key] for key in shared}):
-        if key.endswith(("source.index", ".seconds")):
+        if key.endswith("source.index"):
             continue
         found = True
         yield f"candidates.{key}", repr(old), repr(new)
@@ -99,7 +99,9 @@ def _candidate_conflicts(first: FinishedRun, other: FinishedRun) -> Iterator[Con
 
 
 def _order_conflict(first: FinishedRun, other: FinishedRun) -> Iterator[Conflict]:
-    for qid in first.first_stage.keys() & other.first_stage.keys():
+    for qid in first.first_stage:  # in the file's order: the same difference is told every time
+        if qid not in other.first_stage:
+            continue
         here, there = ([c.docid for c in run.first_stage[qid][: run.depth]] for run in (first, other))
         shorter = min(len(here), len(there))
         if here[:shorter] == there[:shorter] and (len(here) == len(there) or first.depth != other.depth):

@@ -95,7 +95,10 @@ def compare(
         ValueError: runs that differ in what must be equal, an unfinished run, an unknown baseline or measure.
     """
     finished = read_finished_runs([Path(path) for path in runs])
-    notes = [f"allowed to differ: {line}" for line in check_comparable(finished, allow_different=allow_different)]
+    allowed = check_comparable(finished, allow_different=allow_different)
+    notes = [f"allowed to differ: {line}" for line in allowed]
+    if any(line.startswith("candidates") for line in allowed):
+        notes.append(f"first stage and ideal order of the candidates are those of {finished[0].name}")
     chosen = _baseline(baseline, finished)
     judgments = Path(qrels) if qrels is not None else find_qrels(finished)
     recorded = finished[0].recorded_evaluation or {}
