@@ -292,6 +292,14 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, tmp_path, m
     assert logs[0] == logs[1]
 
 
+def test_dropout_of_a_step_depends_on_its_number_alone(folder, tmp_path):
+    config = replace(QUICK, moves="lora", epochs=1, max_steps=4, list_size=4, lora_dropout=0.3)
+    undisturbed, _ = trained(folder, tmp_path / "one", config)
+    disturbed, _ = trained(folder, tmp_path / "two", config, on_event=lambda event: torch.rand(1))
+    for (name, weight), other in zip(weights(undisturbed).items(), weights(disturbed).values(), strict=True):
+        assert torch.equal(weight, other), name
+
+
 def _log(directory):
     events = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in event.items() if name != "seconds"} for event in events]

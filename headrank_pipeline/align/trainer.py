@@ -144,7 +144,8 @@ class Trainer:
             resumes = self.directory.claim(self._setup, overwrite=overwrite)
             self.done = self.directory.load_state()["progress"]["step"] if resumes else 0
         self._progress = _Progress()
-        with torch.random.fork_rng(devices=[]):
+        self._gpus = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(self._gpus):
             torch.manual_seed(self.config.seed)
             set_movable(
                 loaded.model,
@@ -259,8 +260,7 @@ class Trainer:
         model = self.loaded.model
         with ExitStack() as stack:
             stack.enter_context(checkpointed_activations(model, enabled=self.config.checkpoint_activations))
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-            torch.manual_seed(self.config.seed)  # dropout; nothing else draws from it
+            stack.enter_context(torch.random.fork_rng(self._gpus))
             model.train()
             try:
                 yield
@@ -275,6 +275,7 @@ class Trainer:
         for group in self._optimiser.param_groups:
             group["lr"] = rate * group["factor"]
         self._optimiser.zero_grad(set_to_none=True)
+        torch.manual_seed(_seed(self.config.seed, "dropout", step))  # no generator's state, a GPU's least, is kept
         losses = [loss for part in self._passes(draws) for loss in self._backward(part, share=1 / len(draws))]
         norm = self._clip(draws)
         self._optimiser.step()
@@ -325,8 +326,7 @@ class Trainer:
     def _loss(self, draw: Draw, graded: GradedList, scores: Tensor) -> ListLoss:
         grades = torch.tensor(graded.grades, device=self._device)
         teacher = None if graded.teacher is None else torch.tensor(graded.teacher, device=self._device)
-        name = f"{self.config.seed}/pairs/{draw.epoch}/{draw.draw}/{graded.qid}"
-        seed = random.Random(name).getrandbits(62)
+        seed = _seed(self.config.seed, "pairs", draw.epoch, draw.draw, graded.qid)
         loss = self.config.objective.of(scores, grades, teacher=teacher, seed=seed)
         if not torch.isfinite(loss.loss):
             raise NotFiniteError(
@@ -390,7 +390,6 @@ class Trainer:
                 "weights": {name: weight.detach() for name, weight in self._weights.items()},
                 "means": self._means,
                 "optimiser": self._optimiser.state_dict(),
-                "random": torch.get_rng_state(),
             }
         )
         self._last_saved = self._progress.step
@@ -401,12 +400,16 @@ class Trainer:
         load_movable(self.loaded.model, state["weights"])
         self._means = {name: mean.to(self._device) for name, mean in state["means"].items()}
         self._optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["random"])
         self._last_saved = self._progress.step
         self.directory.rewind(self._progress.step)
 
     _on_event: Callable[[Mapping[str, Any]], None] | None = None
     _last_saved: int = -1
+
+
+def _seed(*parts: object) -> int:
+    """Return a seed for what is drawn by chance at one place of a run."""
+    return random.Random("/".join(map(str, parts))).getrandbits(62)
 
 
 def _summary(losses: Sequence[ListLoss]) -> dict[str, float]:
