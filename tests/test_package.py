@@ -1,5 +1,6 @@
 """What importing costs, what is public, and which processes see Java."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,13 @@ def test_every_public_name_can_be_had_and_is_documented(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'bm52'"):
         headrank_pipeline.bm52  # noqa: B018
+
+
+def test_the_architecture_names_every_module():
+    package = Path(headrank_pipeline.__file__).parent
+    told = (package.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = {path.name for path in package.rglob("*.py") if path.parent.name != "cli"} - {"__init__.py"}
+    assert modules - set(re.findall(r"\w+\.py", told)) == set()
 
 
 def test_importing_the_package_takes_under_0_3_seconds_and_loads_nothing_heavy():

@@ -1,1 +1,1 @@
-"""From a query and its passages to one number per passage; the only rooms that see torch and transformers."""
+"""From a query and its passages to one number per passage: the engine, which knows neither Java nor files of runs."""
