@@ -422,6 +422,11 @@ def test_index_and_retrieve_from_the_command_line(tiny_corpus, encoder_folder, i
         assert (result.exit_code, "are for an index of vectors: add --dense" in result.stderr) == (2, True)
     refused = invoke(*retrieving, "--output", tmp_path / "bm25.trec")
     assert (refused.exit_code, "search it with dense" in refused.stderr) == (5, True)
-    for wrong, message in (("--hnsw", "add --dense"), ("--dense", "--dense needs --encoder")):
+    for wrong, message in (
+        ("--hnsw", "add --dense"),
+        ("--no-l2-norm", "for a dense index only: --l2-norm; add --dense"),
+        ("--passage-prefix=p", "--passage-prefix; add --dense"),
+        ("--dense", "--dense needs --encoder"),
+    ):
         result = invoke(*building, wrong)
         assert (result.exit_code, message in result.stderr) == (2, True)

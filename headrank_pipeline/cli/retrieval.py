@@ -59,11 +59,14 @@ def index(
     **settings: Any,
 ) -> None:
     """Build a BM25 index of a corpus, or with --dense a FAISS or Lucene HNSW index."""
+    if dense and multifield:
+        raise click.UsageError("--multifield is for a BM25 index: leave it or --dense out")
     if dense:
         summary = _dense_index(corpus, output, encoder, hnsw=hnsw, overwrite=overwrite, settings=settings)
-    elif encoder or hnsw:
-        raise click.UsageError("--encoder and --hnsw are for a dense index: add --dense")
     else:
+        of_vectors = {"encoder": encoder, "hnsw": hnsw, **settings, "device": None}  # the last has a default
+        if given := [f"--{name.replace('_', '-')}" for name, value in of_vectors.items() if value is not None]:
+            raise click.UsageError(f"for a dense index only: {', '.join(given)}; add --dense")
         from headrank_pipeline.first_stage.index import build_index
 
         summary = build_index(corpus, output, threads=threads, multifield=multifield, overwrite=overwrite)
