@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from headrank_pipeline.files import atomic_writer, held, json_object_lines
+from headrank_pipeline.files import atomic_writer, held
 
 __all__ = ["TrainingDirectory", "appearing"]
 
@@ -140,7 +140,3 @@ class TrainingDirectory:
             assert number == len(kept)
         with atomic_writer(self.log) as file:
             file.writelines(kept)
-
-    def events(self) -> list[dict[str, Any]]:
-        """Return the log."""
-        return [event for _, event in json_object_lines(self.log, "training log")]

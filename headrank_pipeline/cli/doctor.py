@@ -110,10 +110,12 @@ def _accelerator() -> Iterator[Check]:
 
 
 def _caches() -> Iterator[Check]:
+    from headrank_pipeline.experiment.facts import datasets_home
+
     for name, folder in (
         ("models (HF_HOME)", Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")),
         ("indexes (PYSERINI_CACHE)", _pyserini_cache()),
-        ("ir_datasets (IR_DATASETS_HOME)", Path(os.environ.get("IR_DATASETS_HOME") or Path.home() / ".ir_datasets")),
+        ("ir_datasets (IR_DATASETS_HOME)", datasets_home()),
     ):
         standing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         free = shutil.disk_usage(standing).free / 2**30

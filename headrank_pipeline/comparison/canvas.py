@@ -1,4 +1,4 @@
-"""How figures look and are saved; the only module, with `run_figures`, that sees matplotlib, and only when it draws.
+"""How figures look and are saved; with `run_figures` and `learning_figures` all that sees matplotlib, when it draws.
 
 Figures are made without pyplot, so that no backend is chosen for the whole process, and in a style of their own,
 whatever matplotlibrc says. Equal data give equal bytes.

@@ -1,6 +1,7 @@
-"""What a run cost, from its manifest: the one place that knows the names of a reranker's notes.
+"""What a run cost, from its manifest: the one place that takes costs from a reranker's notes.
 
-A reranker counts its work in `Ranking.notes`; the runner sums them over the run into ``totals.notes``.
+A reranker counts its work in `Ranking.notes`; the runner sums them over the run into ``totals.notes``. Of all the names
+(`rerank.baselines.replies.NOTES`) these are read:
 
 | note               | meaning, per query                                                                     |
 |--------------------|----------------------------------------------------------------------------------------|

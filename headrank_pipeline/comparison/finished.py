@@ -72,11 +72,6 @@ class FinishedRun:
         return read_run(self.directory.first_stage_run)
 
     @cached_property
-    def run(self) -> Mapping[str, Sequence[Candidate]]:
-        """Qid -> candidates in the final order, all of them."""
-        return read_run(self.directory.run)
-
-    @cached_property
     def scored(self) -> Mapping[str, Entry]:
         """Qid -> raw scores of the reranked candidates, best first; failed and empty queries are left out."""
         return {qid: entry for qid, entry in _journal(self.directory.scores).items() if entry.docids}

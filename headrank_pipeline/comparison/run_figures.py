@@ -254,7 +254,7 @@ def order_figure(per_query: pd.DataFrame, *, measure: str, origin: str) -> Pictu
     """Draw how far rankings of the same candidates, given in different orders, agree.
 
     Args:
-        per_query: `analysis.order_sensitivity`'s second frame.
+        per_query: `biases.order_sensitivity`'s second frame.
         measure: whose spread is shown.
         origin: what made it.
     """
@@ -299,7 +299,7 @@ def length_bias_figure(frame: pd.DataFrame, *, measure: str, ratio: float, origi
     """Draw CoRe's length-bias test, and how rank goes with length.
 
     Args:
-        frame: `analysis.length_bias`'s.
+        frame: `biases.length_bias`'s.
         measure: the quality that is shown on the kept queries.
         ratio: which queries were kept.
         origin: what made it.

@@ -40,6 +40,7 @@ def saved_run(
 
     Raises:
         FileNotFoundError: no such file; when made, not when first read.
+        ValueError: a folder as corpus that holds no Lucene index; when first read, what `read_run` refuses.
     """
     _check_files(run=path, topics=topics if isinstance(topics, str | os.PathLike) else None)
     lookup = None if corpus is None or Path(corpus).is_file() else _lookup(corpus)

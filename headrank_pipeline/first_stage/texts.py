@@ -35,6 +35,7 @@ def passage_lookup(texts: str | os.PathLike[str]) -> Lookup:
 
     Raises:
         FileNotFoundError: a path that does not exist.
+        ValueError: a folder that holds no Lucene index.
     """
     name, path = os.fspath(texts), Path(texts)
     if name.startswith(_DATASET):

@@ -26,6 +26,8 @@ NOTES: Mapping[str, str] = {
     "identifiers_missing": "passages that replies left out; they follow in their present order",
     "identifiers_duplicate": "repeated identifiers; the first one counts",
     "identifiers_out_of_range": "identifiers that no passage of the window has",
+    "passages": "passages of isolated lists, where there is a passage cache",
+    "passages_cached": "those of them that lay in it when their query came",
     "passages_cut": "passages of which the model saw a part only",
     "words_dropped": "words of passages that the model did not see",
     "tokens_dropped": "tokens of passages that the model did not see",
