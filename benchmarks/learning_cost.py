@@ -76,11 +76,17 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, float]:
     scorer = ListScorer(AttentionReader(loaded), HEADRANK)
     tokens = sum(len(prompt) for prompt in scorer.prompts(lists)) / len(lists)
     weights = sum(weight.numel() * weight.element_size() for weight in loaded.model.parameters())
+    device = loaded.model.device
+    if device.type == "cuda":  # the first pass loads libraries and kernels
+        scorer.scores(lists[:1])
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
     {"plain": plain, "select": select}.get(way, train)(way, loaded, lists, scorer)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if loaded.model.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # plain passes are only queued
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
     seconds = (time.perf_counter() - began) / len(lists)
     return {"tokens": round(tokens), "seconds": seconds, "peak": peak, "weights": weights / 2**20}
 
@@ -139,7 +145,7 @@ def activations(arguments: argparse.Namespace) -> dict[str, float]:
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with hooks, torch.autocast("cpu", torch.bfloat16):
+        with hooks, torch.autocast(loaded.model.device.type, torch.bfloat16):
             scores = scorer.forward(prompts)  # alive until counted, so that no storage is used twice
         kept[layers] = sum(storages.values()) / 2**20
         del scores
@@ -158,7 +164,13 @@ def random_model(arguments: argparse.Namespace, *, selects: bool, dtype=None):
     from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
 
     from headrank_pipeline.attention.heads import HeadSet, all_heads
-    from headrank_pipeline.attention.model import LoadedModel, ModelSource, choose_device, choose_dtype
+    from headrank_pipeline.attention.model import (
+        LoadedModel,
+        ModelSource,
+        choose_device,
+        choose_dtype,
+        prefer_flash_attention,
+    )
     from headrank_pipeline.attention.tap import IMPLEMENTATION, register
     from headrank_pipeline.rerank.recipes import embedded_model
 
@@ -168,6 +180,7 @@ def random_model(arguments: argparse.Namespace, *, selects: bool, dtype=None):
     register()
     torch.manual_seed(0)
     device = choose_device(arguments.device)
+    prefer_flash_attention(device)
     config = Qwen3Config(
         vocab_size=VOCABULARY, num_key_value_heads=8, head_dim=128, max_position_embeddings=40960, **shape,
         attn_implementation=IMPLEMENTATION, dtype=dtype or choose_dtype("auto", device),

@@ -38,6 +38,8 @@ class Reading:
 def measure(call: Callable[[], Any], device: torch.device) -> Reading:
     """Run a call once. On Linux the process's peak is reset before it, on a GPU the allocator's."""
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # what was queued before is not the call's
     held = _reset_peak(device)
     started, cpu = time.perf_counter(), time.process_time()
     result = call()
