@@ -40,7 +40,8 @@ class Passage:
     title: str | None = None
 
     def __post_init__(self) -> None:
-        Candidate(self.docid, 0.0)  # the same rules for docids
+        # The same rules as for candidates. Of a document with half a surrogate pair Lucene would index no word.
+        Candidate(self.docid, 0.0, self.text, self.title)
 
 
 def read_corpus(path: str | os.PathLike[str]) -> Iterator[Passage]:

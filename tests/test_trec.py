@@ -353,6 +353,8 @@ def test_corpora_of_every_format(tmp_path, text, expected):
         ('{"_id": "a b", "text": "A"}\n', "input:1: docid 'a b': expected a non-empty id without white space"),
         ("d\tA\nno tab\n", "input:2: expected 'docid<tab>text'"),
         ("\tA\n", "input:1: docid '': expected a non-empty id"),
+        ('{"_id": "d", "text": "A \\ud83d"}\n', "input:1: docid d: text has half a surrogate pair .* at character 2"),
+        ('{"_id": "d", "title": "\\ude00", "text": "A"}\n', "input:1: docid d: title has half a surrogate"),
     ],
 )
 def test_bad_corpora_name_file_and_line(tmp_path, text, message):
