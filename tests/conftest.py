@@ -36,8 +36,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker of those tests."""
+    """Declare the marker of those tests; hide GPUs from all tests but those that are for one."""
     config.addinivalue_line("markers", "slow: takes minutes; runs with --slow only")
+    if config.option.markexpr != "gpu":  # "auto" would be bfloat16 on a GPU, and what is expected is a CPU's float32
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch is not imported yet
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
