@@ -267,6 +267,17 @@ def test_topics_that_can_come_from_nowhere_are_told_before_a_model_is_loaded(min
     assert "names no ir_datasets entry for its topics; pass --topics FILE" in result.stderr
 
 
+def test_an_index_of_ones_own_needs_no_corpus_beside_it(tiny_index, model, tmp_path):
+    (tmp_path / "topics.tsv").write_text("q1\tflea\n")
+    (tmp_path / "qrels.txt").write_text("q1 0 d1 1\n")
+    files = ("--topics", tmp_path / "topics.tsv", "--qrels", tmp_path / "qrels.txt", "--output", tmp_path / "out")
+    result = invoke("run", "--offline", "--index", tiny_index, *files, "--model", model, "--heads", "all")
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["identity"]["benchmark"] == {"name": "index", "version": "1"}
+    assert manifest["origins"]["index"] == str(tiny_index)
+
+
 def test_a_collection_without_a_definition_retrieves_as_many_as_are_reranked():
     shown = invoke("run", "--dataset", "beir/scifact/test", "--depth", 200, "--model", "embedded", "--dry-run")
     assert shown.exit_code == 0, shown.stderr

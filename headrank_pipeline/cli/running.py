@@ -202,20 +202,27 @@ def _definitions(given: dict[str, Any]) -> list[tuple[Path | None, Benchmark]]:
     from headrank_pipeline.experiment.catalogue import find_benchmarks
 
     named = (given["every"], bool(given["definitions"]), given["dataset"] is not None)
-    own = given["corpus"] or given["candidates"]
     depth = {} if given["depth"] is None else {"depth": given["depth"]}
-    if not any(named) and own and given["qrels"]:
-        return [(None, benchmark_of_files(own.absolute().parent.name, **depth))]
+    if not any(named) and given["qrels"] and (name := _own_name(given)):
+        return [(None, benchmark_of_files(name, **depth))]
     if sum(named) != 1:
         raise click.UsageError(
             "name a BENCHMARK.yaml, or pass --all to run every definition of --pipelines, or --dataset ID, or a "
-            "collection of your own: --corpus, --topics and --qrels, or --candidates and --qrels"
+            "collection of your own: --corpus or --index with --topics and --qrels, or --candidates and --qrels"
         )
     if given["dataset"] is not None:
         return [(None, benchmark_of_dataset(given["dataset"], **depth))]
     if given["every"]:
         return [*find_benchmarks(given["pipelines"], extra=given["extra"])]
     return [(path, load_benchmark(path)) for path in given["definitions"]]
+
+
+def _own_name(given: dict[str, Any]) -> str | None:
+    """What a collection without a definition is called: the folder of its file, else its index."""
+    file: Path | None = given["corpus"] or given["candidates"]
+    if file is not None:
+        return file.absolute().parent.name
+    return None if given["index"] is None else Path(given["index"]).absolute().name
 
 
 def _flags(ctx: click.Context) -> list[str]:

@@ -237,7 +237,8 @@ def _dense_of_corpus(
 
     if choice.encoder is None:
         raise ValueError(
-            f"--first-stage {choice.method} with --corpus: pass --encoder, the folder of a sentence encoder"
+            f"--first-stage {choice.method} with --corpus: pass --encoder, the folder of a sentence encoder, or drop "
+            f"--corpus and name indexes that are built (they know their encoder)"
         )
     encoder = load_encoder(choice.encoder)
     target = Path(index) if index else setting.directory.path / "dense-index"
