@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +144,10 @@ def test_lucene_takes_only_vectors_of_length_1(tiny_corpus, encoder_folder, luce
     assert docids(dense(foreign, encoder_folder)) == docids(dense(lucene))
 
 
-def test_words_and_vectors_are_not_mistaken_for_each_other(lucene, tiny_index, encoder_folder, tmp_path):
-    for source in (bm25, impact):
-        with pytest.raises(ValueError, match=r"a Lucene index of vectors, which hold no words; search it with dense"):
-            source(lucene)
+def test_words_and_vectors_are_not_mistaken_for_each_other(lucene, index, tiny_index, encoder_folder, tmp_path):
+    for source, vectors in product((bm25, impact), (lucene, index)):
+        with pytest.raises(ValueError, match=r"an index of vectors \(.*\), which hold no words; search it with dense"):
+            source(vectors)
     with pytest.raises(ValueError, match="holds a BM25 index; search it with bm25"):
         dense(tiny_index, encoder_folder)
     (foreign := shutil.copytree(tiny_index, tmp_path / "foreign")).joinpath("headrank-index.json").unlink()

@@ -131,9 +131,12 @@ def index_identity(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def refuse_vectors(folder: Path) -> None:
-    """Raise ValueError for a Lucene index of vectors: by words it finds nothing, and says nothing."""
-    if (index_identity(folder) or {}).get("kind") == "lucene-hnsw":
-        raise ValueError(f"{folder}: a Lucene index of vectors, which hold no words; search it with dense (--dense)")
+    """Raise ValueError for an index of vectors: by words one of Lucene's finds nothing, and says nothing."""
+    if kind := (index_identity(folder) or {}).get("kind"):
+        raise ValueError(
+            f"{folder}: an index of vectors ({kind}), which hold no words; search it with dense (retrieve --dense, run "
+            f"--first-stage dense)"
+        )
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
