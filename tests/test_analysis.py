@@ -19,7 +19,7 @@ from headrank_pipeline.comparison.analysis_report import ANALYSES, analyze, save
 from headrank_pipeline.comparison.biases import length_bias, order_sensitivity
 from headrank_pipeline.comparison.compare import FIRST_STAGE
 from headrank_pipeline.comparison.finished import read_finished_runs
-from headrank_pipeline.comparison.rank_agreement import kendall_tau, rank_biased_overlap, spearman
+from headrank_pipeline.comparison.rank_agreement import kendall_tau, overlap, rank_biased_overlap, spearman
 from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -63,12 +63,15 @@ def test_promotion_rates_of_a_list_of_eight_by_hand(tmp_path):
     strict = middle_zone([run], grades, relevance_level=2, judged_only=True).iloc[0]
     assert (strict["relevant"], strict["relevant_rate"]) == (1, 1.0)
     assert (strict["irrelevant"], strict["irrelevant_rate"]) == (2, 0.5)  # c of c, e; f is left out
+    assert strict["gap"] == 0.5
 
 
 def test_another_zone_and_another_success(tmp_path):
     [run] = read_finished_runs([run_of(tmp_path, lettered(tmp_path), "dcabefgh")])
     row = middle_zone([run], {"q1": {"a": 1}}, zone=Zone(0.0, 0.25, 0.5)).iloc[0]
     assert (row["relevant"], row["relevant_rate"], row["irrelevant"], row["irrelevant_rate"]) == (1, 1.0, 1, 1.0)
+    [short] = read_finished_runs([run_of(tmp_path, lettered(tmp_path), "cab", name="short", depth=3)])
+    assert middle_zone([short], {"q1": {"a": 1}}).iloc[0]["queries"] == 0  # three passages have no middle
     with pytest.raises(ValueError, match=r"zone 0.7 to 0.3"):
         Zone(0.7, 0.3)
 
@@ -123,6 +126,16 @@ def test_positive_scores_are_compared_by_their_logarithms(tmp_path):
     assert list(auto["spread_after"]) == pytest.approx([even, even])  # equal steps
     assert raw["spread_after"][0] < 0.1 < raw["spread_after"][1]
     assert list(rank["spread_after"]) == pytest.approx([even, even])
+    [zero] = read_finished_runs([run_of(tmp_path, lettered(tmp_path), "", name="zero", scores={**scores, "a": 0.0})])
+    assert set(score_positions([zero], {"q1": {}}, bins=2)["scale"]) == {"raw scores"}
+
+
+def test_a_query_without_relevant_passages_there_is_in_no_mean_of_their_ranks(tmp_path):
+    found = tuple(Candidate(docid, 8.0 - place, "w") for place, docid in enumerate(LETTERS))
+    write_candidates(tmp_path / "two.jsonl", [Ranking(Query(qid, "flea"), found) for qid in ("q1", "q2")])
+    [run] = read_finished_runs([run_of(tmp_path, tmp_path / "two.jsonl", LETTERS)])
+    frame = score_positions([run], {"q1": {"e": 1}, "q2": {}}, bins=2)
+    assert frame["rank_relevant"][1] == pytest.approx(4.5 / 8)
 
 
 def test_a_list_whose_scores_are_all_equal_has_no_spread(tmp_path):
@@ -141,6 +154,7 @@ def test_agreement_equals_scipy():
     numbers = [float(n % 7) for n in ranks]
     assert spearman(numbers, ranks) == pytest.approx(stats.spearmanr(numbers, ranks).statistic)
     assert math.isnan(spearman([1.0, 1.0], [1.0, 2.0]))
+    assert kendall_tau(["a"], ["a"]) == overlap(["a", "b"], ["b", "a"], 10) == 1.0
 
 
 def test_rank_biased_overlap_by_hand():
@@ -201,12 +215,16 @@ def test_the_length_test_keeps_queries_with_short_relevant_passages(tmp_path):
     none = length_bias(read_finished_runs(runs), qrels, grades, ratio=0.49)
     assert list(none["queries"]) == [0, 0, 0]
     assert none["gold_above_longest"].isna().all()
+    several = {"q1": {"b": 1, "g": 1}}  # g has 3 words
+    either = length_bias(read_finished_runs(runs), qrels, several)
+    assert list(either["gold_above_longest"]) == [1.0, 0.0, 1.0]
+    assert list(length_bias(read_finished_runs(runs), qrels, several, ratio=0.2)["queries"]) == [0, 0, 0]
     capped = length_bias(read_finished_runs(runs), qrels, grades, words=12)
     assert list(capped["queries"]) == [0, 0, 0]  # 10 of 12 words
 
 
 def test_the_length_test_knows_which_saved_candidates_a_run_left_out(tmp_path):
-    candidates = lettered(tmp_path, words={"b": 10, "d": 20})
+    candidates = lettered(tmp_path, words={"a": 40, "b": 10, "d": 20})
     supply = supply_from_file(candidates)
     rest = replace(supply, rankings=lambda: (ranking.without({"a"}) for ranking in supply.rankings()))
     execute(RunPlan(output=tmp_path / "run", reranker=Scripted({}, by_docid=in_order("bcd")), supply=rest, depth=3))

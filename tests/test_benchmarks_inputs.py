@@ -159,7 +159,8 @@ def test_a_prebuilt_dense_index_brings_the_encoder_of_pyserinis_reproductions(fi
 def test_documents_of_the_excluded_grade_are_gone_before_the_cutoff(files, tmp_path):
     local = LocalFiles(**files, offline=True)
     before = found(resolve_inputs(benchmark(), local, RunDirectory(tmp_path / "run")))["q1"]
-    files["qrels"].write_text(f"q1 0 007 1\nq1 0 {before[0]} -100\nq2 0 d2 1\n")
+    irrelevant = next(docid for docid in before[1:] if docid != "007")
+    files["qrels"].write_text(f"q1 0 007 1\nq1 0 {before[0]} -100\nq1 0 {irrelevant} 0\nq2 0 d2 1\n")
     excluding = benchmark(first_stage={"exclude_grade": -100})
     inputs = resolve_inputs(excluding, local, RunDirectory(tmp_path / "run"))
     after = found(inputs)

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from run_directories import Scripted, graded_candidates
 from tiny_models import tiny_model
 
 from headrank_pipeline.cli import main
-from headrank_pipeline.experiment.benchmark import benchmark_of_dataset, load_benchmark
+from headrank_pipeline.experiment.benchmark import benchmark_of_dataset, benchmark_of_files, load_benchmark
 from headrank_pipeline.experiment.catalogue import needs, to_download
 from headrank_pipeline.experiment.facts import catalogue
 from headrank_pipeline.experiment.inputs import LocalFiles
+from headrank_pipeline.experiment.judgement import Judgement
+from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.experiment.stages import StageChoice
-from headrank_pipeline.experiment.suite import Row, Suite, local_files
+from headrank_pipeline.experiment.suite import Row, Suite, local_files, run_suite
+from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
 
@@ -321,6 +325,22 @@ def test_a_corpus_is_preferred_to_saved_candidates(tmp_path):
     assert (found.corpus, found.topics, found.qrels, found.candidates) == (
         home / "corpus.jsonl.gz", home / "queries.jsonl", home / "qrels" / "test.tsv", None,
     )  # fmt: skip
+
+
+def test_the_summary_is_up_to_date_after_each_benchmark_and_says_which_is_partial(tmp_path):
+    candidates, qrels, grades = graded_candidates(tmp_path, 3, 4)
+    summary, before = tmp_path / "summary.json", []
+
+    def run_one(benchmark):
+        known = json.loads(summary.read_text())["benchmarks"] if summary.exists() else []
+        before.append([row["status"] for row in known])
+        reranker = Scripted(grades, failing=frozenset({"q1"} if benchmark.name == "one" else ()))
+        supply, judgement = supply_from_file(candidates), Judgement(qrels=qrels)
+        return execute(RunPlan(output=tmp_path / benchmark.name, reranker=reranker, supply=supply, judgement=judgement))
+
+    both = [(benchmark_of_files(name), tmp_path / name) for name in ("one", "two")]
+    assert [row.status for row in run_suite(both, summary, run_one).rows] == ["partial", "done"]
+    assert before == [[], ["partial"]]
 
 
 def test_a_benchmark_that_is_not_finished_is_in_no_mean():

@@ -192,6 +192,24 @@ def test_costs_come_from_notes_per_query_and_absent_ones_stay_unknown(made, comp
     assert cells["good"][5] == cells["good"][7] == "-"
 
 
+def test_costs_are_those_of_all_sessions_and_of_the_queries_that_were_counted(made, tmp_path):
+    run = Path(shutil.copytree(made / "runs" / "rankgpt", tmp_path / "run"))
+    manifest = json.loads((run / "manifest.json").read_text())
+    [session], totals = manifest["sessions"], manifest["totals"]
+    del totals["queries_counted"]  # as in runs of earlier builds, which counted scored queries alone
+    sessions = [{**session, "peak_memory_bytes": 2**50}, session]
+    changed(run / "manifest.json", sessions=sessions, totals={**totals, "failed": {"q0": "no reply"}})
+    cost = cost_of(read_finished(run))
+    assert (cost.peak_memory_bytes, cost.prompt_tokens) == (2**50, pytest.approx(12 * 5000 / 11))
+
+
+def test_a_torn_line_and_a_query_without_candidates_are_no_scores(made, tmp_path):
+    run = Path(shutil.copytree(made / "runs" / "good", tmp_path / "run"))
+    with (run / "scores.jsonl").open("a") as journal:
+        journal.write('{"qid": "q98", "docids": [], "scores": [], "notes": {}, "seconds": 0}\n{"qid": "q99", "doc')
+    assert set(read_finished(run).scored) == {f"q{number}" for number in range(12)}
+
+
 def test_failed_queries_count_0_and_are_told(made, tmp_path):
     candidates, qrels = made / "candidates.jsonl", made / "qrels.txt"
     run = make_run(tmp_path / "partial", candidates, qrels, Scripted({}, failing=frozenset({"q3"})))

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from headrank_pipeline.experiment.benchmark import Reference
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.journal import Entry, Journal
 from headrank_pipeline.experiment.judgement import Judgement
@@ -255,6 +256,14 @@ def test_candidates_changed_since_are_another_configuration(candidates, tmp_path
         execute(plan(candidates, tmp_path / "run"))
 
 
+def test_scores_of_other_candidates_are_not_joined_with_these(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "run"))
+    journal = tmp_path / "run" / "scores.jsonl"
+    journal.write_text(journal.read_text().replace('"d2"', '"d9"'))
+    with pytest.raises(ValueError, match="qid q0 was scored for other candidates than there are now"):
+        execute(plan(candidates, tmp_path / "run"))
+
+
 def test_a_call_that_failed_before_any_work_blocks_nothing(candidates, tmp_path):
     broken = tmp_path / "broken.jsonl"
     broken.write_text("{oops\n")
@@ -369,6 +378,8 @@ def test_a_failed_query_keeps_its_counts_and_the_others_of_its_batch_are_not_don
 def test_three_failures_beside_a_success_do_not_stop_a_run(candidates, tmp_path):
     failing = frozenset({"q0", "q1", "q2"})
     assert set(execute(plan(candidates, tmp_path / "run", Attempting(failing=failing), batch_size=4)).failed) == failing
+    later = frozenset({"q2", "q3", "q4"})  # a batch each, after a success
+    assert set(execute(plan(candidates, tmp_path / "late", Overlap(failing=later), batch_size=1)).failed) == later
 
 
 class Shuffling(Overlap):
@@ -392,11 +403,14 @@ def test_where_the_judgments_came_from_is_recorded_also_when_they_come_later(can
 
 def test_queries_without_candidates_are_noted_and_never_reach_the_reranker(tmp_path):
     path = tmp_path / "some.jsonl"
-    write_candidates(path, [ranking_of("q0"), Ranking(Query("q1", "nothing found")), ranking_of("q2")])
+    nothing = [Ranking(Query(qid, "nothing found")) for qid in ("q1", "q3")]
+    write_candidates(path, [ranking_of("q0"), nothing[0], ranking_of("q2"), nothing[1]])
     reranker = Overlap()
     execute(plan(path, tmp_path / "run", reranker))
     assert reranker.seen == ["q0", "q2"]
-    assert manifest_of(tmp_path / "run")["totals"]["queries_without_candidates"] == ["q1"]
+    totals = manifest_of(tmp_path / "run")["totals"]
+    assert (totals["queries_without_candidates"], totals["queries_counted"]) == (["q1", "q3"], 2)
+    assert totals["latency_p50_seconds"] > 0
     assert manifest_of(tmp_path / "run")["status"] == "complete"
     assert list(read_run(tmp_path / "run" / "run.trec")) == ["q0", "q2"]
 
@@ -424,10 +438,14 @@ def test_only_the_wanted_queries_of_a_candidates_file_are_run(candidates, tmp_pa
 def test_both_stages_are_evaluated_from_the_files_written(candidates, tmp_path):
     qrels = tmp_path / "qrels.txt"
     qrels.write_text("q0 0 d3 1\nq9 0 d3 1\n")
-    judgement = Judgement(qrels=qrels, measures=("RR",))
+    published = Reference(measure="RR", value=0.125, source="by hand")
+    judgement = Judgement(qrels=qrels, measures=("RR",), references=(published,))
     outcome = execute(plan(candidates, tmp_path / "run", judgement=judgement))
     assert outcome.judged is not None
     assert (outcome.judged.first_stage.means, outcome.judged.reranked.means) == ({"RR": 0.125}, {"RR": 0.5})
+    assert [check.verdict for check in outcome.judged.checks] == ["OK"]
+    strict = execute(plan(candidates, tmp_path / "strict", judgement=replace(judgement, relevance_level=2)))
+    assert strict.judged is not None and strict.judged.reranked.means == {"RR": 0.0}
     written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert written["reranked"]["per_query"] == {"q0": {"RR": 1.0}, "q9": {"RR": 0.0}}
     assert written["reranked"]["missing"] == ["q9"]
