@@ -144,7 +144,8 @@ def _shares_keys_without_a_kernel(query: Tensor, key: Tensor) -> bool:
     float32 and (up to PyTorch 2.13) no shared keys. A CPU's takes both. Autocast makes bfloat16 of float32.
     """
     exact = query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type)
-    return exact and query.device.type != "cpu" and query.shape[1] != key.shape[1]
+    whole = query.shape[2] == key.shape[2]  # not a token after cached ones
+    return exact and whole and query.device.type != "cpu" and query.shape[1] != key.shape[1]
 
 
 def _repeated_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scaling: float) -> Tensor:
