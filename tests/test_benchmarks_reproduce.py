@@ -85,8 +85,20 @@ def test_other_bytes_with_the_same_measures_are_near(first, tmp_path):
         run["q1"] = [Candidate({"d0": "d2", "d2": "d0"}.get(c.docid, c.docid), c.score) for c in run["q1"]]
         assert d0.score != d2.score
 
-    found = compare_runs(first, changed(first, tmp_path, swap_the_irrelevant))
+    copy = changed(first, tmp_path, swap_the_irrelevant)
+    found = compare_runs(first, copy)
     assert (found.verdict, found.reordered) == ("near", ("q1",))
+    evaluation = json.loads((copy / "evaluation.json").read_text())
+    evaluation["reranked"]["means"]["nDCG@10"] += 0.0005
+    (copy / "evaluation.json").write_text(json.dumps(evaluation))
+    assert compare_runs(first, copy).verdict == "near"
+    (copy / "evaluation.json").unlink()  # other orders without measures to compare
+    assert compare_runs(first, copy).verdict == "different"
+
+
+def test_a_query_that_only_one_of_the_runs_has_is_told(first, tmp_path):
+    copy = changed(first, tmp_path, lambda run: run.pop("q2"))
+    assert compare_runs(first, copy).reordered == compare_runs(copy, first).reordered == ("q2",)
 
 
 def test_other_measures_are_different_and_the_cause_is_named(first, tmp_path):
@@ -116,9 +128,14 @@ def test_what_cannot_be_made_again_is_named(first, tmp_path):
         recorded_command(copy)
 
 
-def test_where_it_wrote_is_not_part_of_the_command(first):
-    words = recorded_command(first)
-    assert words[0] == "rerank" and "--output" not in words and str(first) not in words and "--overwrite" not in words
+@pytest.mark.parametrize("written", ["--output run", "--output=run"])
+def test_where_it_wrote_is_not_part_of_the_command(first, tmp_path, written):
+    copy = Path(shutil.copytree(first, tmp_path / "copy"))
+    manifest = (copy / "manifest.json").read_text()
+    assert "--output run" in manifest
+    (copy / "manifest.json").write_text(manifest.replace("--output run", written))
+    words = recorded_command(copy)
+    assert words[0] == "rerank" and words[-2:] == ["--heads", "heads.json"] and "run" not in words
 
 
 # -------------------------------------------------------------------------------------------------------------- offline

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from headrank_pipeline.experiment.batches import try_batch
 from headrank_pipeline.experiment.benchmark import Reference
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.journal import Entry, Journal
@@ -124,6 +125,13 @@ def test_gpu_in_the_manifest_is_the_one_that_was_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(get_num_threads=lambda: 1, cuda=cuda))
     found = usage()
     assert (found["gpu"], found["gpu_peak_memory_bytes"]) == ("card 1", 5 * 2**30)
+    assert found["peak_memory_bytes"] > 2**25  # bytes, where Linux counts KiB
+
+
+def test_the_time_of_a_batch_is_divided_by_its_queries():
+    started = time.perf_counter()
+    tried = try_batch(Overlap(), [ranking_of(f"q{number}") for number in range(5)])
+    assert 0 < sum(entry.seconds for entry in tried.entries) <= time.perf_counter() - started
 
 
 def test_raw_scores_survive_in_the_journal(candidates, tmp_path):
@@ -276,6 +284,13 @@ def test_scores_without_a_manifest_are_not_taken_for_ours(candidates, tmp_path):
     execute(plan(candidates, tmp_path / "run"))
     (tmp_path / "run" / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"holds scores\.jsonl, .*run\.trec but no manifest\.json"):
+        execute(plan(candidates, tmp_path / "run"))
+
+
+def test_a_manifest_of_another_schema_is_refused(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "run"))
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest_of(tmp_path / "run") | {"schema": 2}))
+    with pytest.raises(ValueError, match="expected a manifest of schema 1, got 2"):
         execute(plan(candidates, tmp_path / "run"))
 
 
@@ -485,6 +500,10 @@ def test_the_last_line_of_a_query_wins_and_a_damaged_one_is_named(tmp_path):
     again = Journal(path)
     assert (again.failures, sorted(again.scored_qids())) == ({}, ["q1", "q2"])
     assert again.read("q1") == Entry("q1", ("b", "c"), (1e-300, -0.0), {"n": 1.0}, 0.25)
+    again.append([Entry("q2", error="ValueError: y")])
+    assert Journal(path).scored_qids() == ["q1"]
+    with pytest.raises(ValueError, match="here: 1 docids and 0 scores"):
+        Entry.parse('{"qid": "q", "docids": ["a"], "scores": [], "notes": {}, "seconds": 0}', "here")
     path.write_bytes(path.read_bytes().replace(b'"qid": "q2"', b'"pid": "q2"'))
     with pytest.raises(ValueError, match=r"scores\.jsonl:2: not a line of a run's journal"):
         Journal(path)

@@ -103,6 +103,8 @@ def differences(recorded: Any, wanted: Any, key: str = "") -> list[tuple[str, An
     Examples:
         >>> differences({"depth": 100, "heads": {"name": "a"}}, {"depth": 20, "heads": {"name": "a"}})
         [('depth', 100, 20)]
+        >>> differences({"gone": 1}, {"new": 2})
+        [('gone', 1, None), ('new', None, 2)]
     """
     if isinstance(recorded, dict) and isinstance(wanted, dict):
         found: list[tuple[str, Any, Any]] = []
