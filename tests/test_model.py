@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tiny_encoder import tiny_encoder
 from tiny_models import tiny_model
-from transformers import Qwen3Config
+from transformers import Qwen3Config, Qwen3VLConfig
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import source_of
@@ -86,6 +87,19 @@ def test_a_folder_without_weights_is_missing_something_and_a_damaged_one_is_inva
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=f"{folder.name}: no weights to be had"):
         reranked(folder)
+
+
+def test_a_folder_that_holds_no_model_is_told_from_one_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model folder .*: no config\.json in it; name the folder that holds"):
+        reranked(tmp_path)
+
+
+def test_a_model_whose_heads_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a BertModel is no decoder .* a sentence encoder belongs to --encoder"):
+        reranked(tiny_encoder(tmp_path))
+    Qwen3VLConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"\(qwen3_vl\) states no num_hidden_layers, .*expected a text-only decoder"):
+        reranked(tmp_path)
 
 
 def test_a_mistyped_folder_is_called_missing_before_heads_are_asked_for(tmp_path):

@@ -141,7 +141,8 @@ def load(
     Raises:
         FileNotFoundError: no such folder or model, or one without weights or tokenizer.
         MissingPrerequisite: a GPU was named and there is none.
-        ValueError: heads the model lacks, sliding-window layers, or a checkpoint that is damaged or lacks weights.
+        ValueError: heads the model lacks, sliding-window layers, no decoder, or a checkpoint that is damaged or lacks
+            weights.
     """
     chosen, name = choose_device(device), str(model)
     config = load_config(name, revision)
@@ -164,7 +165,17 @@ def _brought(heads: HeadSet | str | Path, name: str) -> bool:
 
 
 def source_of(name: str, config: Any, revision: str | None) -> ModelSource:
-    """Return what identifies a model; the fingerprint of a folder is made of its files."""
+    """Return what identifies a model; the fingerprint of a folder is made of its files.
+
+    Raises:
+        ValueError: a configuration without layers of its own, as of a model that sees images, too.
+    """
+    stated = ("num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    if lacking := [field for field in stated if not hasattr(config, field)]:
+        raise ValueError(
+            f"model {name}: its configuration ({config.model_type}) states no {', '.join(lacking)}; expected a "
+            f"text-only decoder, such as Qwen3, Qwen2 or Llama"
+        )
     return ModelSource(
         name=name,
         revision=getattr(config, "_commit_hash", None) or revision,
@@ -185,9 +196,13 @@ def load_config(name: str, revision: str | None) -> Any:
     """Return the configuration of a local folder or a Hugging Face name.
 
     Raises:
-        FileNotFoundError: no such folder or model.
+        FileNotFoundError: no such folder or model, or a folder without config.json.
     """
     check_folder(name)
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"model folder {name}: no config.json in it; name the folder that holds config.json, weights and tokenizer"
+        )
     try:
         return AutoConfig.from_pretrained(name, revision=revision)
     except OSError as error:
@@ -245,7 +260,18 @@ def _load_weights(name: str, config: Any, depth: int, revision: str | None, dtyp
             f"({', '.join(missing[:3])}, …); they would be random. Is the folder truncated below the deepest head?"
         )
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    _check_layers(name, loaded)
     return loaded
+
+
+def _check_layers(name: str, model: PreTrainedModel) -> None:
+    """Refuse what the tap cannot read, such as the sentence encoder of a dense first stage."""
+    layers: Any = getattr(model, "layers", ())
+    if not len(layers) or not all(hasattr(layer, "self_attn") for layer in layers):
+        raise ValueError(
+            f"model {name}: a {type(model).__name__} is no decoder whose heads can be read here: expected layers with "
+            f"self_attn, as in Qwen3, Qwen2 and Llama; a sentence encoder belongs to --encoder"
+        )
 
 
 @contextmanager
