@@ -172,6 +172,11 @@ def test_distillation_loss_by_hand():
     expected = p * math.log(p / 0.5) + (1 - p) * math.log((1 - p) / 0.5)
     loss = distillation_loss(torch.zeros(2), torch.tensor([0.4, 0.2]), teacher_temperature=0.1)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
+    q = 1 / (1 + math.exp(-4))  # scores 2 and 0 at temperature 0.5
+    expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    loss = distillation_loss(torch.tensor([2.0, 0.0]), torch.tensor([0.4, 0.2]), teacher_temperature=0.1,
+                             score_temperature=0.5)  # fmt: skip
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +224,33 @@ def test_objective_is_pair_loss_plus_weighted_regulariser():
     assert float(Objective(regulariser="none").of(scores, GRADES).loss) == pytest.approx(found.main)
     variance = Objective(regulariser="variance", zone="all").of(scores, GRADES).regulariser
     assert variance == pytest.approx(-float(logs.var(unbiased=False)))
+
+
+def test_every_setting_reaches_the_loss_that_it_is_of():
+    scores, teacher = torch.softmax(LOGS, dim=0), torch.linspace(0, 1, 5)
+    logs = scores.log()
+
+    def of(**settings) -> float:
+        return float(Objective(**settings).of(scores, GRADES, teacher=teacher).loss)
+
+    contrastive = {"scale": 3.0, "relevance_level": 2}
+    assert of(kind="group-contrastive", **contrastive) == float(group_contrastive_loss(scores, GRADES, **contrastive))
+    assert of(kind="listwise", score_temperature=0.5) == float(listwise_loss(logs, GRADES, temperature=0.5))
+    temperatures = {"teacher_temperature": 0.2, "score_temperature": 0.5}
+    assert of(kind="distillation", **temperatures) == float(distillation_loss(logs, teacher, **temperatures))
+    pairs = preference_pairs(GRADES, logs, limit=3, steps="any")
+    margins = pair_margins(GRADES, pairs, (0.1, 0.4))
+    temperatures = {"grade_temperature": 0.5, "score_temperature": 0.7}
+    extra = grade_divergence(logs, GRADES, middle_zone(5), **temperatures)
+    expected = pair_loss(logs, pairs, beta=4.0, margins=margins) + 0.3 * extra
+    assert of(beta=4.0, margins=(0.1, 0.4), pairs=3, steps="any", weight=0.3, **temperatures) == float(expected)
+
+
+def test_the_defaults_are_those_that_are_documented():
+    found = Objective()
+    assert (found.beta, found.margins, found.pairs, found.steps, found.hard) == (2.0, (), 64, "one", True)
+    assert (found.regulariser, found.weight, found.zone) == ("grades", 0.1, "middle")
+    assert found.grade_temperature == found.score_temperature == 1.0
 
 
 def test_random_pairs_follow_the_seed():

@@ -327,6 +327,11 @@ def test_files_of_ones_own_are_compared_by_number_where_no_content_is_pinned(fil
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
+def test_other_judgments_in_the_right_number_are_told_where_content_is_pinned(caplog):
+    facts.compare_qrels("beir-scifact", "beir/scifact/test", {"q1": {f"d{i}": 1 for i in range(339)}}, "here")
+    assert "here: qrels differ from the pinned ones of beir-scifact" in caplog.text
+
+
 def test_the_definition_made_for_a_dataset_equals_the_shipped_one():
     shipped = load_benchmark(ROOT / "pipelines" / "beir-scifact.yaml")
     assert benchmark_of_dataset("beir/scifact/test").first_stage == shipped.first_stage
