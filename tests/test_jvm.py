@@ -111,3 +111,22 @@ def test_a_forked_child_is_told_instead_of_hanging():
     child.join(20)
     assert child.exitcode == 0
     assert f"the JVM was started in process {os.getpid()}" in queue.get()
+
+
+def test_an_interrupt_is_an_exception_while_java_runs_and_not_the_end_of_the_process(tiny_index, fresh_python):
+    """Java would end the process with status 130, and with it a notebook or a model in the middle of a batch."""
+    result = fresh_python(
+        f"""
+        import os, signal, time
+        from headrank_pipeline.first_stage import bm25
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as from a terminal, however the tests were started
+        source = bm25({str(tiny_index)!r})
+        assert len(list(source.retrieve({{"q": "dog"}}))) == 1
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            print(*[ranking.docids[0] for ranking in source.retrieve({{"q": "dog"}})])
+        """
+    )
+    assert (result.returncode, result.stdout) == (0, "d2\n"), result.stderr

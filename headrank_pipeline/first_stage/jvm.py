@@ -169,6 +169,9 @@ def _start(runtime: JavaRuntime) -> JavaRuntime:
     import jnius_config
 
     jnius_config.add_classpath(str(jar))
+    # Signals stay Python's. Java would answer Ctrl-C by ending the process under a model that still computes: queries
+    # failed for no reason, processes crashed or hung, and a notebook's kernel would be gone.
+    jnius_config.add_options("-Xrs")
     if f" {_VECTOR_MODULE} " in _release(runtime.home).replace('"', " "):
         jnius_config.add_options(f"--add-modules={_VECTOR_MODULE}")
     with _java_home(runtime.home):
