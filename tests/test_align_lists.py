@@ -57,19 +57,26 @@ def test_judged_passages_that_the_first_stage_missed_come_from_the_corpus(files)
     assert graded.grades == (0, 2, 1)
     assert graded.ranking.candidates[2].text == "Text 4."
     assert counts.added == 1
+    (files / "qrels.txt").write_text("q1 0 d3 1\nq1 0 d4 2\n")
+    _, (graded,) = made(files, corpus=files / "corpus.jsonl", cutoff=1)
+    assert graded.ranking.docids == ("d1", "d4", "d3")  # the best grade first
 
 
 def test_unjudged_passages_can_be_left_out(files):
     counts, (graded,) = made(files, corpus=files / "corpus.jsonl", unjudged="drop")
     assert graded.grades == (2, 1)
     assert counts.dropped == 2
+    found = tuple(Candidate(docid, 0.0, "text") for docid in ("d1", "d2", "d3"))
+    write_candidates(files / "candidates.jsonl", [Ranking(Query(qid, "flea"), found) for qid in "ab"])
+    (files / "qrels.txt").write_text("".join(f"{qid} 0 d1 1\n{qid} 0 d2 0\n" for qid in "ab"))
+    assert made(files, unjudged="drop")[0].dropped == 2  # one of each
 
 
 def test_lists_of_one_grade_are_left_out_and_counted(files):
     (files / "qrels.txt").write_text("q1 0 d2 1\nq2 0 d1 1\n")
     counts, lists = made(files)
     assert [graded.qid for graded in lists] == ["q1"]
-    assert counts.one_grade == 1
+    assert (counts.one_grade, counts.without_candidates) == (1, 0)
 
 
 def test_nothing_to_learn_from_is_an_error_and_leaves_no_file(files):

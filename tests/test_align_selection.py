@@ -60,6 +60,8 @@ def test_entropy_by_hand():
     expected = -sum(p * math.log(p) for p in (0.4, 0.1, 0.3, 0.2)) / math.log(4)
     assert normalised_entropy(SCORES).tolist() == pytest.approx([expected, expected, 1.0, 0.0])
     assert normalised_entropy(SCORES[:1] * 7.0).tolist() == pytest.approx([expected])  # whatever the scale
+    below_zero = torch.tensor([[0.5, -0.5, 0.5]])  # calibrated attention may be: it counts as none
+    assert normalised_entropy(below_zero).tolist() == pytest.approx([math.log(2) / math.log(3)])
 
 
 def test_entropy_of_one_passage_is_finite():
@@ -251,6 +253,7 @@ def test_measures_of_one_pass_equal_a_plain_loop(scorer):
     lists = overlap_lists(5)
     found = measure_heads(scorer, lists, SelectionConfig(order="given"))
     values = {name: np.zeros(12) for name in ("discrimination", "entropy", "ndcg", "qrscore", "core")}
+    by_layer = np.zeros(3)
     for graded in lists:
         (read,) = scorer.reader.read(scorer.prompts([graded]), support="passages")
         (prompt,) = scorer.prompts([graded])
@@ -261,6 +264,8 @@ def test_measures_of_one_pass_equal_a_plain_loop(scorer):
         values["ndcg"] += ndcg(mass, grades).numpy() / 5
         values["qrscore"] += qr_score(mass, grades).numpy() / 5
         values["core"] += contrastive_score(mass, grades).numpy() / 5
+        by_layer += ndcg(mass.view(3, 4, -1).sum(1), grades).numpy() / 5
+    assert found.layer_ndcg == pytest.approx(by_layer, rel=1e-5)
     for name, expected in values.items():
         assert found.values[name] == pytest.approx(expected, rel=1e-5), name
 
@@ -269,8 +274,11 @@ def test_lists_that_order_nothing_are_counted(scorer):
     (first, second) = overlap_lists(2)
     flat = GradedList(first.ranking, (1,) * 6)
     positive = GradedList(second.ranking, (2, 1, 1, 1, 1, 1))
-    counts = measure_heads(scorer, [flat, first, positive]).counts
+    found = measure_heads(scorer, [flat, first, positive])
+    counts = found.counts
     assert (counts["used"], counts["one_grade"], counts["no_negative"], counts["no_positive"]) == (2, 1, 1, 0)
+    alone = measure_heads(scorer, [first])  # the one list that has both kinds
+    assert found.values["qrscore"] == pytest.approx(alone.values["qrscore"])
     level = SelectionConfig(relevance_level=3)
     assert measure_heads(scorer, [first], level).counts["no_positive"] == 1
     with pytest.raises(ValueError, match="none of the 1 lists has passages of two grades"):
@@ -287,6 +295,8 @@ def test_what_cannot_be_met_is_refused_before_the_pass(folder):
 
 
 def test_calibrated_rules_measure_the_difference_of_two_queries(folder):
+    found = select_heads(load(folder, "all", device="cpu"), ICR, overlap_lists(2), SelectionConfig("ndcg", num_heads=1))
+    assert "ndcg" in found.candidates and "entropy-regularised" not in found.candidates
     scorer = ListScorer(AttentionReader(load(folder, "all", device="cpu")), ICR)
     (prompt,) = scorer.prompts(overlap_lists(1))
     (mass,) = scorer.masses([prompt])

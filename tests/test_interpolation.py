@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.interpolation import interpolated, normalised
 
@@ -40,7 +40,21 @@ def test_scores_are_mixed_on_a_common_scale():
 
 
 def test_z_scores_are_centred():
-    assert normalised([3.0, 1.0], "z-score") == [1.0, -1.0]
+    assert normalised([5.0, 1.0], "z-score") == [1.0, -1.0]
+
+
+class Failing(Reversing):
+    """Cannot rerank one of the queries, and knows which."""
+
+    def _attempts(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
+        first, *others = rankings
+        return [Failure(first.query, ValueError("no reply"), {"prompt_tokens": 3}), *self.rerank_batch(others)]
+
+
+def test_a_query_that_failed_stays_failed_and_the_others_are_mixed():
+    failure, mixed = interpolated(Failing(), 0.0).attempt_batch([ranking(2.0, 1.0), ranking(3.0, 2.0)])
+    assert isinstance(failure, Failure) and failure.notes == {"prompt_tokens": 3}
+    assert mixed.docids == ("d1", "d0")
 
 
 class Shares(Reversing):

@@ -70,6 +70,22 @@ def test_every_candidate_comes_back_once_in_score_order(reranker):
         assert reranked.notes.get("forward_passes", 0) == length
 
 
+def test_the_budget_is_the_published_one_where_the_model_has_more_positions(tmp_path):
+    config = json.loads((chat_model(tmp_path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 16384}))
+    assert qwen3_reranker(tmp_path, device="cpu").describe()["max_prompt_tokens"] == 8192
+
+
+def test_next_logits_of_a_head_with_a_bias_are_the_whole_models(folder):
+    model = CausalModel(folder, Loading(device="cpu"))
+    head = model._model.lm_head
+    head.bias = torch.nn.Parameter(torch.linspace(-1, 1, len(head.weight)), requires_grad=False)
+    found = model.next_logits([[5, 6, 7], [8, 9]], [3, 40])
+    for row, ids in zip(found, ([5, 6, 7], [8, 9]), strict=True):
+        expected = model._model(torch.tensor([ids])).logits[0, -1, [3, 40]]
+        torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("batch_tokens", [16384, 300, 1])
 def test_batch_equals_one_by_one(folder, reranker, batch_tokens):
     batch = [numbered(5, "q1"), Ranking(Query("q2", "none")), numbered(9, "q3", "why do fleas live so long " * 5)]
@@ -99,6 +115,9 @@ def test_documents_are_cut_to_the_budget_and_counted(folder):
     cut = qwen3_reranker(folder, device="cpu", max_prompt_tokens=400).rerank(given).notes
     assert cut["passages_cut"] == 1
     assert cut["prompt_tokens"] == whole["prompt_tokens"] - cut["tokens_dropped"]
+    ends = Ranking(given.query, tuple(Candidate(end, 0.0, "bird " * 500 + end) for end in ("yes", "no")))
+    assert len(set(qwen3_reranker(folder, device="cpu", max_prompt_tokens=400).rerank(ends).scores)) == 1  # cut off
+    assert len(set(qwen3_reranker(folder, device="cpu").rerank(ends).scores)) == 2
     by_words = qwen3_reranker(folder, device="cpu", passage_words=100).rerank(given).notes
     assert (by_words["passages_cut"], by_words["words_dropped"]) == (1, 400)
     with pytest.raises(ValueError, match="qid q1: instruction and query take all of the 100 tokens"):

@@ -11,10 +11,15 @@ from transformers import PreTrainedTokenizerFast
 
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.baselines.chat import ChatFormat
-from headrank_pipeline.rerank.baselines.decoding import Reasoning
+from headrank_pipeline.rerank.baselines.conversation import Conversation
+from headrank_pipeline.rerank.baselines.decoding import Decoding, Reasoning
 from headrank_pipeline.rerank.baselines.first_token import first_token
-from headrank_pipeline.rerank.baselines.rankgpt import conversation_of, rankgpt
-from headrank_pipeline.rerank.baselines.replies import NOTES, parse_reply
+from headrank_pipeline.rerank.baselines.fitting import fitted_words
+from headrank_pipeline.rerank.baselines.generation import CausalModel, Generated, Loading
+from headrank_pipeline.rerank.baselines.passage_text import PassageText
+from headrank_pipeline.rerank.baselines.rankgpt import RankGPT, conversation_of, rankgpt
+from headrank_pipeline.rerank.baselines.replies import NOTES, Reply, parse_reply
+from headrank_pipeline.rerank.baselines.windows import Window, Windowing
 
 # Texts short enough that the tiny model is quick; windows small enough that lists need several.
 QUICK = {"device": "cpu", "max_new_tokens": 8, "window_size": 8, "stride": 4}
@@ -97,6 +102,59 @@ def test_a_query_without_any_identifier_fails_and_names_itself(tmp_path):
         ValueError, match=r"qid q7: none of the 2 replies named a passage \(2 of them ended at the limit"
     ):
         babbling.rerank_batch([numbered(9, "q7")])
+
+
+class Scripted:
+    """A writer whose replies are known beforehand."""
+
+    controls = None
+
+    def __init__(self, *replies):
+        self.replies = list(replies)
+
+    def conversation(self, qid, messages):
+        return Conversation(qid, tuple(messages))
+
+    def fits(self, conversation):
+        return True
+
+    def write(self, conversations):
+        return [Reply(self.replies.pop(0)) for _ in conversations]
+
+
+def test_a_query_of_which_one_reply_names_a_passage_is_reranked():
+    given = numbered(9)
+    reranked = RankGPT(Scripted("sorry", "[5] > [1]"), Windowing(8, 4), PassageText()).rerank(given)
+    assert reranked.docids == tuple(given.docids[place] for place in (4, 0, 1, 2, 3, 5, 6, 7, 8))
+    assert (reranked.notes["replies"], reranked.notes["replies_without_identifier"]) == (2, 1)
+
+
+@pytest.mark.parametrize("room", range(1, 12))
+def test_as_many_words_are_kept_as_fit(room):
+    window = Window(0, Query("q1", "birds"), numbered(2).candidates)
+    assert fitted_words(window, 10, lambda words: words <= room) == min(room, 10)
+
+
+def test_what_ends_a_turn_is_counted_and_not_kept(folder, tmp_path):
+    [whole] = CausalModel(folder, Loading(device="cpu")).generate([[5, 6, 7]], 8, Decoding())
+    assert whole.cut and whole.count == len(whole.token_ids) == 8
+    end = whole.token_ids.index(whole.token_ids[3])  # where that token is written first
+    chat_model(tmp_path)
+    settings = json.loads((tmp_path / "generation_config.json").read_text())
+    settings["eos_token_id"] = [whole.token_ids[3]]
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    [ended] = CausalModel(tmp_path, Loading(device="cpu")).generate([[5, 6, 7]], 8, Decoding())
+    assert ended == Generated(whole.token_ids[:end], end + 1, cut=False)
+
+
+def test_a_batch_has_room_for_its_answers(folder):
+    model = CausalModel(folder, Loading(device="cpu", batch_tokens=40))
+    rows = []
+    model._model.register_forward_pre_hook(
+        lambda _, given, named: rows.append(len(named["input_ids"])), with_kwargs=True
+    )
+    model.generate([[5] * 10] * 4, 10, Decoding())
+    assert max(rows) == 2  # twice 10 read and 10 to be written
 
 
 def test_the_prompt_is_the_published_conversation(reranker):
@@ -276,6 +334,13 @@ def test_first_token_orders_by_the_full_models_logits(folder, first):
     letters = [float(logits[tokenizer.convert_tokens_to_ids(name)]) for name in "ABCDEFG"]
     expected = sorted(range(7), key=lambda index: -letters[index])
     assert first.rerank(given).docids == tuple(given.docids[index] for index in expected)
+
+
+def test_first_token_logits_that_are_not_finite_name_their_query(folder):
+    broken = first_token(folder, **FIRST)
+    broken.model._model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"qid q7: an identifier's logit is not finite; .*--dtype float32"):
+        broken.rerank(numbered(3, "q7"))
 
 
 @pytest.mark.parametrize("batch_tokens", [16384, 1])
