@@ -307,13 +307,16 @@ def test_index_and_retrieve_give_candidates_with_text_or_a_run(tiny_corpus, tmp_
 
     arguments = ["retrieve", "--index", index, "--topics", topics, "--hits", "2"]
     output = tmp_path / "cand.jsonl"
-    assert invoke(*arguments, "--output", output).stdout == f"{output}: 2 queries, candidates\n"
+    result = invoke(*arguments, "--output", output)
+    assert result.stdout == f"{output}: 2 queries, candidates\n"
+    assert "1 queries found nothing (q2); where judged they count 0" in result.stderr
     flea, zebra = read_candidates(tmp_path / "cand.jsonl")
     assert (len(flea), len(zebra)) == (2, 0)
     assert all("flea" in (candidate.text or "") for candidate in flea.candidates)
     assert invoke(*arguments, "--output", tmp_path / "run.trec", "--tag", "mine").exit_code == 0
     assert [c.docid for c in read_run(tmp_path / "run.trec")["q1"]] == list(flea.docids)
     assert invoke(*arguments, "--output", tmp_path / "x.trec", "--fields", "title").exit_code == 2
+    assert invoke(*arguments, "--output", tmp_path).exit_code == 2
 
 
 def test_a_saved_run_becomes_candidates_by_a_text_source(tiny_corpus, tiny_index, slim_index, tmp_path):

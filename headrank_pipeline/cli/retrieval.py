@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from headrank_pipeline.cli.reporting import echo_json
 if TYPE_CHECKING:
     from headrank_pipeline.first_stage.index import IndexSummary
     from headrank_pipeline.pipeline import Source
-    from headrank_pipeline.records import Query
+    from headrank_pipeline.records import Query, Ranking
     from headrank_pipeline.trec import CandidateLayout
 
 __all__ = ["index", "retrieve"]
@@ -134,9 +134,7 @@ def retrieve(
     """Retrieve candidates with BM25, or with --dense by vectors; or give those of a saved --run their texts."""
     from headrank_pipeline.trec import read_topics, write_candidates, write_run
 
-    as_candidates = output.name.endswith((".jsonl", ".jsonl.gz"))
-    if not as_candidates and ".json" in output.suffixes:
-        raise click.BadParameter(f"{output}: name it NAME.jsonl or NAME.jsonl.gz", param_hint="--output")
+    as_candidates = _is_for_candidates(output)
     queries = read_topics(topics)
     if run is not None:
         if index or dense or encoder or ef_search or fields or remove_query:
@@ -167,7 +165,7 @@ def retrieve(
         source = bm25(
             index, k1=k1, b=b, texts=texts, hits=hits, threads=threads, fields=boosts, remove_query=remove_query
         )
-    rankings = source.retrieve(queries)
+    rankings = _telling_of_empty(source.retrieve(queries))
     if as_candidates:
         write_candidates(output, rankings, layout)
     else:
@@ -176,6 +174,29 @@ def retrieve(
         echo_json({"output": str(output), "queries": len(queries), "source": source.describe()})
     else:
         click.echo(f"{output}: {len(queries)} queries, {'candidates' if as_candidates else 'a TREC run'}")
+
+
+def _is_for_candidates(output: Path) -> bool:
+    """Return whether a name is one of candidates and not of a TREC run."""
+    if output.is_dir():  # told now, and not when all is retrieved
+        raise click.BadParameter(f"{output}: a folder; name a file in it", param_hint="--output")
+    if output.name.endswith((".jsonl", ".jsonl.gz")):
+        return True
+    if ".json" in output.suffixes:
+        raise click.BadParameter(f"{output}: name it NAME.jsonl or NAME.jsonl.gz", param_hint="--output")
+    return False
+
+
+def _telling_of_empty(rankings: Iterator[Ranking]) -> Iterator[Ranking]:
+    """Pass rankings on, and say at their end which had no candidate: a run file has no line for those."""
+    without = []
+    for ranking in rankings:
+        if not ranking.candidates:
+            without.append(ranking.query.qid)
+        yield ranking
+    if without:
+        named = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
+        logger.warning("%d queries found nothing (%s); where judged they count 0", len(without), named)
 
 
 def _saved(run: Path, topics: list[Query], texts: str | None, hits: int) -> tuple[Source, list[Query]]:
