@@ -511,9 +511,11 @@ def test_a_file_where_the_run_directory_should_be_is_named(files, model):
     assert files["output"].read_text() == "mine"
 
 
-def test_means_say_how_many_judged_queries_were_not_run(files, model):
-    everything = invoke(*rerank_arguments(files, model), "--qrels", files["qrels"])
-    assert everything.exit_code == 0 and "missing from the run" not in everything.stdout
+def test_means_say_over_how_many_queries_they_are_where_not_all_that_were_run_are_judged(files, model):
+    two = invoke(*rerank_arguments(files, model), "--qrels", files["qrels"])
+    assert two.exit_code == 0 and "means over 2 judged queries\n" in two.stdout
     files["qrels"].write_text("q0 0 d1 1\nq1 0 d2 1\nother 0 d1 1\nanother 0 d1 1\n")
     some = invoke(*rerank_arguments(files, model), "--qrels", files["qrels"])
     assert "means over 4 judged queries, 2 of them missing from the run (counted 0)" in some.stdout
+    files["qrels"].write_text("q0 0 d1 1\nq1 0 d2 1\nq2 0 d1 1\n")
+    assert "means over" not in invoke(*rerank_arguments(files, model), "--qrels", files["qrels"]).stdout

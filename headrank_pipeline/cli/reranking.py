@@ -355,11 +355,10 @@ def report(ctx: click.Context, outcome: Outcome, *, as_json: bool) -> None:
     else:
         if outcome.judged is not None:
             click.echo(measures_table(outcome.judged, outcome.manifest["identity"]["tag"]))
-            if missing := outcome.judged.reranked.missing:
-                count = outcome.judged.reranked.queries
-                click.echo(
-                    f"means over {count} judged queries, {len(missing)} of them missing from the run (counted 0)"
-                )
+            judged = outcome.judged.reranked
+            missing = f", {len(judged.missing)} of them missing from the run (counted 0)" if judged.missing else ""
+            if missing or judged.queries != totals["queries"]:
+                click.echo(f"means over {judged.queries} judged queries{missing}")
         rate = f", {totals['queries_per_second']:.2f} queries/s" if totals["queries_per_second"] else ""
         click.echo(f"{totals['queries']} queries, {len(totals['failed'])} failed{rate}: {outcome.directory.run}")
         for qid, message in outcome.failed.items():
