@@ -504,6 +504,11 @@ def test_configuration_from_names_and_values():
         configured(TrainingConfig(), {"objective.betta": 5})
     with pytest.raises(ValueError, match=r"training setting epochs: .* got 'many'"):
         configured(TrainingConfig(), {"epochs": "many"})
+    for name in ("epochs", "save_every"):
+        with pytest.raises(ValueError, match=rf"training setting {name}: .* got '5'"):
+            configured(TrainingConfig(), {name: "5"})  # nothing is converted
+    with pytest.raises(ValueError, match="max_steps 0: expected a number above 0, or None"):
+        TrainingConfig(max_steps=0)
     with pytest.raises(ValueError, match=r"averaging 1\.0: expected a decay between 0 and 1, or None"):
         TrainingConfig(averaging=1.0)
     with pytest.raises(ValueError, match="epochs 0: expected at least 1"):

@@ -58,6 +58,7 @@ def test_windows_and_all():
         ({"heads": [[1, -2]]}, "is not a head"),
         ({"heads": [[1, True]]}, "is not a head"),
         ({"heads": ["13-4"]}, "is not a head"),
+        ({"heads": [[-1, 2]]}, "is not a head; expected .*, whole numbers from 0"),
         ({"heads": [[1, 2]], "weights": [1, 2]}, "2 weights for 1 heads"),
         ({"heads": [[1, 2]], "weights": [float("nan")]}, "weights must be finite"),
         ({"heads": [[1, 2], [1, 3]], "weights": [1, -1]}, "weights add up to 0; expected more than 0"),
@@ -88,7 +89,16 @@ def test_unknown_names_and_missing_files_are_told_apart():
         resolved("nowhere.json")
 
 
+@pytest.mark.parametrize("head", [(4, 0), (0, 2)])
+def test_the_first_layer_and_head_beyond_a_model_are_refused(head):
+    HeadSet("corner", ((3, 1),)).check(layers=4, heads=2, model="m")
+    with pytest.raises(ValueError, match=rf"names {head[0]}-{head[1]}, but m has layers 0-3 with heads 0-1"):
+        HeadSet("beyond", (head,)).check(layers=4, heads=2, model="m")
+
+
 def test_digest_depends_on_heads_and_weights_alone():
     heads = HeadSet("a", ((1, 0),))
+    pair = HeadSet("a", ((1, 0), (2, 0)), weights=(1.0, 2.0))
+    assert pair.digest() != HeadSet("a", ((2, 0), (1, 0)), weights=(1.0, 2.0)).digest()
     assert heads.digest() == HeadSet("b", ((1, 0),), source="elsewhere").digest()
     assert heads.digest() != HeadSet("a", ((1, 0),), weights=(2.0,)).digest()

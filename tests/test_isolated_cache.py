@@ -70,7 +70,8 @@ def test_hits_are_counted_for_each_query(folder, tmp_path):
     assert cached(reranker) == [0]
     assert cached(reranker, ranking(["x", "New.", "Ships sink."]), ranking(["Newer."])) == [2, 0]
     assert cached(reranker_of(folder, tmp_path)) == [len(TEXTS)]  # another process, as it were
-    assert "passages_cached" not in reranker_of(folder, None).rerank(ranking()).notes
+    plain = reranker_of(folder, None).rerank(ranking()).notes
+    assert "passages_cached" not in plain and plain["forward_passes"] == 2  # over the passages, then the question
 
 
 def test_passages_found_are_not_run_again(folder, monkeypatch):

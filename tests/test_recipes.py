@@ -4,6 +4,7 @@ import json
 import logging
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,6 +120,19 @@ def test_notes_count_what_was_changed(systems):
     assert reranked.notes["prompt_tokens"] > 300
     assert reranked.notes["forward_passes"] == 1
     assert systems["icr"].rerank(ranking(["text"])).notes["forward_passes"] == 2
+    counted_before = replace(ranking(["text"]), notes={"replies": 1.0})
+    assert systems["headrank"].rerank(counted_before).notes["replies"] == 1.0
+
+
+@pytest.mark.parametrize("make", [headrank, icr])
+def test_heads_count_by_their_weights(folder, make):
+    given = ranking(["Birds fly.", "Fish swim in the sea.", "One flea."])
+    weighted = HeadSet("weighted", HEADS.heads, weights=(0.0, 2.0))
+    alone = make(folder, HeadSet("second", HEADS.heads[1:]), device="cpu").rerank(given)
+    found = make(folder, weighted, device="cpu").rerank(given)
+    scale = 1.0 if make is headrank else 2.0  # a mean, a sum
+    assert found.docids == alone.docids
+    assert found.scores == pytest.approx([scale * score for score in alone.scores], rel=1e-5)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
