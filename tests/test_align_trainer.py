@@ -277,6 +277,15 @@ def test_averaged_weights_are_the_running_mean_of_those_of_each_step(folder, tmp
 # ---------------------------------------------------------------------------------------------------------- resume
 
 
+def test_judging_the_running_mean_leaves_the_weights_that_move_as_they_are(folder, tmp_path):
+    config = replace(QUICK, max_steps=4, averaging=0.5, evaluate_every=1)
+    steps = []
+    for name, data in (("judged", TrainingData(LISTS, DEV)), ("unjudged", TrainingData(LISTS))):
+        trained(folder, tmp_path / name, config, data)
+        steps.append([event for event in _log(tmp_path / name) if event["event"] == "step"])
+    assert steps[0] == steps[1]
+
+
 @pytest.mark.parametrize(("moves", "averaging"), [("lora", None), ("lora", 0.5), ("all", 0.5)])
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, tmp_path, moves, averaging):
     config = replace(QUICK, moves=moves, epochs=1, max_steps=6, list_size=4, evaluate_every=2, lora_dropout=0.1)
@@ -537,6 +546,7 @@ def test_exported_folder_reranks_as_the_trained_model_did(folder, tmp_path, dtyp
     assert HeadSet.load(path / "heads.json").model == "new"
     assert (path / "training" / "log.jsonl").is_file()
     assert not list(path.glob(".export*"))
+    assert len({file.stat().st_mode for file in path.iterdir() if file.is_file()}) == 1  # as the umask has it
 
 
 def test_export_refuses_a_model_whose_lora_is_not_folded_in(folder, tmp_path):

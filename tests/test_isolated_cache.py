@@ -218,6 +218,27 @@ def test_memory_holds_the_most_recently_used():
     assert "large" not in cache and cache.held_bytes == 64
 
 
+def test_an_entry_put_twice_is_held_once_and_one_from_the_folder_is_held_as_well(tmp_path):
+    entry = KeyValues((torch.zeros(2, 1, 4),), ())
+    cache = PassageCache(tmp_path)
+    cache.put("a", entry)
+    cache.put("a", entry)
+    assert cache.held_bytes == entry.bytes
+    other = PassageCache(tmp_path)
+    assert other.get("a", torch.device("cpu")) is not None
+    other._path("a").unlink()
+    assert other.get("a", torch.device("cpu")) is not None and other.held_bytes == entry.bytes
+
+
+def test_a_folder_that_others_have_filled_is_looked_through_at_once(tmp_path):
+    large, small = (KeyValues((torch.zeros(tokens, 1, 256),), ()) for tokens in (64, 1))
+    for name in ("aa", "bb"):
+        PassageCache(tmp_path).put(name, large)
+    limit = 2 * large.bytes
+    PassageCache(tmp_path, folder_bytes=limit).put("cc", small)
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= limit
+
+
 def test_entries_do_not_hold_on_to_their_batch():
     batch = torch.zeros(100, 1, 4)
     cache = PassageCache()
