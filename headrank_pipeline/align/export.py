@@ -82,6 +82,8 @@ def _write_weights(loaded: LoadedModel, folder: Path, dtype: torch.dtype) -> Non
     config.dtype, config.architectures = dtype, [type(model).__name__]
     config.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    # safetensors writes for the owner's eyes only, whatever the umask says; others must read it as the rest.
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 
 
 def _write_recipe(reading: Reading, path: Path) -> None:
