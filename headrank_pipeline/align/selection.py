@@ -44,7 +44,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_NO_ENTROPY = "calibrated attention has no entropy: choose with a rule without a content-free query, or by ndcg"
+_NO_ENTROPY = (
+    "calibrated attention has no entropy: choose by another criterion (--criterion qrscore, ndcg, core or "
+    "discrimination), or with a rule without a content-free query (--system headrank, core or qrranker)"
+)
 
 
 def criterion_scores(table: HeadTable, criterion: Criterion, *, entropy_weight: float = 0.25) -> np.ndarray:
