@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -475,6 +476,12 @@ def test_a_prompt_too_large_for_memory_is_an_error_that_says_what_to_do(folders,
         reader.read(prompts(builder()))
 
 
+def test_what_the_allocator_of_a_cpu_says_is_understood():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50, dtype=torch.uint8)
+    assert budget.is_out_of_memory(caught.value)
+
+
 def test_other_errors_are_not_taken_for_lack_of_memory(folders, monkeypatch):
     loaded = load(folders["qwen3"], HEADS, device="cpu")
     monkeypatch.setattr(loaded.model, "forward", lambda **given: torch.ones(2) @ torch.ones(3))
@@ -531,8 +538,11 @@ def test_automatic_budget_leaves_room_for_the_passage_cache(folders, monkeypatch
         AttentionReader(loaded, batch_tokens="auto", passage_cache=PassageCache())
 
 
-def test_free_memory_of_a_cpu_is_known():
+def test_free_memory_of_a_cpu_is_known(monkeypatch):
     assert 2**20 < budget.free_memory(torch.device("cpu")) < 2**50
+    monkeypatch.setattr(budget, "_left_in_control_group", lambda: 2**63)
+    unused = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # caches, which can be given up, left aside
+    assert budget.free_memory(torch.device("cpu")) > unused / 2
 
 
 def test_free_memory_that_cannot_be_told_is_an_error():

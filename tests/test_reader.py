@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
@@ -12,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForCausalLM
 
 from headrank_pipeline.attention import tap as tap_module
-from headrank_pipeline.attention.branches import shared_prefix
+from headrank_pipeline.attention.branches import Branches, shared_prefix
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
@@ -107,6 +109,19 @@ def test_batched_equals_one_by_one(folders, support):
     for one, other in zip(batched, single, strict=True):
         assert one.shape == other.shape
         assert (one - other).abs().max() <= TOLERANCE
+
+
+def test_prompts_share_what_comes_before_their_first_difference():
+    _, (prompt, *_) = prompts(ICR, 1)
+    other = replace(prompt, token_ids=prompt.token_ids.copy())
+    assert shared_prefix(prompt, other) == prompt.prefix
+    other.token_ids[2] += 1
+    assert shared_prefix(prompt, other) == 2
+
+
+def test_no_row_of_a_branch_sees_nothing_even_without_a_prefix():
+    tails = [[np.array([1, 2]), np.array([3])], [np.array([4]), np.array([5])]]  # the second is padded
+    assert Branches.of(tails, [0, 0], 0, torch.device("cpu")).mask.any(-1).all()
 
 
 def test_no_pass_that_prompts_share_is_larger_than_the_budget(folders):
