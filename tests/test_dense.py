@@ -218,6 +218,18 @@ def test_an_index_that_is_there_is_replaced_only_when_asked(index, encoder_folde
         build_dense_index(other, tmp_path, encoder_folder, overwrite=True)
 
 
+def test_an_index_that_ranks_by_distance_is_refused(index, tmp_path):
+    import faiss
+
+    inner = faiss.read_index(str(index / "index"))
+    distance = faiss.IndexFlatL2(inner.d)
+    distance.add(inner.reconstruct_n(0, inner.ntotal))
+    copy = shutil.copytree(index, tmp_path / "copy")
+    faiss.write_index(distance, str(copy / "index"))
+    with pytest.raises(ValueError, match="ranks by distance; expected a FAISS index of inner products"):
+        docids(dense(copy))
+
+
 def test_an_index_stays_where_its_successor_cannot_take_its_place(index, encoder_folder, tmp_path, monkeypatch):
     copy = shutil.copytree(index, tmp_path / "copy")
     (tmp_path / "other.tsv").write_text("d9\tone more\n")
