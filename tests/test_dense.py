@@ -95,7 +95,9 @@ def test_pyserinis_own_searcher_reads_the_index(index):
 
 def test_an_hnsw_index_finds_the_same_in_a_small_corpus(tiny_corpus, encoder_folder, index, tmp_path):
     summary = build_dense_index(tiny_corpus, tmp_path / "hnsw", encoder_folder, kind="hnsw")
-    assert docids(dense(summary.path, ef_search=64)) == docids(dense(index))
+    broad = dense(summary.path, ef_search=64)
+    assert docids(broad) == docids(dense(index))
+    assert broad.searcher.open().index.hnsw.efSearch == 64
     with pytest.raises(ValueError, match=r"ef_search is for HNSW indexes, this one is flat"):
         docids(dense(index, ef_search=64))
 

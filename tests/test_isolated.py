@@ -203,6 +203,16 @@ def test_scores_do_not_depend_on_the_order_of_candidates(reranker, texts, data):
     assert scores[0] == scores[1]  # to the last bit
 
 
+def test_passages_of_one_length_score_alike_to_the_last_bit_in_any_order(reranker):
+    texts = [f"{digit} birds fly over the sea" for digit in range(10)]
+    found = []
+    for order in (range(10), range(9, -1, -1), (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)):
+        candidates = tuple(Candidate(f"d{at}", -float(place), texts[at]) for place, at in enumerate(order))
+        hits = reranker.rerank(Ranking(Query("q1", "do birds fly?"), candidates)).candidates
+        found.append({hit.docid: hit.score for hit in hits})
+    assert found[0] == found[1] == found[2]
+
+
 SYSTEMS = {"headrank": headrank, "icr": icr, "qrhead": qrhead, "core": core, "qrranker": qrranker}
 
 
