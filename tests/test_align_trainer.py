@@ -12,6 +12,7 @@ import torch
 from graded_lists import overlap_lists
 from tiny_models import tiny_model
 
+from headrank_pipeline.align.checkpoint import TrainingDirectory
 from headrank_pipeline.align.export import export
 from headrank_pipeline.align.lists import GradedList, sublist
 from headrank_pipeline.align.movable import checkpointed_activations, fold_lora, movable_weights, set_movable
@@ -335,6 +336,15 @@ def test_steps_after_the_last_checkpoint_are_taken_again(folder, tmp_path, monke
     assert _log(tmp_path / "killed") == _log(tmp_path / "whole")
 
 
+def test_a_first_line_after_the_checkpoint_that_a_crash_cut_is_dropped(tmp_path):
+    directory = TrainingDirectory(tmp_path)
+    directory.append({"event": "step", "step": 1})
+    whole = directory.log.read_text()
+    directory.log.write_text(whole + '{"event": "st')
+    directory.rewind(1)
+    assert directory.log.read_text() == whole
+
+
 def test_finished_run_is_not_trained_again(folder, tmp_path):
     config = replace(QUICK, max_steps=3)
     first, _ = trained(folder, tmp_path, config)
@@ -399,6 +409,33 @@ def test_early_stopping_keeps_the_best_weights(folder, tmp_path):
     assert report.dev_best == report.dev_before
     for weight, other in zip(weights(loaded).values(), weights(fresh(folder)).values(), strict=True):
         assert torch.equal(weight, other)
+
+
+def test_dev_lists_that_come_out_the_same_are_no_gain(folder, tmp_path):
+    config = replace(QUICK, moves="qk", learning_rate=1e-12, evaluate_every=1, patience=2)
+    _, report = trained(folder, tmp_path, config)
+    assert (report.end, report.best_step, report.steps) == ("patience", 0, 2)
+
+
+def test_a_clipped_gradient_moves_weights_less(folder, tmp_path):
+    before, moved = weights(fresh(folder)), []
+    for clip in (None, 1e-12):  # far below AdamW's epsilon: it would undo any other scale
+        config = replace(QUICK, moves="qk", max_steps=1, clip=clip)
+        loaded, _ = trained(folder, tmp_path / str(clip), config, TrainingData(LISTS))
+        moved.append(max(float((weight - before[name]).abs().max()) for name, weight in weights(loaded).items()))
+    assert 0 < moved[1] < moved[0] / 100
+
+
+def test_a_gradient_that_is_not_finite_stops_with_the_qids_and_moves_nothing(folder, tmp_path):
+    loaded = fresh(folder)
+    before = weights(loaded)
+    config = replace(QUICK, moves="qk", lists_per_step=3)
+    trainer = Trainer(loaded, SHORT, TrainingData(LISTS[:3]), config, directory=tmp_path)
+    loaded.model.layers[1].self_attn.q_proj.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NotFiniteError, match=r"step 1: the gradient is (nan|inf) after qids q\d, q\d, q\d$"):
+        trainer.run()
+    for name, weight in weights(loaded).items():
+        assert torch.equal(weight, before[name])
 
 
 def test_nan_loss_stops_with_the_list_that_caused_it(folder, tmp_path, monkeypatch):

@@ -360,6 +360,14 @@ def test_blocks_hold_few_logits_whatever_the_length(monkeypatch):
     assert (blockwise_causal_attention(query, query, query) - expected).abs().max() <= TOLERANCE
 
 
+def test_attention_in_blocks_is_scaled_as_asked(always_worth):
+    query = torch.randn(1, 2, 40, 8)
+    expected = F.scaled_dot_product_attention(query, query, query, is_causal=True, scale=0.1)
+    with torch.inference_mode(), fast_products(torch.device("cpu")):
+        found = F.scaled_dot_product_attention(query, query, query, is_causal=True, scale=0.1)
+    assert (found - expected).abs().max() <= TOLERANCE
+
+
 def test_large_products_take_the_fast_way_and_small_ones_do_not(monkeypatch):
     monkeypatch.setattr(kernels, "_WORTH_PRODUCT", 64 * 64 * 64)
     weight = torch.randn(64, 64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from tiny_encoder import tiny_encoder
 from tiny_models import tiny_model
@@ -39,6 +41,12 @@ def overwrite(folder, start, count):
 def test_one_retrained_projection_of_a_large_file_is_another_model(large, start):
     before = fingerprint(large)
     overwrite(large, start, 300_000)  # q of a layer of 384 dimensions in bfloat16
+    assert fingerprint(large) != before
+
+
+def test_a_large_file_that_lost_its_end_is_another_model(large):
+    before = fingerprint(large)
+    os.truncate(large / "model.safetensors", 80 * MIB - 4)
     assert fingerprint(large) != before
 
 
