@@ -137,6 +137,25 @@ def test_flags_of_another_first_stage_are_refused():
         StageChoice(encoder="minilm")
     with pytest.raises(ValueError, match="with dense name the index by --index"):
         StageChoice(method="dense", dense_index="x")
+    with pytest.raises(ValueError, match="--language is for BM25's analyzer; --first-stage dense has none"):
+        StageChoice(method="dense", language="de")
+
+
+def test_a_corpus_is_indexed_in_its_language(files, tmp_path):
+    files["corpus"] = tmp_path / "corpus.tsv"
+    files["corpus"].write_text("d1\tDie Häuser am Meer.\n", encoding="utf-8")
+    files["topics"].write_text("q1\tHaus\n")
+    files["qrels"].write_text("q1 0 d1 1\n")
+    local, directory = LocalFiles(**files, offline=True), RunDirectory(tmp_path / "run")
+    german = resolve_inputs(benchmark(), local, directory, stage=StageChoice(language="de"))
+    assert found(german) == {"q1": ("d1",)}
+    assert german.judgement.references == ()  # published for English
+    english = resolve_inputs(benchmark(), local, directory)
+    assert english.supply.identity != german.supply.identity
+    assert found(english) == {"q1": ()}  # its own index is built anew
+    there = LocalFiles(**files, index=str(tmp_path / "run" / "index"), offline=True)
+    with pytest.raises(ValueError, match="language: there en, wanted de"):
+        found(resolve_inputs(benchmark(), there, directory, stage=StageChoice(language="de")))
 
 
 def test_a_prebuilt_dense_index_brings_the_encoder_of_pyserinis_reproductions(files, tmp_path):

@@ -442,6 +442,10 @@ def test_index_and_retrieve_from_the_command_line(tiny_corpus, encoder_folder, i
         ("--no-l2-norm", "for a dense index only: --l2-norm; add --dense"),
         ("--passage-prefix=p", "--passage-prefix; add --dense"),
         ("--dense", "--dense needs --encoder"),
+        ("--dense --multifield", "are for a BM25 index"),
+        ("--dense --language=de", "are for a BM25 index"),
     ):
-        result = invoke(*building, wrong)
+        result = invoke(*building, *wrong.split())
         assert (result.exit_code, message in result.stderr) == (2, True)
+    result = invoke(*retrieving, "--dense", "--language", "de", "--output", tmp_path / "wrong.trec")
+    assert (result.exit_code, "--language is for BM25" in result.stderr) == (2, True)

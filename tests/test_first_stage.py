@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import pytrec_eval
 
 from headrank_pipeline.first_stage import bm25, build_index
-from headrank_pipeline.first_stage.index import sha256
+from headrank_pipeline.first_stage.index import IDENTITY_FILE, check_language, sha256
 from headrank_pipeline.first_stage.jvm import anserini_jar, find_java, start_jvm, versions
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_qrels, read_run, read_topics, write_run
@@ -183,6 +185,46 @@ def test_fields_search_the_title_of_a_multifield_index(tiny_corpus, tmp_path):
     query = Query("q1", "emoji")
     assert docids(bm25(index), query) == [[]]
     assert docids(bm25(index, fields={"contents": 1.0, "title": 1.0}), query) == [["d5"]]
+
+
+@pytest.fixture(scope="module")
+def german_index(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("german")
+    (folder / "corpus.tsv").write_text("d1\tDie Häuser am Meer.\nd2\tDer Hund schläft.\n", encoding="utf-8")
+    return build_index(folder / "corpus.tsv", folder / "index", language="de").path
+
+
+def test_an_index_is_searched_in_the_language_it_was_built_for(german_index, tmp_path):
+    query = Query("q1", "Haus")
+    source = bm25(german_index)
+    assert docids(source, query) == docids(bm25(german_index, language="de"), query) == [["d1"]]
+    assert source.describe()["language"] == source.describe()["index_identity"]["language"] == "de"
+    foreign = shutil.copytree(german_index, tmp_path / "foreign")
+    (foreign / IDENTITY_FILE).unlink()  # as somebody else built it
+    assert docids(bm25(foreign), query) == [[]]
+    assert docids(bm25(foreign, language="de"), query) == [["d1"]]
+
+
+def test_a_language_that_is_not_the_indexs_or_has_no_analyzer_is_refused(
+    german_index, tiny_index, tiny_corpus, tmp_path
+):
+    with pytest.raises(ValueError, match="built for the language 'de', asked for 'zh'; leave it out, or build"):
+        bm25(german_index, language="zh")
+    with pytest.raises(ValueError, match="built for the language 'en', asked for 'de'"):
+        bm25(tiny_index, language="de")
+    with pytest.raises(ValueError, match=r"language 'german': Anserini has no analyzer for it; expected .*'de'"):
+        build_index(tiny_corpus, tmp_path / "index", language="german")
+
+
+def test_the_languages_are_those_of_anserini():
+    start_jvm()
+    import jnius
+
+    known = jnius.autoclass("io.anserini.analysis.AnalyzerMap").analyzerMap.keySet().toArray()
+    for language in ("en", *known):
+        check_language(language)
+    with pytest.raises(ValueError, match=re.escape(str(sorted(["en", *known])))):
+        check_language("sw")
 
 
 def test_an_index_without_stored_passages_gives_candidates_without_text(slim_index):

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the index.")
 @click.option("--threads", default=1, show_default=True, help="1 keeps the order of the corpus.")
 @click.option("--multifield", is_flag=True, help="Keep the title in a field of its own.")
+@click.option("--language", help="Of the corpus, for BM25's analyzer: de, zh, …  [default: en]")
 @click.option("--dense", is_flag=True, help="An index of --encoder's vectors; the same command continues one.")
 @click.option("--encoder", help="With --dense: folder of a sentence encoder, or its Hugging Face name.")
 @click.option(
@@ -51,6 +52,7 @@ def index(
     output: Path,
     threads: int,
     multifield: bool,
+    language: str | None,
     dense: bool,
     encoder: str | None,
     hnsw: str | None,
@@ -59,17 +61,19 @@ def index(
     **settings: Any,
 ) -> None:
     """Build a BM25 index of a corpus, or with --dense a FAISS or Lucene HNSW index."""
-    if dense and multifield:
-        raise click.UsageError("--multifield is for a BM25 index: leave it or --dense out")
+    if dense and (multifield or language):
+        raise click.UsageError("--multifield and --language are for a BM25 index: leave them or --dense out")
     if dense:
         summary = _dense_index(corpus, output, encoder, hnsw=hnsw, overwrite=overwrite, settings=settings)
     else:
         of_vectors = {"encoder": encoder, "hnsw": hnsw, **settings, "device": None}  # the last has a default
         if given := [f"--{name.replace('_', '-')}" for name, value in of_vectors.items() if value is not None]:
             raise click.UsageError(f"for a dense index only: {', '.join(given)}; add --dense")
-        from headrank_pipeline.first_stage.index import build_index
+        from headrank_pipeline.first_stage.index import ENGLISH, build_index
 
-        summary = build_index(corpus, output, threads=threads, multifield=multifield, overwrite=overwrite)
+        summary = build_index(
+            corpus, output, threads=threads, multifield=multifield, language=language or ENGLISH, overwrite=overwrite
+        )
     if as_json:
         echo_json({**asdict(summary), "path": str(summary.path)})
         return
@@ -94,6 +98,7 @@ def index(
 @click.option("--k1", default=0.9, show_default=True)
 @click.option("--b", default=0.4, show_default=True)
 @click.option("--fields", multiple=True, metavar="NAME=BOOST", help="Field boost of a multifield index; repeatable.")
+@click.option("--language", help="Of BM25's analyzer.  [default: the one `headrank index` noted, else en]")
 @click.option("--remove-query", is_flag=True, help="Leave out the document whose id is the query's id.")
 @click.option("--dense", is_flag=True, help="The index is one of vectors; k1, b and fields do not apply.")
 @click.option("--encoder", help="With --dense: for the queries.  [default: the index's own]")
@@ -122,6 +127,7 @@ def retrieve(
     k1: float,
     b: float,
     fields: tuple[str, ...],
+    language: str | None,
     remove_query: bool,
     dense: bool,
     encoder: str | None,
@@ -137,9 +143,10 @@ def retrieve(
     as_candidates = _is_for_candidates(output)
     queries = read_topics(topics)
     if run is not None:
-        if index or dense or encoder or ef_search or fields or remove_query:
+        if index or dense or encoder or ef_search or fields or language or remove_query:
             raise click.UsageError(
-                "--run is taken as it is: drop --index, --dense, --encoder, --ef-search, --fields, --remove-query"
+                "--run is taken as it is: drop --index, --dense, --encoder, --ef-search, --fields, --language, "
+                "--remove-query"
             )
         if as_candidates and texts is None:
             logger.warning(
@@ -149,6 +156,8 @@ def retrieve(
     elif index is None:
         raise click.UsageError("pass --index, to search it, or --run, a TREC run that was saved")
     elif dense:
+        if language:
+            raise click.UsageError("--language is for BM25: leave it or --dense out")
         from headrank_pipeline.first_stage import dense as dense_source
 
         method = "dense"
@@ -163,7 +172,15 @@ def retrieve(
         boosts = dict(_boost(field) for field in fields) or None
         method = "bm25"
         source = bm25(
-            index, k1=k1, b=b, texts=texts, hits=hits, threads=threads, fields=boosts, remove_query=remove_query
+            index,
+            k1=k1,
+            b=b,
+            texts=texts,
+            hits=hits,
+            threads=threads,
+            fields=boosts,
+            language=language,
+            remove_query=remove_query,
         )
     rankings = _telling_of_empty(source.retrieve(queries))
     if as_candidates:

@@ -65,6 +65,7 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
     help="In place of the benchmark's BM25; fusion joins that and a dense index.",
 )
 @click.option("--encoder", help="Of dense, impact and fusion: folder or name.  [default: the index's own]")
+@click.option("--language", help="Of BM25's analyzer: de, zh, …  [default: the index's own; en for a corpus]")
 @click.option("--dense-index", help="With fusion: folder or name of the dense index.")
 @click.option(
     "--texts", help="Where passages come from if the index stores none: corpus file, Lucene index or ir_datasets:ID."
@@ -192,7 +193,7 @@ def _refuse_depth_above_hits(depth: int | None, benchmark: Benchmark, local: Loc
 def _choice(given: dict[str, Any]) -> StageChoice:
     from headrank_pipeline.experiment.stages import StageChoice
 
-    settings = {name: given[name] for name in ("dense_index", "encoder", "texts", "rrf_k")}
+    settings = {name: given[name] for name in ("dense_index", "encoder", "texts", "language", "rrf_k")}
     return StageChoice(method=given["first_stage"], **settings)
 
 

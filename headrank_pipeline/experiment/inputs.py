@@ -26,6 +26,7 @@ from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.stages import StageChoice, StageSetting, first_stage_supply
 from headrank_pipeline.experiment.supply import Supply, supply_from_file
 from headrank_pipeline.files import atomic_writer, numbered_lines
+from headrank_pipeline.first_stage.index import ENGLISH
 from headrank_pipeline.records import Query, Ranking
 from headrank_pipeline.trec import Qrels, read_qrels, read_topics
 
@@ -125,7 +126,7 @@ def resolve_inputs(
         qrels=qrels,
         measures=benchmark.measures,
         relevance_level=benchmark.relevance_level,
-        references=benchmark.references if choice.method == "bm25" else (),
+        references=benchmark.references if choice.method == "bm25" and choice.language in (None, ENGLISH) else (),
     )
     judged = set(judgments) if benchmark.queries == "judged" else None
     exclude = _exclusions(benchmark, local, judgments, qrels_origin)

@@ -16,6 +16,7 @@ from headrank_pipeline.experiment.benchmark import Benchmark, FirstStage
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.manifest import file_sha256
 from headrank_pipeline.experiment.supply import Supply, queries_sha256
+from headrank_pipeline.first_stage.index import ENGLISH, check_language
 from headrank_pipeline.pipeline import RRF_K, fuse
 from headrank_pipeline.records import Query
 
@@ -36,6 +37,7 @@ class StageChoice:
         dense_index: with fusion: folder or name of the dense index.
         encoder: of queries, for dense, impact and fusion; with a corpus also of passages.
         texts: where passages come from when the index stores none.
+        language: of BM25's analyzer; None: that of the index, English for one that is built.
         rrf_k: the constant of the fusion.
     """
 
@@ -43,9 +45,14 @@ class StageChoice:
     dense_index: str | None = None
     encoder: str | None = None
     texts: str | None = None
+    language: str | None = None
     rrf_k: int = RRF_K
 
     def __post_init__(self) -> None:
+        if self.language is not None:
+            check_language(self.language)
+            if self.method not in ("bm25", "fusion"):
+                raise ValueError(f"--language is for BM25's analyzer; --first-stage {self.method} has none")
         if self.method == "bm25" and (self.dense_index or self.encoder):
             raise ValueError("--dense-index and --encoder are for --first-stage dense, impact or fusion")
         if self.method != "fusion" and self.dense_index:
@@ -124,31 +131,36 @@ def _lexical(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) -
     stage = benchmark.first_stage
     corpus = setting.corpus or (None if setting.index else benchmark.collection.embedded_file("corpus.jsonl"))
     if corpus is not None:
-        return _lexical_of_corpus(stage, corpus, setting)
+        return _lexical_of_corpus(stage, corpus, setting, choice.language or ENGLISH)
     index = setting.index or benchmark.collection.pyserini_index
     if index is None:
         raise FileNotFoundError(
             f"benchmark {benchmark.name} names no prebuilt index; pass --corpus, --index or --candidates"
         )
-    source = _bm25(index, stage, setting, texts=choice.texts)
+    source = _bm25(index, stage, setting, texts=choice.texts, language=choice.language)
     if Path(index).is_dir():
         return _Stage({"source": source.describe()}, lambda: source, index)
     _refuse_download(index, setting)
     # Described by its name: asking the source itself would start Java and fetch the index only to continue a run.
     named = {"index": index} | ({"texts": choice.texts} if choice.texts else {})
-    return _Stage(_identity(named, stage, setting), lambda: source, index)
+    return _Stage(_identity(named | _spoken(choice.language), stage, setting), lambda: source, index)
 
 
-def _lexical_of_corpus(stage: FirstStage, corpus: Path, setting: StageSetting) -> _Stage:
+def _lexical_of_corpus(stage: FirstStage, corpus: Path, setting: StageSetting, language: str) -> _Stage:
     """BM25 over a corpus; its index is built when candidates are first asked for, and used again afterwards."""
     checksum = file_sha256(corpus, "corpus")
     target = Path(setting.index) if setting.index else setting.directory.index
 
     def opened() -> Source:
-        _ensure_index(corpus, checksum, target, multifield=bool(stage.fields), setting=setting)
+        _ensure_index(corpus, checksum, target, multifield=bool(stage.fields), language=language, setting=setting)
         return _bm25(str(target), stage, setting)
 
-    return _Stage(_identity({"corpus_sha256": checksum}, stage, setting), opened, f"{target}, from {corpus}")
+    collection = {"corpus_sha256": checksum} | _spoken(language)
+    return _Stage(_identity(collection, stage, setting), opened, f"{target}, from {corpus}")
+
+
+def _spoken(language: str | None) -> dict[str, str]:
+    return {} if language in (None, ENGLISH) else {"language": str(language)}
 
 
 def _identity(collection: Mapping[str, str], stage: FirstStage, setting: StageSetting) -> dict[str, Any]:
@@ -160,16 +172,20 @@ def _identity(collection: Mapping[str, str], stage: FirstStage, setting: StageSe
     return {**collection, "first_stage": stated, **versions()}
 
 
-def _ensure_index(corpus: Path, checksum: str, target: Path, *, multifield: bool, setting: StageSetting) -> None:
+def _ensure_index(
+    corpus: Path, checksum: str, target: Path, *, multifield: bool, language: str, setting: StageSetting
+) -> None:
     """Build the index unless it is there and was built from the same corpus."""
     from headrank_pipeline.first_stage.index import build_index, index_identity
     from headrank_pipeline.first_stage.jvm import versions
 
     collection = "BeirMultifieldCollection" if multifield else "BeirFlatCollection"
-    wanted = {"corpus_sha256": checksum, "collection": collection, **versions()}
+    wanted = {"corpus_sha256": checksum, "collection": collection, "language": language, **versions()}
     ours = setting.index is None
-    if not _is_there(target, wanted, index_identity(target) or {}, ours=ours, flag="--index"):
-        build_index(corpus, target, threads=setting.threads, multifield=multifield, overwrite=ours)
+    known = index_identity(target)
+    known = {} if known is None else {"language": ENGLISH, **known}
+    if not _is_there(target, wanted, known, ours=ours, flag="--index"):
+        build_index(corpus, target, threads=setting.threads, multifield=multifield, language=language, overwrite=ours)
 
 
 def _is_there(target: Path, wanted: Mapping[str, Any], known: Mapping[str, Any], *, ours: bool, flag: str) -> bool:
@@ -193,7 +209,9 @@ def _refuse_download(index: str, setting: StageSetting) -> None:
         )
 
 
-def _bm25(index: str, stage: FirstStage, setting: StageSetting, *, texts: str | None = None) -> Source:
+def _bm25(
+    index: str, stage: FirstStage, setting: StageSetting, *, texts: str | None = None, language: str | None = None
+) -> Source:
     from headrank_pipeline.first_stage.lexical import bm25
 
     return bm25(
@@ -204,6 +222,7 @@ def _bm25(index: str, stage: FirstStage, setting: StageSetting, *, texts: str | 
         hits=stage.hits,
         threads=setting.threads,
         fields=stage.fields,
+        language=language,
         remove_query=stage.remove_query,
         exclude=setting.exclude,
     )

@@ -26,9 +26,12 @@ from headrank_pipeline.first_stage.jvm import anserini_jar, find_java, versions
 from headrank_pipeline.passages import Passage, located_passages
 
 __all__ = [
+    "ENGLISH",
     "IndexSummary",
     "build_index",
+    "check_language",
     "index_identity",
+    "index_language",
     "is_index",
     "publish",
     "refuse_vectors",
@@ -37,6 +40,11 @@ __all__ = [
 ]
 
 IDENTITY_FILE = "headrank-index.json"
+ENGLISH = "en"
+# ISO 639-1 codes for which Anserini has an analyzer. Any other would be read as English without a word.
+_LANGUAGES = frozenset(
+    "ar bn da de en es fa fi fr hi hu id it ja ko nl no pl pt ru sv te th tr uk zh".split()  # noqa: SIM905
+)
 _COUNTER = re.compile(r"- (indexed|unindexable|empty|skipped|errors): +([\d,]+)")
 
 _log = logging.getLogger(__name__)
@@ -67,6 +75,7 @@ def build_index(
     *,
     threads: int = 1,
     multifield: bool = False,
+    language: str = ENGLISH,
     overwrite: bool = False,
 ) -> IndexSummary:
     """Build a Lucene index of a corpus file and return what is in it.
@@ -80,17 +89,19 @@ def build_index(
         output: the folder to make.
         threads: of the indexer; with 1 the documents are numbered in the order of the corpus.
         multifield: keep the title in a field of its own.
+        language: whose words the analyzer splits and stems ("de", "zh"); `bm25` searches the index with the same one.
         overwrite: replace an index that is there already.
 
     Raises:
         FileNotFoundError: no such corpus.
         FileExistsError: `output` is there already.
         MissingPrerequisite: no Java 21, or no pyserini.
-        ValueError: a malformed line, or a docid that occurs twice, with file and line.
+        ValueError: a malformed line, or a docid that occurs twice, with file and line; a language without analyzer.
         RuntimeError: the indexer failed; ends with the last lines of its log.
     """
     if threads < 1:
         raise ValueError(f"threads {threads}: expected at least 1")
+    check_language(language)
     started = time.perf_counter()
     target = Path(output)
     _check_output(target, overwrite)
@@ -102,6 +113,8 @@ def build_index(
         docs, empty = _write_shards(corpus, shards, threads)
         collection = "BeirMultifieldCollection" if multifield else "BeirFlatCollection"
         options = ["-storePositions", "-storeDocvectors", "-storeRaw", *(["-fields", "title"] if multifield else [])]
+        if language != ENGLISH:
+            options += ["-language", language]
         command = [str(runtime.home / "bin" / "java"), "-cp", str(anserini_jar()), "io.anserini.index.IndexCollection"]
         command += ["-collection", collection, "-generator", "DefaultLuceneDocumentGenerator"]
         command += ["-threads", str(threads), "-input", str(shards), "-index", str(draft), *options]
@@ -109,11 +122,21 @@ def build_index(
         checksum = sha256(corpus)
         identity = {"corpus": Path(corpus).name, "corpus_sha256": checksum, "docs": docs - empty, "empty_docs": empty}
         identity |= {"collection": collection, "options": options, **versions()}
+        if language != ENGLISH:
+            identity["language"] = language
         (draft / IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
         publish(draft, target, Path(scratch) / "replaced")
     summary = IndexSummary(target, docs - empty, empty, time.perf_counter() - started, checksum)
     _log.info("%s: %d documents indexed in %.1f s", target, summary.docs, summary.seconds)
     return summary
+
+
+def check_language(language: str) -> None:
+    """Raise ValueError for a language that Anserini has no analyzer for."""
+    if language not in _LANGUAGES:
+        raise ValueError(
+            f"language {language!r}: Anserini has no analyzer for it; expected one of {sorted(_LANGUAGES)}"
+        )
 
 
 def is_index(folder: str | os.PathLike[str]) -> bool:
@@ -128,6 +151,12 @@ def index_identity(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
     identity: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return identity
+
+
+def index_language(folder: str | os.PathLike[str]) -> str | None:
+    """Return the language an index was built for, or None where someone else built it."""
+    identity = index_identity(folder)
+    return None if identity is None else str(identity.get("language", ENGLISH))
 
 
 def refuse_vectors(folder: Path) -> None:

@@ -13,7 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.first_stage.index import index_identity, is_index, refuse_vectors
+from headrank_pipeline.first_stage.index import (
+    ENGLISH,
+    check_language,
+    index_identity,
+    index_language,
+    is_index,
+    refuse_vectors,
+)
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
 from headrank_pipeline.first_stage.removal import Removal
 from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
@@ -39,6 +46,7 @@ def bm25(
     hits: int = 1000,
     threads: int = 1,
     fields: Mapping[str, float] | None = None,
+    language: str | None = None,
     remove_query: bool = False,
     exclude: Mapping[str, Collection[str]] | None = None,
 ) -> Source:
@@ -56,12 +64,15 @@ def bm25(
         hits: candidates per query.
         threads: queries searched at once.
         fields: field boosts of a multifield index, ``{"contents": 1.0, "title": 1.0}``; default is ``contents`` alone.
+        language: of the analyzer ("de", "zh"). None: the one that `build_index` noted; English for all other indexes,
+            Pyserini's prebuilt ones included, which do not say what they were built for.
         remove_query: leave out the document whose docid is the qid (ArguAna, Quora). Pyserini itself never does.
         exclude: docids to leave out, per qid (BRIGHT).
 
     Raises:
         FileNotFoundError: a path that does not exist.
-        ValueError: a folder without a Lucene index, or a parameter out of range.
+        ValueError: a folder without a Lucene index, a parameter out of range, a language that has no analyzer or is
+            not the index's.
     """
     for name, value in (("hits", hits), ("threads", threads)):
         if value < 1:
@@ -70,10 +81,12 @@ def bm25(
         raise ValueError(f"k1 {k1}, b {b}: expected k1 of at least 0 and b between 0 and 1")
     removal = Removal(remove_query, exclude or {})
     boosts = tuple((fields or {}).items())
-    searcher = _Searcher(_resolved(index))
+    resolved = _resolved(index)
+    spoken = _language(resolved, language)
+    searcher = _Searcher(resolved, spoken)
     lookup = None if texts is None else passage_lookup(texts)
     named = None if texts is None else os.fspath(texts)
-    return _Bm25(searcher.index, float(k1), float(b), hits, threads, boosts, removal, named, lookup, searcher)
+    return _Bm25(searcher.index, float(k1), float(b), hits, threads, boosts, spoken, removal, named, lookup, searcher)
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class _Bm25(Source):
     hits: int
     threads: int
     fields: tuple[tuple[str, float], ...]
+    language: str
     removal: Removal
     texts: str | None
     lookup: Lookup | None = field(compare=False, repr=False)
@@ -118,6 +132,7 @@ class _Bm25(Source):
             "b": self.b,
             "hits": self.hits,
             "fields": dict(self.fields),
+            **({} if self.language == ENGLISH else {"language": self.language}),
             **self.removal.describe(),
             **({"texts": self.texts} if self.texts else {}),
             **versions(),
@@ -153,8 +168,8 @@ class _Bm25(Source):
 class _Searcher:
     """One open LuceneSearcher, shared by a source and its cutoffs."""
 
-    def __init__(self, index: Path | str) -> None:
-        self.index = index
+    def __init__(self, index: Path | str, language: str) -> None:
+        self.index, self.language = index, language
         self._opened: Any = None
 
     def open(self) -> Any:
@@ -169,6 +184,8 @@ class _Searcher:
                 from pyserini.search.lucene import LuceneSearcher
 
                 self._opened = LuceneSearcher(str(self.index))
+            if self.language != ENGLISH:
+                self._opened.set_language(self.language)
             # Lucene refuses queries of more than 1024 different words; a long question as a query has more.
             jnius.autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MOST_WORDS)
             _log.info("opened %s: %d documents", self.index, self._opened.num_docs)
@@ -207,6 +224,19 @@ def _resolved(index: str | os.PathLike[str]) -> Path | str:
             f"or give the name of a Pyserini index"
         )
     return name
+
+
+def _language(index: Path | str, asked: str | None) -> str:
+    known = None if isinstance(index, str) else index_language(index)
+    if asked is None:
+        return known or ENGLISH
+    check_language(asked)
+    if known not in (None, asked):
+        raise ValueError(
+            f"{index}: built for the language {known!r}, asked for {asked!r}; leave it out, or build an index of the "
+            f"corpus with `headrank index --language {asked}`"
+        )
+    return asked
 
 
 def _prebuilt(name: str) -> Any:
