@@ -216,6 +216,9 @@ def test_an_index_that_is_there_is_replaced_only_when_asked(index, encoder_folde
     with pytest.raises(FileExistsError, match="holds an index already; pass --overwrite"):
         build_dense_index(other, copy, encoder_folder)
     assert build_dense_index(other, copy, encoder_folder, overwrite=True).docs == 1
+    (copy / "run.trec").write_text("q1 Q0 x1 1 1.0 x\n")
+    with pytest.raises(FileExistsError, match=r"beside the index lies run\.trec"):
+        build_dense_index(other, copy, encoder_folder, overwrite=True)
     with pytest.raises(FileExistsError, match="is no dense index, so it is never replaced"):
         build_dense_index(other, tmp_path, encoder_folder, overwrite=True)
 

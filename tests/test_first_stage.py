@@ -58,6 +58,14 @@ def test_a_folder_that_is_no_index_is_never_replaced(tiny_corpus, tmp_path):
     with pytest.raises(FileExistsError, match="is not a Lucene index, so it is never replaced"):
         build_index(tiny_corpus, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    beside = build_index(tiny_corpus, tmp_path / "index", multifield=True).path
+    build_index(tiny_corpus, beside, overwrite=True)
+    (beside / "run.trec").write_text("q1 Q0 d1 1 1.0 x\n")
+    with pytest.raises(
+        FileExistsError, match=r"index: beside the index lies run\.trec, which replacing it would delete"
+    ):
+        build_index(tiny_corpus, beside, overwrite=True)
+    assert (beside / "run.trec").exists() and docids(bm25(beside))
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,15 @@ def choose_device(device: str = "auto") -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of weights and activations; ``auto`` is bfloat16 on a GPU and float32 on a CPU."""
+    """Return the dtype of weights and activations.
+
+    ``auto`` is bfloat16 on GPUs from Ampere on, and float32 elsewhere: older GPUs have no attention kernel for bfloat16
+    but the one that makes all logits, and float16 may overflow.
+    """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if ampere else torch.float32
     if dtype not in known:
         raise ValueError(f"dtype {dtype!r}: expected auto or one of {', '.join(known)}")
     return known[dtype]

@@ -20,7 +20,7 @@ import numpy as np
 
 from headrank_pipeline.files import atomic_writer
 from headrank_pipeline.first_stage.encoder import Encoder, load_encoder
-from headrank_pipeline.first_stage.index import IDENTITY_FILE, IndexSummary, is_index, publish, sha256
+from headrank_pipeline.first_stage.index import IDENTITY_FILE, IndexSummary, is_index, publish, refuse_strangers, sha256
 from headrank_pipeline.first_stage.jvm import versions
 from headrank_pipeline.first_stage.lucene_vectors import write_lucene_vectors
 from headrank_pipeline.first_stage.texts import write_passages
@@ -104,6 +104,7 @@ def _check_output(target: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{target}: exists and is no dense index, so it is never replaced; name another folder")
     if not overwrite:
         raise FileExistsError(f"{target}: holds an index already; pass --overwrite (overwrite=True) to replace it")
+    refuse_strangers(target)
 
 
 def _passages(corpus: str | os.PathLike[str]) -> tuple[list[Passage], int]:

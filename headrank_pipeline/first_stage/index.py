@@ -34,6 +34,7 @@ __all__ = [
     "index_language",
     "is_index",
     "publish",
+    "refuse_strangers",
     "refuse_vectors",
     "run_indexer",
     "sha256",
@@ -44,6 +45,10 @@ ENGLISH = "en"
 # ISO 639-1 codes for which Anserini has an analyzer. Any other would be read as English without a word.
 _LANGUAGES = frozenset(
     "ar bn da de en es fa fi fr hi hu id it ja ko nl no pl pt ru sv te th tr uk zh".split()  # noqa: SIM905
+)
+# Files of Lucene, of FAISS indexes as Pyserini reads them, and ours beside them.
+_OF_AN_INDEX = re.compile(
+    r"_\w+\.\w+|segments_\w+|write\.lock|docid|index|passages\.jsonl|passages\.offsets\.npy|headrank-index\.json"
 )
 _COUNTER = re.compile(r"- (indexed|unindexable|empty|skipped|errors): +([\d,]+)")
 
@@ -216,6 +221,17 @@ def _check_output(target: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise FileExistsError(f"{target}: holds an index already; pass --overwrite (overwrite=True) to replace it")
+    refuse_strangers(target)
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Raise FileExistsError where an index folder holds what no index has: replacing it would delete that, too."""
+    strangers = sorted(found.name for found in folder.iterdir() if not _OF_AN_INDEX.fullmatch(found.name))
+    if strangers:
+        raise FileExistsError(
+            f"{folder}: beside the index lies {', '.join(strangers[:3])}{', …' if len(strangers) > 3 else ''}, which "
+            f"replacing it would delete; move that away or name another folder"
+        )
 
 
 def _write_shards(corpus: str | os.PathLike[str], folder: Path, shards: int) -> tuple[int, int]:
