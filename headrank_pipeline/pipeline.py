@@ -21,13 +21,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, tee
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from headrank_pipeline.records import Candidate, Query, Ranking
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["RRF_K", "Failure", "MissingPrerequisite", "Queries", "Reranker", "Source", "as_queries", "fuse"]
 
-Queries = Iterable[Query] | Mapping[str, str]
+# Query records, {qid: text}, or a data frame with the columns qid and query (PyTerrier's topics).
+Queries: TypeAlias = "Iterable[Query] | Mapping[str, str] | pd.DataFrame"
 
 _log = logging.getLogger(__name__)
 
@@ -61,17 +65,26 @@ class Failure:
 
 
 def as_queries(queries: Queries) -> Iterator[Query]:
-    """Yield Query records from Query records or from a ``{qid: text}`` mapping.
+    """Yield Query records from Query records, a ``{qid: text}`` mapping or a data frame of topics.
 
     Raises:
         TypeError: anything else, for example bare strings.
-        ValueError: a qid that occurs twice.
+        ValueError: a qid that occurs twice, a frame without the columns qid and query.
     """
     if isinstance(queries, str | Query):
         raise TypeError(f"expected several queries, got one: {queries!r}; write [Query(qid, text)] or {{qid: text}}")
-    pairs = (Query(qid, text) for qid, text in queries.items()) if isinstance(queries, Mapping) else queries
+    records: Iterable[Query]
+    if isinstance(queries, Mapping):
+        records = (Query(qid, text) for qid, text in queries.items())
+    elif hasattr(queries, "columns"):  # asking for a frame's type would load pandas
+        frame: Any = queries
+        if missing := [name for name in ("qid", "query") if name not in frame.columns]:
+            raise ValueError(f"data frame of topics lacks the columns {missing}; found {list(frame.columns)}")
+        records = (Query(qid, text) for qid, text in zip(frame["qid"], frame["query"], strict=True))
+    else:
+        records = queries
     seen: set[str] = set()
-    for query in pairs:
+    for query in records:
         if not isinstance(query, Query):
             raise TypeError(f"expected Query records or a {{qid: text}} mapping, got {type(query).__name__} {query!r}")
         if query.qid in seen:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from headrank_pipeline.pipeline import Queries, Reranker, Source, as_queries
@@ -231,3 +232,12 @@ def test_the_models_of_a_chain_keep_their_places_apart():
 def test_a_single_query_is_not_taken_for_many(one):
     with pytest.raises(TypeError, match="expected several queries, got one"):
         list(as_queries(one))
+
+
+def test_topics_may_be_a_data_frame():
+    topics = pd.DataFrame({"qid": ["007", "7"], "query": ["one", "two"], "narrative": ["", ""]})
+    assert list(as_queries(topics)) == [Query("007", "one"), Query("7", "two")]
+    with pytest.raises(ValueError, match=r"lacks the columns \['query'\]; found \['qid', 'text'\]"):
+        list(as_queries(topics.rename(columns={"query": "text"})[["qid", "text"]]))
+    with pytest.raises(TypeError, match="qid 7"):
+        list(as_queries(pd.DataFrame({"qid": [7], "query": ["one"]})))  # '007' would have become 7 unnoticed
