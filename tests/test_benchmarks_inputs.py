@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,25 @@ def test_the_querys_own_document_is_taken_out_of_saved_candidates_too(files, tmp
     assert found(inputs) == {"q1": ("007",), "q2": ("q1", "007")}
     kept = resolve_inputs(benchmark(), local, RunDirectory(tmp_path / "run"))
     assert inputs.supply.identity == {**kept.supply.identity, "remove_query": True, "exclude_sha256": None}
+
+
+@pytest.mark.parametrize("method", ["bm25", "dense"])
+def test_a_first_stage_leaves_out_the_querys_own_document_and_the_excluded(
+    files, tiny_index, encoder_folder, tmp_path, method
+):
+    files["topics"].write_text("007\tflea\n")
+    files["qrels"].write_text("007 0 7 1\n")
+    (tmp_path / "out.txt").write_text("007 d1\n")
+    if method == "bm25":
+        stage, local = StageChoice(), LocalFiles(**files | {"corpus": None, "index": str(tiny_index)})
+    else:
+        stage, local = StageChoice(method="dense", encoder=str(encoder_folder)), LocalFiles(**files)
+    whole, removing = (benchmark(first_stage={"hits": 5, "remove_query": removed}) for removed in (False, True))
+    before = found(resolve_inputs(whole, local, RunDirectory(tmp_path), stage=stage))["007"]
+    without = replace(local, exclusions=tmp_path / "out.txt")
+    after = found(resolve_inputs(removing, without, RunDirectory(tmp_path), stage=stage))["007"]
+    assert {"007", "d1"} < set(before)
+    assert after == tuple(docid for docid in before if docid not in {"007", "d1"})
 
 
 def test_qrels_without_the_excluded_documents_are_refused(files, tmp_path):

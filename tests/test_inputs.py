@@ -163,6 +163,9 @@ def test_a_prebuilt_index_is_described_by_name_without_opening_it(files, tmp_pat
     inputs = resolve_inputs(benchmark(), LocalFiles(**files), RunDirectory(tmp_path / "run"))
     assert inputs.supply.identity["index"] == "mini.flat"
     assert inputs.supply.identity["first_stage"]["hits"] == 3
+    files["topics"].write_text("q1\tfly\nq3\tcat\n")
+    others = resolve_inputs(benchmark(), LocalFiles(**files), RunDirectory(tmp_path / "run"))
+    assert others.supply.identity != inputs.supply.identity
 
 
 def test_topics_without_any_judgment_are_refused(files, tiny_index, tmp_path):

@@ -18,7 +18,7 @@ from headrank_pipeline.attention.branches import Branches, shared_prefix
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
-from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.reader import AttentionReader, FastPath
 from headrank_pipeline.attention.tap import mean_attention
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -239,6 +239,13 @@ def test_sliding_window_layers_are_refused(folders, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="full attention in every layer"):
         load(folder, "all", device="cpu")
+
+
+def test_a_model_that_goes_past_the_tap_is_an_error(folders):
+    reader = reader_of(folders["qwen3"], fast=FastPath(spared_deepest=False))
+    reader.model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError, match="never reached layer 3 with the tap"):
+        reader.read(prompts()[1])
 
 
 def test_absent_gpu_is_a_missing_prerequisite(folders):
