@@ -278,7 +278,7 @@ def test_what_is_removed_goes_before_the_cutoff(index):
     assert docids(dense(index, hits=1, remove_query=True), Query(first, "flea")) == [(second,)]
 
 
-def test_texts_may_come_from_a_lucene_index_or_a_corpus(index, tiny_index, tiny_corpus, tmp_path):
+def test_texts_may_come_from_a_lucene_index_or_a_corpus(index, tiny_index, slim_index, tiny_corpus, tmp_path):
     bare = shutil.copytree(index, tmp_path / "bare")
     for name in ("passages.jsonl", "passages.offsets.npy"):
         (bare / name).unlink()
@@ -290,6 +290,8 @@ def test_texts_may_come_from_a_lucene_index_or_a_corpus(index, tiny_index, tiny_
     (tmp_path / "other.tsv").write_text("d1\tonly one\n")
     with pytest.raises(ValueError, match=r"other\.tsv: no text for docid .*of one collection"):
         docids(dense(bare, texts=tmp_path / "other.tsv"))
+    with pytest.raises(ValueError, match=r"stores no documents \(raw\); name an index that does"):
+        docids(dense(bare, texts=slim_index))
 
 
 def test_passages_may_come_from_ir_datasets(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import os
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -354,10 +355,19 @@ def test_blockwise_attention_equals_pytorchs(batch, key_heads, group, length, wi
 
 
 def test_blocks_hold_few_logits_whatever_the_length(monkeypatch):
+    held, causal_rows = [], kernels._causal_rows
+
+    def noted(*given):
+        attention = causal_rows(*given)
+        held.append(attention.numel())
+        return attention
+
     monkeypatch.setattr(kernels, "_BLOCK_LOGITS", 2000)
+    monkeypatch.setattr(kernels, "_causal_rows", noted)
     query = torch.randn(1, 2, 700, 8)
     expected = F.scaled_dot_product_attention(query, query, query, is_causal=True)
     assert (blockwise_causal_attention(query, query, query) - expected).abs().max() <= TOLERANCE
+    assert 1000 < max(held) <= 2000
 
 
 def test_attention_in_blocks_is_scaled_as_asked(always_worth):
@@ -378,6 +388,10 @@ def test_large_products_take_the_fast_way_and_small_ones_do_not(monkeypatch):
     assert operations.count["_linear_pointwise"] == 1
 
 
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def _page_faults(largest: int, *, enabled: bool) -> int:
     """Page faults of five tensors of 64 MiB, one after the other."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -393,10 +407,16 @@ def test_memory_is_faulted_in_once_inside_the_block_and_given_back_after_it():
     assert _page_faults(2**26, enabled=True) < anew / 2
     assert _page_faults(2**26, enabled=False) > anew / 2  # as before
     assert _page_faults(2**20, enabled=True) > anew / 2  # not worth it
+    held = _resident_bytes()
+    with reused_memory(torch.device("cpu"), 2**26):
+        torch.empty(2**24).fill_(1.0)
+        assert _resident_bytes() - held > 2**25
+    assert _resident_bytes() - held < 2**25
 
 
-def test_a_reader_takes_the_fast_way(folders, always_worth):
-    loaded = load(folders["qwen3"], HEADS, device="cpu")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_reader_takes_the_fast_way(folders, always_worth, dtype):
+    loaded = load(folders["qwen3"], HEADS, device="cpu", dtype=dtype)
     counts = []
     for fast in (FastPath(), FastPath(fast_products=False)):
         with _Operations() as operations:
