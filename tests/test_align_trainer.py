@@ -555,6 +555,8 @@ def test_configuration_from_names_and_values():
             configured(TrainingConfig(), {name: "5"})  # nothing is converted
     with pytest.raises(ValueError, match="max_steps 0: expected a number above 0, or None"):
         TrainingConfig(max_steps=0)
+    with pytest.raises(ValueError, match=r"warmup 1\.0: expected .*a share of at least 0 and below 1"):
+        TrainingConfig(warmup=1.0)
     with pytest.raises(ValueError, match=r"averaging 1\.0: expected a decay between 0 and 1, or None"):
         TrainingConfig(averaging=1.0)
     with pytest.raises(ValueError, match="epochs 0: expected at least 1"):

@@ -26,6 +26,7 @@ from headrank_pipeline.comparison.significance import (
     paired_tests,
     randomisation_p,
     t_test_p,
+    wins_ties_losses,
 )
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
@@ -96,6 +97,10 @@ def test_identical_values_differ_by_0_with_p_1_and_effect_0():
     assert (test.difference, test.t_test, test.randomisation, test.effect_size) == (0.0, 1.0, 1.0, 0.0)
     assert (test.wins, test.ties, test.losses) == (0, 4, 0)
     assert (test.interval.low, test.interval.high) == (0.0, 0.0)
+
+
+def test_sums_in_another_order_are_ties():
+    assert wins_ties_losses(np.array([0.1 + 0.2 - 0.3, 0.3 - 0.1 - 0.2, 0.5])) == (1, 2, 0)
 
 
 def test_identical_runs_differ_by_0_with_p_1(made, tmp_path):

@@ -223,6 +223,17 @@ def test_an_index_that_is_there_is_replaced_only_when_asked(index, encoder_folde
         build_dense_index(other, tmp_path, encoder_folder, overwrite=True)
 
 
+def test_an_index_of_longer_or_shorter_vectors_than_the_encoders_is_refused(index, tmp_path):
+    import faiss
+
+    shorter = faiss.IndexFlatIP(8)
+    shorter.add(np.eye(5, 8, dtype=np.float32))
+    copy = shutil.copytree(index, tmp_path / "copy")
+    faiss.write_index(shorter, str(copy / "index"))
+    with pytest.raises(ValueError, match=r"holds vectors of 8 dimensions, encoder .* makes 16; give the encoder"):
+        docids(dense(copy))
+
+
 def test_an_index_that_ranks_by_distance_is_refused(index, tmp_path):
     import faiss
 

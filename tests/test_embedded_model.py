@@ -17,7 +17,15 @@ from embedded_model.in_batch import Frame, shares
 
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.recipes import core, embedded_model, headrank, icr, qrhead, qrranker
+from headrank_pipeline.rerank.recipes import (
+    core,
+    embedded_first_stage_weight,
+    embedded_model,
+    headrank,
+    icr,
+    qrhead,
+    qrranker,
+)
 
 PASSAGES = {
     "bees": "A honey bee colony keeps its brood at about 35 degrees. Workers shiver their flight muscles to warm the "
@@ -83,6 +91,11 @@ def test_the_configuration_says_whether_the_model_was_trained() -> None:
     made = json.loads((embedded_model() / "config.json").read_text(encoding="utf-8"))["headrank"]
     assert isinstance(made["trained"], bool)
     assert made["made_by"] == "benchmarks/embedded_model.py"
+
+
+def test_bm25s_weight_is_what_the_model_leaves_of_1() -> None:
+    made = json.loads((embedded_model() / "config.json").read_text(encoding="utf-8"))["headrank"]
+    assert embedded_first_stage_weight() + made["bm25_interpolation"]["weight"] == pytest.approx(1.0)
 
 
 def test_the_model_folder_stays_under_12_mb() -> None:

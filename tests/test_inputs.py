@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from headrank_pipeline.experiment.benchmark import Benchmark, embedded_benchmark
+from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_files, embedded_benchmark
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.inputs import LocalFiles, resolve_inputs
+from headrank_pipeline.experiment.inputs import LocalFiles, check_sources, resolve_inputs
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
 
@@ -174,6 +174,10 @@ def test_topics_without_any_judgment_are_refused(files, tiny_index, tmp_path):
         resolve_inputs(benchmark(), LocalFiles(**files, index=str(tiny_index)), RunDirectory(tmp_path / "run"))
 
 
+def test_100_candidates_are_retrieved_where_fewer_are_reranked():
+    assert [benchmark_of_files("mine", depth=depth).first_stage.hits for depth in (10, 200)] == [100, 200]
+
+
 def test_candidates_beside_a_corpus_make_no_sense(tmp_path):
     with pytest.raises(ValueError, match="--candidates already holds queries and passages; drop --corpus and --index"):
         LocalFiles(candidates=tmp_path / "c", corpus=tmp_path / "d", index="i")
@@ -181,6 +185,7 @@ def test_candidates_beside_a_corpus_make_no_sense(tmp_path):
 
 def test_the_embedded_collection_needs_no_network_and_no_file(tmp_path):
     demo = embedded_benchmark("demo")
+    check_sources(demo, LocalFiles(offline=True))
     inputs = resolve_inputs(demo, LocalFiles(offline=True), RunDirectory(tmp_path / "run"))
     assert inputs.judgement.qrels.name == "qrels.tsv"
     assert "corpus_sha256" in inputs.supply.identity

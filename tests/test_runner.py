@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from headrank_pipeline.experiment import manifest as manifest_module
 from headrank_pipeline.experiment.batches import try_batch
 from headrank_pipeline.experiment.benchmark import Reference
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.journal import Entry, Journal
 from headrank_pipeline.experiment.judgement import Judgement
-from headrank_pipeline.experiment.manifest import usage
+from headrank_pipeline.experiment.manifest import environment, usage
 from headrank_pipeline.experiment.progress import Progress
 from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.experiment.supply import Supply, supply_from_file, supply_from_source
@@ -292,6 +294,15 @@ def test_a_manifest_of_another_schema_is_refused(candidates, tmp_path):
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest_of(tmp_path / "run") | {"schema": 2}))
     with pytest.raises(ValueError, match="expected a manifest of schema 1, got 2"):
         execute(plan(candidates, tmp_path / "run"))
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git on this machine")
+def test_the_commit_of_a_checkout_around_an_installed_package_is_not_its_own(tmp_path, monkeypatch):
+    room = tmp_path / "site-packages" / "headrank_pipeline" / "experiment"
+    room.mkdir(parents=True)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.setattr(manifest_module, "__file__", str(room / "manifest.py"))
+    assert environment()["git"] is None
 
 
 def test_another_environment_is_told_and_recorded(candidates, tmp_path, caplog):

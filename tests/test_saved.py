@@ -46,6 +46,9 @@ def test_saved_candidates_give_back_the_file(tiny_index, tmp_path):
     assert source.queries() == [Query("q2", "dog"), FLEA]
     assert list(source.retrieve(source.queries())) == rankings
     assert list((source % 2).retrieve([FLEA])) == [rankings[1].cut(2)]
+    assert ((source % 1) % 2).most() == 1
+    reworded = Query("q1", "fleas")
+    assert list(source.retrieve([reworded])) == [Ranking(reworded, rankings[1].candidates)]
 
 
 def test_candidates_are_read_and_written_as_pyserinis_rest_server_does(tiny_index, tmp_path, monkeypatch):
@@ -152,3 +155,9 @@ def test_describe_changes_with_the_file_and_the_cutoff(one_query):
     assert cut == {**before, "hits": 1}
     write_candidates(one_query, [Ranking(FLEA, (Candidate("d2", 1.0, "A"),))])
     assert saved_candidates(one_query).describe()["sha256"] != before["sha256"]
+
+
+def test_describe_changes_with_the_words_of_the_topics(tmp_path):
+    (tmp_path / "run").write_text("q1 Q0 d1 1 2.5 t\n")
+    one, other = (saved_run(tmp_path / "run", [Query("q1", text)]).describe() for text in ("flea", "fleas"))
+    assert one != other

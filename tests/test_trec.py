@@ -277,6 +277,9 @@ def test_a_passage_of_pyserinis_server_is_its_text_as_it_stands(tmp_path):
     assert json.loads(titled)["candidates"][0]["document_txt"] == "T\nA"
     with pytest.raises(ValueError, match="qid q1 docid d: no text, which Pyserini's layout requires"):
         candidate_line(Ranking(Query("q1", "flea"), (Candidate("d", 1.0),)), "pyserini")
+    served["candidates"][0]["doc"] = {"title": "T", "text": "A"}  # which says more
+    (candidate,) = next(read_candidates(file(tmp_path, json.dumps(served)))).candidates
+    assert (candidate.title, candidate.text) == ("T", "A")
 
 
 def test_whole_number_ids_of_other_tools_become_strings(tmp_path):
