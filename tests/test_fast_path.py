@@ -289,18 +289,20 @@ def test_a_pass_does_not_wait_for_the_device(folders, without_values, passages, 
 
 
 class _Kernels(TorchFunctionMode):
-    """Notes which kernel PyTorch 2.9 to 2.13 takes on a GPU from Ampere on (sdp_utils.cpp), cuDNN left out."""
+    """Notes which kernel PyTorch 2.9 to 2.13 takes on a GPU (sdp_utils.cpp), cuDNN left out; flash from Ampere on."""
 
-    def __init__(self):
+    def __init__(self, *, flash=True):
         super().__init__()
         self.names = []
+        self.flash = flash
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is F.scaled_dot_product_attention:
             query, key, _ = args
             half, shared = query.dtype in (torch.float16, torch.bfloat16), query.shape[1] != key.shape[1]
             square = query.shape[2] == key.shape[2] or not kwargs.get("is_causal")
-            if kwargs.get("attn_mask") is None and half and square and shared <= kwargs.get("enable_gqa", False):
+            fits = kwargs.get("attn_mask") is None and half and square and shared <= kwargs.get("enable_gqa", False)
+            if fits and self.flash:
                 self.names.append("flash")
             else:
                 self.names.append("multiplied out" if shared else "memory-efficient")
@@ -319,6 +321,16 @@ def test_attention_on_a_gpu_is_never_multiplied_out(folders, without_values, fam
         reader.read_calibrated([(prompt, made_by.with_query(prompt, "N/A")) for prompt in made])
     causal = "flash" if dtype == "bfloat16" else "memory-efficient"
     assert set(kernels.names) == {causal, "memory-efficient"}
+
+
+@pytest.mark.parametrize("passages", ["causal", "isolated"])
+def test_half_precision_is_not_multiplied_out_on_a_gpu_without_flash(folders, without_values, monkeypatch, passages):
+    monkeypatch.setattr(tap, "has_flash_attention", lambda device: False)
+    made = prompts(builder(passages=passages))
+    reader = AttentionReader(load(folders["qwen3"], HEADS, device=without_values, dtype="float16"))
+    with _Kernels(flash=False) as kernels:
+        reader.read(made, support="passages")
+    assert set(kernels.names) == {"memory-efficient"}
 
 
 def test_attention_of_repeated_keys_is_that_of_shared_ones():

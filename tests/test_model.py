@@ -12,6 +12,7 @@ from transformers import Qwen3Config, Qwen3VLConfig
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import choose_dtype, source_of
+from headrank_pipeline.attention.tap import has_flash_attention
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
 from headrank_pipeline.rerank.recipes import headrank
@@ -128,8 +129,10 @@ def test_a_renamed_folder_reads_its_own_heads_without_a_warning(folder, caplog):
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float32")])
-def test_older_gpus_compute_in_a_dtype_that_has_an_attention_kernel(monkeypatch, capability, expected):
+def test_older_gpus_compute_in_a_dtype_that_has_an_attention_kernel(monkeypatch, request, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    has_flash_attention.cache_clear()
+    request.addfinalizer(has_flash_attention.cache_clear)
     assert choose_dtype("auto", torch.device("cuda")) == getattr(torch, expected)
     assert choose_dtype("float16", torch.device("cuda")) == torch.float16
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32

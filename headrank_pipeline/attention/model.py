@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from transformers import logging as transformers_logging
 
 from headrank_pipeline.attention.heads import HeadSet, resolve_heads
-from headrank_pipeline.attention.tap import IMPLEMENTATION, register
+from headrank_pipeline.attention.tap import IMPLEMENTATION, has_flash_attention, register
 from headrank_pipeline.pipeline import MissingPrerequisite
 
 __all__ = [
@@ -73,8 +73,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype == "auto":
-        ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if ampere else torch.float32
+        return torch.bfloat16 if device.type == "cuda" and has_flash_attention(device) else torch.float32
     if dtype not in known:
         raise ValueError(f"dtype {dtype!r}: expected auto or one of {', '.join(known)}")
     return known[dtype]

@@ -18,6 +18,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -33,6 +34,7 @@ __all__ = [
     "Past",
     "Support",
     "Tap",
+    "has_flash_attention",
     "mean_attention",
     "register",
     "spared_deepest_layer",
@@ -143,9 +145,17 @@ def _shares_keys_without_a_kernel(query: Tensor, key: Tensor) -> bool:
     Of a GPU's fused kernels for causal attention flash takes shared keys and no float32, the memory-efficient one
     float32 and (up to PyTorch 2.13) no shared keys. A CPU's takes both. Autocast makes bfloat16 of float32.
     """
-    exact = query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type)
     whole = query.shape[2] == key.shape[2]  # not a token after cached ones
-    return exact and whole and query.device.type != "cpu" and query.shape[1] != key.shape[1]
+    if query.device.type == "cpu" or not whole or query.shape[1] == key.shape[1]:
+        return False
+    exact = query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type)
+    return exact or not has_flash_attention(query.device)
+
+
+@cache
+def has_flash_attention(device: torch.device) -> bool:
+    """Return whether a GPU is of Ampere or later, which flash attention needs, and any fused kernel for bfloat16."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _repeated_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scaling: float) -> Tensor:
