@@ -146,7 +146,7 @@ def test_any_text_gives_finite_scores(systems, texts, query):
 def test_options_change_fields_and_unknown_ones_are_refused(folder):
     reranker = headrank(folder, HEADS, options={"reverse": True, "length_exponent": 1.0}, device="cpu")
     assert reranker.recipe.template.reverse and reranker.recipe.rule.length_exponent == 1.0
-    with pytest.raises(ValueError, match=r"headrank has no option \['revers'\]; options: .*reverse"):
+    with pytest.raises(ValueError, match="headrank has no option 'revers'; did you mean 'reverse'"):
         headrank(folder, HEADS, options={"revers": True}, device="cpu")
 
 
@@ -157,7 +157,7 @@ def test_options_change_fields_and_unknown_ones_are_refused(folder):
         ({"rows": "answer"}, "headrank option rows: Input should be 'query', .*, got 'answer'"),
         ({"passage_words": 0}, "passage_words 0: expected at least 1"),
         ({"filter_deviations": "two"}, "headrank option filter_deviations: .*, got 'two'"),
-        ({"chat": "plain"}, r"headrank has no option \['chat'\]"),
+        ({"chat": "plain"}, "headrank has no option 'chat'"),
     ],
 )
 def test_option_of_the_wrong_type_is_refused(folder, options, message):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import os
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from headrank_pipeline.first_stage.encoder import Encoder, load_encoder
-from headrank_pipeline.first_stage.index import index_identity, is_index
+from headrank_pipeline.first_stage.index import index_identity, is_index, refuse_unknown
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
 from headrank_pipeline.first_stage.lucene_vectors import LuceneVectors
 from headrank_pipeline.first_stage.removal import Removal
@@ -242,12 +241,7 @@ def _catalogued(name: str) -> dict[str, Any]:
     from pyserini.prebuilt_index_info import FAISS_INDEX_INFO, LUCENE_HNSW_INDEX_INFO
 
     known = {**FAISS_INDEX_INFO, **LUCENE_HNSW_INDEX_INFO}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        raise ValueError(
-            f"{name!r}: neither a folder nor a FAISS or Lucene HNSW index that Pyserini {versions()['pyserini']} knows"
-            + (f"; near names: {', '.join(near)}" if near else "; see pyserini's prebuilt-indexes.md for the names")
-        )
+    refuse_unknown(name, known, "a FAISS or Lucene HNSW index")
     info: dict[str, Any] = known[name]
     return info
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import os
 import sys
@@ -13,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.first_stage.index import is_index, refuse_vectors, sha256
+from headrank_pipeline.first_stage.index import is_index, refuse_unknown, refuse_vectors, sha256
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
 from headrank_pipeline.first_stage.removal import Removal
 from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
@@ -162,12 +161,7 @@ class _Searcher:
     def _prebuilt(self, name: str, searcher: Any, settings: tuple[Any, ...]) -> Any:
         from pyserini.prebuilt_index_info import IMPACT_INDEX_INFO
 
-        if name not in IMPACT_INDEX_INFO:
-            near = difflib.get_close_matches(name, IMPACT_INDEX_INFO, n=3)
-            raise ValueError(
-                f"{name!r}: neither a folder nor an impact index that Pyserini {versions()['pyserini']} knows"
-                + (f"; near names: {', '.join(near)}" if near else "")
-            )
+        refuse_unknown(name, IMPACT_INDEX_INFO, "an impact index")
         with contextlib.redirect_stdout(sys.stderr):  # it prints, download errors included, and then returns None
             opened = searcher.from_prebuilt_index(name, *settings)
         if opened is None:

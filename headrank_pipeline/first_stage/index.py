@@ -6,6 +6,7 @@ when it fails its last lines come back in the error. An index appears under its 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
@@ -35,6 +36,7 @@ __all__ = [
     "is_index",
     "publish",
     "refuse_strangers",
+    "refuse_unknown",
     "refuse_vectors",
     "run_indexer",
     "sha256",
@@ -170,6 +172,16 @@ def refuse_vectors(folder: Path) -> None:
         raise ValueError(
             f"{folder}: an index of vectors ({kind}), which hold no words; search it with dense (retrieve --dense, run "
             f"--first-stage dense)"
+        )
+
+
+def refuse_unknown(name: str, known: Collection[str], kind: str) -> None:
+    """Raise ValueError for a name that is not among those of Pyserini's prebuilt indexes of a kind."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        raise ValueError(
+            f"{name!r}: neither a folder nor {kind} that Pyserini {versions()['pyserini']} knows; "
+            + (f"near names: {', '.join(near)}" if near else "see pyserini's prebuilt-indexes.md for the names")
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import os
 import sys
@@ -19,6 +18,7 @@ from headrank_pipeline.first_stage.index import (
     index_identity,
     index_language,
     is_index,
+    refuse_unknown,
     refuse_vectors,
 )
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
@@ -243,12 +243,7 @@ def _prebuilt(name: str) -> Any:
     from pyserini.prebuilt_index_info import TF_INDEX_INFO
     from pyserini.search.lucene import LuceneSearcher
 
-    if name not in TF_INDEX_INFO:
-        near = difflib.get_close_matches(name, TF_INDEX_INFO, n=3)
-        raise ValueError(
-            f"{name!r}: neither a folder nor a BM25 index that Pyserini {versions()['pyserini']} knows"
-            + (f"; near names: {', '.join(near)}" if near else "; see pyserini's prebuilt-indexes.md for the names")
-        )
+    refuse_unknown(name, TF_INDEX_INFO, "a BM25 index")
     with contextlib.redirect_stdout(sys.stderr):  # it prints, download errors included, and then returns None
         searcher = LuceneSearcher.from_prebuilt_index(name)
     if searcher is None:

@@ -11,11 +11,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
 from headrank_pipeline.attention.markup import CHATML, GRANITE, LLAMA3, MISTRAL, Chat
 from headrank_pipeline.attention.scoring import ScoringRule
 from headrank_pipeline.attention.template import PromptTemplate
+from headrank_pipeline.rerank.options import read_settings, refuse_unknown
 
 __all__ = ["CORE", "HEADRANK", "HEADS_FILE", "ICR", "ICR_INSTRUCTIONS", "QRHEAD", "QRRANKER", "Recipe", "recipe_of"]
 
@@ -45,13 +44,11 @@ class Recipe:
         """Return the recipe with fields of its template or rule changed.
 
         Raises:
-            ValueError: a field that neither has (the message lists those there are), or a value of the wrong type.
+            ValueError: a field that neither has, or a value of the wrong type.
         """
         # The chat markup is an argument of its own: it depends on the tokenizer, as what families write does.
         template = {field.name for field in fields(PromptTemplate)} - {"name", "chat", "families"}
-        rule = {field.name for field in fields(ScoringRule)}
-        if unknown := sorted(set(changes) - template - rule):
-            raise ValueError(f"{self.name} has no option {unknown}; options: {', '.join(sorted(template | rule))}")
+        refuse_unknown(self.name, changes, ScoringRule, others=tuple(template))
         changes = {**changes, **_instruction(self.name, changes)}
         if changes.get("passages") == "isolated" and "{rank}" in self.template.label:
             changes = {"label": "", **changes}  # a place in the prompt is what isolated passages do not have
@@ -82,16 +79,7 @@ def _instruction(system: str, changes: Mapping[str, Any]) -> dict[str, str]:
 def _changed(system: str, settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """Return the settings with those of the changes that are theirs, each checked against the field's type."""
     kept = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    kept |= {name: value for name, value in changes.items() if name in kept}
-    try:
-        return TypeAdapter(type(settings)).validate_python(kept)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        wanted = problem["msg"].removeprefix("Value error, ")
-        if not problem["loc"]:  # the settings' own check, which names the field
-            raise ValueError(f"{system} option {wanted}") from error
-        name = str(problem["loc"][0])
-        raise ValueError(f"{system} option {name}: {wanted}, got {kept[name]!r}") from error
+    return read_settings(type(settings), system, {**kept, **changes})
 
 
 HEADRANK = Recipe(

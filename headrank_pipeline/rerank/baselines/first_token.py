@@ -20,9 +20,9 @@ from headrank_pipeline.rerank.baselines.chat import ChatFormat
 from headrank_pipeline.rerank.baselines.conversation import Message
 from headrank_pipeline.rerank.baselines.fitting import fitted_words
 from headrank_pipeline.rerank.baselines.generation import CausalModel, Loading
-from headrank_pipeline.rerank.baselines.options import read_settings, refuse_unknown
 from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown
 from headrank_pipeline.rerank.baselines.windows import Ordered, Window, Windowing, slide
+from headrank_pipeline.rerank.options import read_settings, refuse_unknown
 
 __all__ = ["FirstToken", "FirstTokenOptions", "first_token"]
 

@@ -17,8 +17,8 @@ from headrank_pipeline.attention.markup import control_pattern, neutralised
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.generation import CausalModel, Loading
-from headrank_pipeline.rerank.baselines.options import read_settings, refuse_unknown
 from headrank_pipeline.rerank.baselines.passage_text import passage_of
+from headrank_pipeline.rerank.options import read_settings, refuse_unknown
 
 __all__ = ["Qwen3Reranker", "Qwen3RerankerOptions", "qwen3_reranker"]
 

@@ -16,10 +16,10 @@ from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.conversation import Conversation, Message, Writer
 from headrank_pipeline.rerank.baselines.decoding import Decoding, Reasoning
 from headrank_pipeline.rerank.baselines.fitting import fitted_words
-from headrank_pipeline.rerank.baselines.options import read_settings, refuse_unknown
 from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown
 from headrank_pipeline.rerank.baselines.replies import NoReply, Reply, parse_reply
 from headrank_pipeline.rerank.baselines.windows import Ordered, Window, Windowing, slide
+from headrank_pipeline.rerank.options import read_settings, refuse_unknown
 
 __all__ = ["RankGPT", "RankGPTOptions", "rankgpt"]
 

@@ -1,4 +1,4 @@
-"""Keyword arguments of a baseline, shared out over the settings that they belong to, each checked by type."""
+"""Keyword arguments of a system, shared out over the settings that they belong to, each checked by type."""
 
 from __future__ import annotations
 
