@@ -282,6 +282,29 @@ def test_an_index_of_ones_own_needs_no_corpus_beside_it(tiny_index, model, tmp_p
     assert manifest["origins"]["index"] == str(tiny_index)
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--first-stage", "dense", "--encoder", "e"], "--first-stage, --encoder"),
+        (["--language", "de"], "--language"),
+        (["--texts", "x"], "--texts"),
+    ],
+)
+def test_a_first_stage_is_not_chosen_beside_saved_candidates(mini, model, tmp_path, flags, named):
+    home = mini / "data" / "beir-two"
+    definition = mini / "pipelines" / "beir-two.yaml"
+    files = ["--candidates", home / "candidates.jsonl", "--qrels", home / "qrels.txt"]
+    result = invoke("run", definition, *files, *flags, "--model", tmp_path / "nowhere", "--heads", "all")
+    assert (result.exit_code, f"taken as they are: drop {named}\n" in result.stderr) == (5, True), result.stderr
+    result = invoke(*arguments(mini, model), *flags)  # of several, the summary tells
+    assert "taken as they are" in result.stderr + result.stdout
+
+
+def test_a_language_without_analyzer_is_told_before_a_model_is_loaded(mini, tmp_path):
+    result = invoke("run", mini / "pipelines" / "beir-two.yaml", "--language", "xx", "--model", tmp_path / "nowhere")
+    assert (result.exit_code, "language 'xx': Anserini has no analyzer" in result.stderr) == (5, True), result.stderr
+
+
 def test_a_collection_without_a_definition_retrieves_as_many_as_are_reranked():
     shown = invoke("run", "--dataset", "beir/scifact/test", "--depth", 200, "--model", "embedded", "--dry-run")
     assert shown.exit_code == 0, shown.stderr

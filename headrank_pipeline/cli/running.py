@@ -91,14 +91,15 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     if given["model"] is None and not given["dry_run"]:
         raise click.UsageError("Missing option '--model'.")
     jobs = list(_jobs(ctx, given))
+    choice = _choice(given)
     several = given["every"] or len(jobs) > 1
     if given["dry_run"]:
-        _show(jobs, _choice(given), as_json=given["as_json"])
+        _show(jobs, choice, as_json=given["as_json"])
         return
     for job in jobs:
         job.local.check()
         if not several:  # of several, what one lacks is told in the summary, and the others run
-            check_sources(job.benchmark, job.local)
+            check_sources(job.benchmark, job.local, choice)
     flags = {name: given[name] for name in RERANKER_FLAGS}
     with open_reranker(given["workers"], **flags) as reranker:
         if several:

@@ -82,12 +82,15 @@ class Inputs:
     judgement: Judgement
 
 
-def check_sources(benchmark: Benchmark, local: LocalFiles) -> None:
+def check_sources(benchmark: Benchmark, local: LocalFiles, choice: StageChoice) -> None:
     """Fail where topics or qrels can come from nowhere; a model need not be loaded to learn that.
 
     Raises:
         FileNotFoundError: names what is missing and the flag that supplies it.
+        ValueError: a first stage chosen beside saved candidates.
     """
+    if local.candidates is not None:
+        choice.refuse_beside_candidates()
     embedded = benchmark.collection.embedded_file
     if local.qrels is None and embedded("qrels.tsv") is None:
         _dataset_id(benchmark, local, "qrels", "--qrels FILE")
@@ -131,6 +134,7 @@ def resolve_inputs(
     judged = set(judgments) if benchmark.queries == "judged" else None
     exclude = _exclusions(benchmark, local, judgments, qrels_origin)
     if local.candidates is not None:
+        choice.refuse_beside_candidates()
         supply = _without(supply_from_file(local.candidates, only=judged), benchmark.first_stage.remove_query, exclude)
         origins = {"candidates": str(local.candidates)}
     else:

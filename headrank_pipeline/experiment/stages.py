@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,6 +57,13 @@ class StageChoice:
             raise ValueError("--dense-index and --encoder are for --first-stage dense, impact or fusion")
         if self.method != "fusion" and self.dense_index:
             raise ValueError(f"--dense-index is for --first-stage fusion; with {self.method} name the index by --index")
+
+    def refuse_beside_candidates(self) -> None:
+        """Raise ValueError where something was chosen: with saved candidates nothing is retrieved."""
+        chosen = [own.name for own in fields(self) if getattr(self, own.name) != own.default]
+        if chosen:
+            flags = ", ".join("--" + name.replace("method", "first_stage").replace("_", "-") for name in chosen)
+            raise ValueError(f"--candidates are taken as they are: drop {flags}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
