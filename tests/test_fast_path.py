@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from bird_prompts import builder, prompts
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from tiny_models import FAMILIES, tiny_model
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
@@ -32,7 +33,6 @@ from headrank_pipeline.attention.kernels import (
 )
 from headrank_pipeline.attention.model import load, prefer_flash_attention
 from headrank_pipeline.attention.passage_cache import PassageCache
-from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader, FastPath
 from headrank_pipeline.attention.scoring import passage_mass
 from headrank_pipeline.pipeline import Failure
@@ -58,19 +58,6 @@ def always_worth(monkeypatch):
     monkeypatch.setattr(kernels, "_WORTH_PRODUCT", 0)
     monkeypatch.setattr(kernels, "_WORTH_ATTENTION", 0)
     monkeypatch.setattr(kernels, "_BLOCK_ROWS", 16)
-
-
-def builder(**options):
-    return PromptBuilder(tiny_tokenizer(), HEADRANK.varied(options).template, max_prompt_tokens=4096)
-
-
-def prompts(made_by, lists=3, passages=3, words=1):
-    built = []
-    for n in range(lists):
-        texts = [f"Passage {i} of birds and {i * n} fish. " * (words + (i + n) % 4) for i in range(passages + n)]
-        candidates = tuple(Candidate(f"d{i}", -float(i), text) for i, text in enumerate(texts))
-        built.append(made_by.build(Ranking(Query(f"q{n}", "do birds swim " * (n + 1)), candidates)))
-    return built
 
 
 class _Operations(TorchDispatchMode):

@@ -9,9 +9,10 @@ import json
 
 import pytest
 import torch
+from bird_prompts import builder, prompts
 from graded_lists import overlap_lists
 from scipy.stats import spearmanr
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import tiny_model
 from transformers import masking_utils
 
 from headrank_pipeline.align.schedule import TrainingConfig
@@ -20,10 +21,8 @@ from headrank_pipeline.attention import budget
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.passage_cache import PassageCache
-from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.scoring import passage_mass
-from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.baselines.decoding import Decoding
 from headrank_pipeline.rerank.baselines.generation import CausalModel, Loading
 from headrank_pipeline.rerank.recipe import HEADRANK
@@ -40,19 +39,6 @@ compared = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny_model(tmp_path_factory.mktemp("gpu") / "model")
-
-
-def builder(**options):
-    return PromptBuilder(tiny_tokenizer(), HEADRANK.varied(options).template, max_prompt_tokens=8192)
-
-
-def prompts(made_by, lists=3, passages=4, words=2):
-    made = []
-    for n in range(lists):
-        texts = [f"Passage {i} of birds and {i * n} fish. " * (words + (i + n) % 4) for i in range(passages + n)]
-        candidates = tuple(Candidate(f"d{i}", -float(i), text) for i, text in enumerate(texts))
-        made.append(made_by.build(Ranking(Query(f"q{n}", "do birds swim " * (n + 1)), candidates)))
-    return made
 
 
 def reader_of(folder, device, dtype="float32", **options):
@@ -162,6 +148,8 @@ def test_no_pass_waits(folder, monkeypatch, device, passages):
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
+        with pytest.raises(RuntimeError):
+            torch.ones((), device=device).item()  # a wait is noticed
         reader.read(made, support="passages")
         reader.read_calibrated(pairs)
     finally:
@@ -171,7 +159,7 @@ def test_no_pass_waits(folder, monkeypatch, device, passages):
 @gpu_only
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_nothing_of_size_n_by_n_is_held(folder, device, dtype):
-    (prompt,) = prompts(builder(), lists=1, passages=60, words=10)
+    (prompt,) = prompts(builder(max_prompt_tokens=8192), lists=1, passages=60, words=10)
     assert len(prompt) > 6000
     reader = reader_of(folder, device, dtype)
     assert not torch.backends.cuda.cudnn_sdp_enabled()
@@ -187,7 +175,7 @@ def test_nothing_of_size_n_by_n_is_held(folder, device, dtype):
 
 @gpu_only
 def test_a_pass_that_does_not_fit_is_read_in_parts(folder, caplog, device):
-    made = prompts(builder(), lists=30, passages=20, words=10)
+    made = prompts(builder(max_prompt_tokens=8192), lists=30, passages=20, words=10)
     expected = reader_of(folder, device, batch_tokens=1).read(made)
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**26) / total)
