@@ -82,15 +82,15 @@ class Inputs:
     judgement: Judgement
 
 
-def check_sources(benchmark: Benchmark, local: LocalFiles, choice: StageChoice) -> None:
+def check_sources(benchmark: Benchmark, local: LocalFiles, stage: StageChoice | None = None) -> None:
     """Fail where topics or qrels can come from nowhere; a model need not be loaded to learn that.
 
     Raises:
         FileNotFoundError: names what is missing and the flag that supplies it.
         ValueError: a first stage chosen beside saved candidates.
     """
-    if local.candidates is not None:
-        choice.refuse_beside_candidates()
+    if local.candidates is not None and stage is not None:
+        stage.refuse_beside_candidates()
     embedded = benchmark.collection.embedded_file
     if local.qrels is None and embedded("qrels.tsv") is None:
         _dataset_id(benchmark, local, "qrels", "--qrels FILE")
