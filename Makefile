@@ -1,4 +1,4 @@
-# Set up and run everything on a fresh machine that has Python 3.11 or 3.12 and make; see README.md.
+# Set up and run everything on a fresh machine that has Python 3.11 to 3.13 and make; see README.md.
 #
 # Each set-up is done once: a stamp file in the virtual environment remembers it until pyproject.toml or the
 # constraints change.
@@ -6,8 +6,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 # A name that exists may still not run (pyenv shims) or be too old, so every candidate is tried.
-FIND_PYTHON = for p in python3.11 python3.12 python3 python; do \
-	$$p -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))" 2>/dev/null && { echo $$p; break; }; done
+FIND_PYTHON = for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))" 2>/dev/null && { echo $$p; break; }; done
 PYTHON ?= $(shell $(FIND_PYTHON))
 # Named here and not in the constraints: the index may offer this version with or without a local label (+cpu).
 TORCH := torch==2.13.0
@@ -38,7 +38,7 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/.stamp-venv:
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or make PYTHON=/path/to/python" >&2; exit 3; }
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found; install one, or make PYTHON=/path/to/python" >&2; exit 3; }
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 

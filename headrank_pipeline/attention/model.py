@@ -60,7 +60,7 @@ def choose_device(device: str = "auto") -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise MissingPrerequisite(
             f"device {device!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "
-            f"use --device cpu, or install a CUDA build of torch"
+            f"use --device cpu, or a CUDA build of torch and a driver for it (headrank doctor)"
         )
     return chosen
 

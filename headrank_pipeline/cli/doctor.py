@@ -105,6 +105,11 @@ def _accelerator() -> Iterator[Check]:
         yield Check("gpu", "ok", f"{torch.cuda.get_device_name(device)}, {memory:.0f} GiB, CUDA {torch.version.cuda}")
     else:
         advice = "fine for small models; for larger ones install a CUDA build of torch on a machine with a GPU"
+        if torch.version.cuda:
+            advice = (
+                f"fine for small models; this torch is built for CUDA {torch.version.cuda}: if there is a GPU, "
+                f"nvidia-smi must show it, with a driver for that CUDA, and CUDA_VISIBLE_DEVICES must not hide it"
+            )
         yield Check("gpu", "none", f"torch {torch.__version__} sees no GPU, reranking runs on the CPU", advice)
     yield Check("dtype", "ok", f"auto is {str(choose_dtype('auto', device)).removeprefix('torch.')} on {device.type}")
 
