@@ -2,12 +2,15 @@
 
 import json
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -21,7 +24,7 @@ from test_runner import Interrupting, Overlap, manifest_of, plan, ranking_of
 
 from headrank_pipeline.cli import main
 from headrank_pipeline.experiment.runner import execute
-from headrank_pipeline.experiment.scaleout import workers
+from headrank_pipeline.experiment.scaleout import _Answer, workers
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
@@ -178,6 +181,15 @@ def test_workers_that_the_machine_has_no_place_for_are_refused(running_ray, coun
         pass
 
 
+@pytest.mark.parametrize("here", [True, False])
+def test_an_error_from_another_machine_says_so(here, caplog):
+    worker = f"{socket.gethostname() if here else 'elsewhere'}:17"
+    answer = _Answer(None, FileNotFoundError("model folder /models/a does not exist"), (), worker)
+    with pytest.raises(FileNotFoundError, match="/models/a"):
+        pickle.loads(answer.sent()).told()
+    assert caplog.messages == ([] if here else ["what follows was met by worker elsewhere:17, on another machine"])
+
+
 def test_without_ray_the_extra_is_named(candidates, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     command = ["rerank", "--candidates", str(candidates), "--output", str(tmp_path / "run"), "--model", "any"]
@@ -254,6 +266,77 @@ def test_an_interrupted_run_can_be_continued_and_leaves_nothing_behind(candidate
     execute(plan(candidates, tmp_path / "whole"))
     execute(plan(candidates, tmp_path / "run"))
     assert same_run(tmp_path / "whole", tmp_path / "run")
+
+
+A_MACHINE_GOES = dedent("""
+    import logging, os, signal, sys, threading, time
+    from functools import partial
+    from pathlib import Path
+    import ray
+    from ray.cluster_utils import Cluster
+    from test_runner import Overlap, plan
+    from headrank_pipeline.experiment.runner import execute
+    from headrank_pipeline.experiment.scaleout import workers
+
+    class Stuck(Overlap):
+        '''On one machine its first batch never ends, on the others it waits for that to have begun.'''
+
+        def __init__(self, node, folder):
+            super().__init__()
+            self.node, self.folder = node, folder
+
+        def rerank_batch(self, rankings):
+            if ray.get_runtime_context().get_node_id() == self.node:
+                (self.folder / str(os.getpid())).touch()
+                time.sleep(3600)
+            while not any(self.folder.iterdir()):
+                time.sleep(0.05)
+            return super().rerank_batch(rankings)
+
+    def goes(cluster, machine, folder):
+        while not (workers_there := [int(path.name) for path in folder.iterdir()]):
+            time.sleep(0.05)
+        for process in machine.all_processes["raylet"]:
+            os.kill(process.process.pid, signal.SIGSTOP)  # so that nobody there can tell the cluster
+        os.kill(workers_there[0], signal.SIGKILL)
+        time.sleep(3)
+        cluster.remove_node(machine, allow_graceful=False)
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 1})
+    machine = cluster.add_node(num_cpus=1)
+    threading.Thread(target=goes, args=(cluster, machine, Path(sys.argv[3])), daemon=True).start()
+    with workers(partial(Stuck, machine.node_id, Path(sys.argv[3])), 2, device="cpu") as started:
+        execute(plan(Path(sys.argv[1]), Path(sys.argv[2]), started))
+    os._exit(0)  # the cluster's own tidying waits for the machine that has gone
+""")
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Ray has clusters on Linux only")
+def test_a_machine_that_goes_away_costs_nothing_but_time(candidates, tmp_path):
+    """The cluster takes it for alive: what is sent there fails at once, as often as it is sent."""
+    (tmp_path / "stuck").mkdir()
+    # Not below tmp_path: the names of Ray's sockets there would be too long.
+    with tempfile.TemporaryDirectory(prefix="t", ignore_cleanup_errors=True) as scratch:
+        paths = [candidates, tmp_path / "run", tmp_path / "stuck"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", A_MACHINE_GOES, *map(str, paths)],
+            env={**os.environ, "TMPDIR": scratch, "PYTHONPATH": str(Path(__file__).parent)},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            _, errors = process.communicate(timeout=300)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, errors
+    assert "all are started again" in errors
+    execute(plan(candidates, tmp_path / "one"))
+    assert same_run(tmp_path / "one", tmp_path / "run")
 
 
 BESIDE_A_JVM = dedent("""

@@ -2,7 +2,8 @@
 
 This process loads no model. It sends batches out, takes back what became of them in the order in which it sent them,
 and alone writes the journal: the files are those of a run in one process. A worker that dies is started again and its
-batch is tried again; how many batches are on their way is for Ray Data's back-pressure to say.
+batch is tried again; where Ray loses one for good, all are started anew. How many batches are on their way is for Ray
+Data's back-pressure to say.
 
 The only module that sees Ray, which it imports when workers are asked for (docs/scaling.md).
 """
@@ -38,8 +39,10 @@ logger = logging.getLogger(__name__)
 
 _PACKAGE = __name__.partition(".")[0]
 
-# A batch whose worker died is tried again so often: it may be the batch that kills it.
-_RETRIES = 3
+# A batch whose worker died is tried again so often, then by so many sets of workers: it may be the batch that kills it.
+# A machine that went away and is not yet known to have fails every try at once, so new workers are the way on.
+_RETRIES = 1
+_STREAMS = 2
 # Bytes for batches on their way; Ray would take a third of the machine, whose memory is for models.
 _OBJECT_STORE = 512 * 2**20
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
@@ -116,8 +119,31 @@ class RayWorkers:
         import ray
 
         self._usage = {}
-        if not batches.open:
-            return
+        left = sorted(batches.open)
+        streams = _STREAMS
+        while left:
+            try:
+                for tried in self._stream(replace(batches, open=frozenset(left))):
+                    del left[0]
+                    streams = _STREAMS
+                    yield tried
+            except ray.exceptions.RayError as error:
+                streams -= 1
+                if not streams:
+                    raise RuntimeError(
+                        f"workers: a batch was given up ({_gist(error)}); if its worker dies, for want of memory "
+                        f"perhaps, it is tried {_STREAMS * (_RETRIES + 1)} times: take fewer workers or smaller "
+                        f"batches. Finished batches are in the journal, the same command continues"
+                    ) from error
+                logger.debug("workers: %s", error)
+                logger.warning(
+                    "workers: one cannot be reached (%s); all are started again, %d batches are left",
+                    type(error).__name__,
+                    len(left),
+                )
+
+    def _stream(self, batches: Batches) -> Generator[TriedBatch, None, None]:
+        """Yield what became of each batch, as `try_batches` does; raises Ray's own errors."""
         seen: set[str] = set()
         rows = iter(self._answers(batches).iter_rows())
         try:
@@ -128,12 +154,6 @@ class RayWorkers:
                 seen.add(answer.worker)
                 self._usage = max(self._usage, answer.usage, key=lambda found: found.get("peak_memory_bytes", 0))
                 yield answer.told()
-        except ray.exceptions.RayError as error:
-            raise RuntimeError(
-                f"workers: a batch was given up ({_gist(error)}); if its worker dies, for want of memory perhaps, it "
-                f"is tried {_RETRIES + 1} times: take fewer workers or smaller batches. Finished batches are in the "
-                f"journal, the same command continues"
-            ) from error
         finally:
             del rows  # which stops the workers
 
@@ -214,9 +234,9 @@ def _introduction(recipe: _Recipe) -> bytes:
     records = _kept_log(recipe.level)
     try:
         made = recipe.made()
-        return _Answer((plain(made.describe()), made.origins()), records=_drained(records)).sent()
+        return _Answer((plain(made.describe()), made.origins()), None, _drained(records), _name()).sent()
     except Exception as error:  # noqa: BLE001 - raised again where the user is
-        return _Answer(None, error, _drained(records)).sent()
+        return _Answer(None, error, _drained(records), _name()).sent()
 
 
 class _Worker:
@@ -249,9 +269,9 @@ class _Answer:
     """What a worker says: a result or why there is none, and what it logged on the way."""
 
     result: Any
-    fault: Exception | None = None
-    records: tuple[logging.LogRecord, ...] = ()
-    worker: str = ""
+    fault: Exception | None
+    records: tuple[logging.LogRecord, ...]
+    worker: str
     usage: Mapping[str, Any] = field(default_factory=dict)
 
     def sent(self) -> bytes:
@@ -271,6 +291,8 @@ class _Answer:
         for record in self.records:
             logging.getLogger(record.name).handle(record)
         if self.fault is not None:
+            if not self.worker.startswith(f"{socket.gethostname()}:"):
+                logger.warning("what follows was met by worker %s, on another machine", self.worker)
             raise self.fault
         return self.result
 
