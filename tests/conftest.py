@@ -51,13 +51,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def package_log() -> Iterator[None]:
-    """A command that runs in this process takes the package's log to itself; the next test has it back."""
+def package_log() -> None:
+    """A command that ran in this process took the package's log to itself; every test begins with it given back."""
     package = logging.getLogger("headrank_pipeline")
-    kept = package.propagate, package.level, list(package.handlers)
-    yield
-    package.propagate, package.handlers = kept[0], kept[2]
-    package.setLevel(kept[1])
+    package.propagate, package.handlers = True, []
+    package.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -27,12 +27,8 @@ PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 
 @pytest.fixture(autouse=True)
 def process_settings(monkeypatch):
-    """The command line sets up logging and --offline for the process; other tests must not feel it."""
+    """The command line sets --offline for the process; other tests must not feel it."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # so that whatever a test makes of it is undone
-    package = logging.getLogger("headrank_pipeline")
-    handlers, level = list(package.handlers), package.level
-    yield
-    package.handlers, package.level, package.propagate = handlers, level, True
 
 
 def invoke(*arguments: object) -> Result:

@@ -145,6 +145,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     words = str(error)  # the CPU's allocator and oneDNN raise plain RuntimeErrors
-    if words == "could not create a primitive":  # its code found no memory; what is not supported reads otherwise
+    # Its code or its scratch space found no memory; what is not supported reads otherwise.
+    if words in ("could not create a primitive", "could not execute a primitive"):
         return True
     return any(said in words for said in ("not enough memory", "can't allocate memory", "could not create a memory"))

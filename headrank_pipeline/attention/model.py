@@ -220,12 +220,12 @@ def load_tokenizer(name: str, revision: str | None) -> Any:
     """Return the tokenizer of a local folder or a Hugging Face name.
 
     Raises:
-        FileNotFoundError: it has none. For Qwen transformers then makes one without any word and says nothing.
+        FileNotFoundError: it has none. Transformers may then make one without any word and say nothing.
     """
     problem = ""
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision)
-        if tokenizer("a passage", add_special_tokens=False).input_ids:
+        if set(tokenizer("a passage", add_special_tokens=False).input_ids) - {tokenizer.unk_token_id}:
             return tokenizer
     except (OSError, ValueError) as error:
         problem = f" ({str(error).splitlines()[0]})"
