@@ -1,7 +1,6 @@
 """The command line: what it prints, where, and with which exit status."""
 
 import json
-import logging
 import shutil
 import subprocess
 import sys
