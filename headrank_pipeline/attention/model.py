@@ -225,7 +225,7 @@ def load_tokenizer(name: str, revision: str | None) -> Any:
     problem = ""
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision)
-        if set(tokenizer("a passage", add_special_tokens=False).input_ids) - {tokenizer.unk_token_id}:
+        if set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
             return tokenizer
     except (OSError, ValueError) as error:
         problem = f" ({str(error).splitlines()[0]})"
