@@ -11,7 +11,7 @@ from tiny_models import tiny_model
 
 from headrank_pipeline.cli import main
 from headrank_pipeline.experiment.benchmark import benchmark_of_dataset, benchmark_of_files, load_benchmark
-from headrank_pipeline.experiment.catalogue import needs, to_download
+from headrank_pipeline.experiment.catalogue import find_benchmark, needs, to_download
 from headrank_pipeline.experiment.facts import catalogue
 from headrank_pipeline.experiment.inputs import LocalFiles
 from headrank_pipeline.experiment.judgement import Judgement
@@ -101,8 +101,8 @@ def test_documents_of_a_dataset_without_an_index_are_a_download(empty_caches):
     assert (documents.what, documents.size, to_download([found])) == ("corpus", None, (0, 2))
 
 
-def test_the_table_lists_queries_documents_and_sizes(monkeypatch):
-    monkeypatch.chdir(PIPELINES.parent)
+def test_the_table_lists_queries_documents_and_sizes(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # the definitions are part of the package
     result = invoke("benchmarks")
     [line] = [line for line in result.stdout.splitlines() if line.startswith("beir-scifact")]
     assert line.endswith("  download 8.8 MB")
@@ -114,7 +114,31 @@ def test_the_table_lists_queries_documents_and_sizes(monkeypatch):
 
 def test_a_folder_without_definitions_is_named(tmp_path):
     result = invoke("benchmarks", "--pipelines", tmp_path / "nowhere")
-    assert (result.exit_code, "name their folder with --pipelines" in result.stderr) == (4, True)
+    assert (result.exit_code, "nowhere: no such folder of benchmark definitions" in result.stderr) == (4, True)
+
+
+def test_a_benchmark_goes_by_its_name_or_by_a_file(tmp_path, monkeypatch):
+    assert find_benchmark("beir-nq") == find_benchmark(str(PIPELINES / "beir-nq.yaml"))
+    assert find_benchmark("bright-aops") == load_benchmark(PIPELINES / "extra" / "bright-aops.yaml")
+    with pytest.raises(FileNotFoundError, match=r"'beir-scfact': neither a file nor .*near names: beir-scifact"):
+        find_benchmark("beir-scfact")
+    with pytest.raises(FileNotFoundError, match="headrank benchmarks --extra lists them"):
+        find_benchmark("zzz")
+    with pytest.raises(FileNotFoundError, match="no such benchmark file"):
+        find_benchmark("beir-nq.yaml")
+    monkeypatch.chdir(tmp_path)
+    own = (PIPELINES / "beir-nq.yaml").read_text(encoding="utf-8").replace("beir-nq\n", "mine\n", 1)
+    Path("beir-nq").write_text(own, encoding="utf-8")
+    assert find_benchmark("beir-nq").name == "mine"
+
+
+def test_commands_name_what_ships_and_the_files_of_others(mini):
+    def named(*arguments):
+        shown = json.loads(invoke("run", "--all", *arguments, "--dry-run", "--json").stdout)
+        return [run["command"].split()[2] for run in shown["runs"]]
+
+    assert {"beir-scifact", "trec-dl-2020"} < set(named())
+    assert str(mini / "pipelines" / "beir-one.yaml") in named("--pipelines", mini / "pipelines")
 
 
 # ------------------------------------------------------------------------------------------------------------- dry run
@@ -123,15 +147,15 @@ def test_a_folder_without_definitions_is_named(tmp_path):
 def test_a_dry_run_of_all_opens_no_socket_and_shows_every_command_and_size(fresh_python):
     done = fresh_python(
         WITHOUT_SOCKETS
-        + f"""
-sys.argv = ["headrank", "run", "--all", "--dry-run", "--pipelines", {str(PIPELINES)!r}, "--output", "runs/paper"]
+        + """
+sys.argv = ["headrank", "run", "--all", "--dry-run", "--output", "runs/paper"]
 import time
 started = time.perf_counter()
 try:
     main()
 finally:
     print(time.perf_counter() - started, file=sys.stderr)
-    print(sorted({{"torch", "jnius", "ir_datasets"}} & set(sys.modules)), file=sys.stderr)
+    print(sorted({"torch", "jnius", "ir_datasets"} & set(sys.modules)), file=sys.stderr)
 """
     )
     assert done.returncode == 0, done.stderr
@@ -140,7 +164,7 @@ finally:
     assert heavy == "[]"
     commands = [line for line in done.stdout.splitlines() if line.startswith("headrank run")]
     assert len(commands) == 14
-    assert any(c.endswith("beir-fiqa.yaml --output runs/paper/beir-fiqa") for c in commands)
+    assert "headrank run beir-fiqa --output runs/paper/beir-fiqa" in commands
     assert done.stdout.count("  index         download") == 14
     assert "14 runs; to download in all: 21.7 GB" in done.stdout
 
@@ -334,7 +358,7 @@ def test_saved_candidates_may_be_deeper_than_the_first_stage(mini, model):
 def test_a_benchmark_or_all_must_be_named(model):
     for given in ([], ["--all", PIPELINES / "beir-scifact.yaml"]):
         result = invoke("run", *given, "--model", model)
-        assert (result.exit_code, "pass --all to run every definition" in result.stderr) == (2, True)
+        assert (result.exit_code, "or pass --all to run every one" in result.stderr) == (2, True)
     result = invoke("run", PIPELINES / "beir-scifact.yaml")
     assert (result.exit_code, "Missing option '--model'" in result.stderr) == (2, True)
 

@@ -20,12 +20,12 @@ __all__ = ["amount", "benchmarks", "need_lines"]
 
 @click.command()
 @click.option(
-    "--pipelines", type=click.Path(path_type=Path), default=Path("pipelines"), show_default=True, help="Definitions."
+    "--pipelines", type=click.Path(path_type=Path), help="Folder of definitions, in place of those of the package."
 )
-@click.option("--extra", is_flag=True, help="Also those of its folder extra.")
+@click.option("--extra", is_flag=True, help="Also those beside the main ones.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of collections, one folder per benchmark.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def benchmarks(pipelines: Path, extra: bool, data: Path | None, as_json: bool) -> None:
+def benchmarks(pipelines: Path | None, extra: bool, data: Path | None, as_json: bool) -> None:
     """List the benchmarks: queries, corpus, first stage, what is cached and what must be downloaded."""
     from headrank_pipeline.experiment.catalogue import corpus_size, find_benchmarks, needs, query_count, to_download
     from headrank_pipeline.experiment.suite import local_files

@@ -41,12 +41,10 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
 
 
 @click.command()
-@click.argument("definitions", nargs=-1, type=click.Path(path_type=Path), metavar="[BENCHMARK.yaml]...")
-@click.option("--all", "every", is_flag=True, help="Every definition of --pipelines; a summary table at the end.")
-@click.option("--extra", is_flag=True, help="With --all: also those of its folder extra.")
-@click.option(
-    "--pipelines", type=click.Path(path_type=Path), default=Path("pipelines"), show_default=True, help="Definitions."
-)
+@click.argument("definitions", nargs=-1, metavar="[BENCHMARK]...")
+@click.option("--all", "every", is_flag=True, help="Every main benchmark; a summary table at the end.")
+@click.option("--extra", is_flag=True, help="With --all: also the others.")
+@path_option("--pipelines", "With --all: folder of definitions, in place of those that ship with the package.")
 @path_option("--data", "With several benchmarks: folder of collections, one folder per benchmark.")
 @click.option("--dry-run", is_flag=True, help="Show commands, files and download sizes; run and fetch nothing.")
 @path_option("--output", "Run directory; with several benchmarks the folder of their run directories.")
@@ -85,7 +83,10 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
 @with_options(*RUN_OPTIONS)
 @click.pass_context
 def run(ctx: click.Context, /, **given: Any) -> None:
-    """Run benchmarks: retrieve, rerank, evaluate; the same command continues an interrupted run."""
+    """Run benchmarks: retrieve, rerank, evaluate; the same command continues an interrupted run.
+
+    BENCHMARK is a name that `headrank benchmarks` lists, or the file of a definition.
+    """
     from headrank_pipeline.experiment.inputs import check_sources
 
     if given["model"] is None and not given["dry_run"]:
@@ -157,28 +158,28 @@ def _jobs(ctx: click.Context, given: dict[str, Any]) -> list[_Job]:
     _refuse_equal_names(found)
     flags = _flags(ctx)
     jobs = []
-    for path, benchmark in found:
+    for called, benchmark in found:
         local = LocalFiles(**files, offline=given["offline"])
         output = given["output"] or default_output(benchmark.name, given["system"], given["model"] or "MODEL")
         if several:
             local = local_files(given["data"], benchmark.name, offline=given["offline"])
             output = given["output"] / benchmark.name if given["output"] else output
         _refuse_depth_above_hits(given["depth"], benchmark, local)
-        definition = [] if path is None else [str(path)]
+        definition = [] if called is None else [called]
         command = ["headrank", "run", *definition, "--output", str(output), *_file_flags(local, files), *flags]
         jobs.append(_Job(benchmark, local, output, shlex.join(command)))
     return jobs
 
 
-def _refuse_equal_names(found: Sequence[tuple[Path | None, Benchmark]]) -> None:
+def _refuse_equal_names(found: Sequence[tuple[str | None, Benchmark]]) -> None:
     """Names are what run directories, data folders and rows of the summary go by."""
-    places: dict[str, Path | None] = {}
-    for path, benchmark in found:
+    places: dict[str, str | None] = {}
+    for called, benchmark in found:
         if benchmark.name in places:
             raise click.UsageError(
-                f"{places[benchmark.name]} and {path} both define a benchmark named {benchmark.name!r}; rename one"
+                f"{places[benchmark.name]} and {called} both define a benchmark named {benchmark.name!r}; rename one"
             )
-        places[benchmark.name] = path
+        places[benchmark.name] = called
 
 
 def _refuse_depth_above_hits(depth: int | None, benchmark: Benchmark, local: LocalFiles) -> None:
@@ -198,10 +199,10 @@ def _choice(given: dict[str, Any]) -> StageChoice:
     return StageChoice(method=given["first_stage"], **settings)
 
 
-def _definitions(given: dict[str, Any]) -> list[tuple[Path | None, Benchmark]]:
-    """Return what is to be run, with the file that defines it, where there is one."""
-    from headrank_pipeline.experiment.benchmark import benchmark_of_dataset, benchmark_of_files, load_benchmark
-    from headrank_pipeline.experiment.catalogue import find_benchmarks
+def _definitions(given: dict[str, Any]) -> list[tuple[str | None, Benchmark]]:
+    """Return what is to be run, and what it is called on the command line, where it is a definition."""
+    from headrank_pipeline.experiment.benchmark import benchmark_of_dataset, benchmark_of_files
+    from headrank_pipeline.experiment.catalogue import find_benchmark, find_benchmarks
 
     named = (given["every"], bool(given["definitions"]), given["dataset"] is not None)
     depth = {} if given["depth"] is None else {"depth": given["depth"]}
@@ -209,14 +210,14 @@ def _definitions(given: dict[str, Any]) -> list[tuple[Path | None, Benchmark]]:
         return [(None, benchmark_of_files(name, **depth))]
     if sum(named) != 1:
         raise click.UsageError(
-            "name a BENCHMARK.yaml, or pass --all to run every definition of --pipelines, or --dataset ID, or a "
+            "name a benchmark (headrank benchmarks lists them), or pass --all to run every one, or --dataset ID, or a "
             "collection of your own: --corpus or --index with --topics and --qrels, or --candidates and --qrels"
         )
     if given["dataset"] is not None:
         return [(None, benchmark_of_dataset(given["dataset"], **depth))]
     if given["every"]:
         return [*find_benchmarks(given["pipelines"], extra=given["extra"])]
-    return [(path, load_benchmark(path)) for path in given["definitions"]]
+    return [(called, find_benchmark(called)) for called in given["definitions"]]
 
 
 def _own_name(given: dict[str, Any]) -> str | None:

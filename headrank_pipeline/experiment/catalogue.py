@@ -5,9 +5,11 @@ The facts are those of `facts.catalogue`; a test holds them against the installe
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from headrank_pipeline.experiment.facts import catalogue, datasets_home
 from headrank_pipeline.experiment.inputs import LocalFiles, topics_beside
 from headrank_pipeline.experiment.stages import StageChoice
 
-__all__ = ["Need", "corpus_size", "find_benchmarks", "needs", "query_count", "to_download"]
+__all__ = ["Need", "corpus_size", "find_benchmark", "find_benchmarks", "needs", "query_count", "to_download"]
 
 State = Literal["local", "cached", "download", "missing"]
 
@@ -43,28 +45,51 @@ class Need:
     md5: str | None = None
 
 
-def find_benchmarks(folder: Path, *, extra: bool = False) -> list[tuple[Path, Benchmark]]:
-    """Return the definitions of a folder by name, less those whose collection ships with the package.
+def find_benchmarks(folder: Path | None = None, *, extra: bool = False) -> list[tuple[str, Benchmark]]:
+    """Return definitions by name, and what to call each on the command line; less those whose collection ships.
 
     Args:
-        folder: holds ``*.yaml``.
+        folder: holds ``*.yaml``; by default the definitions that ship with the package.
         extra: add those of its folder ``extra``.
 
     Raises:
         FileNotFoundError: no such folder, or no definition in it.
         ValueError: a definition that is not valid.
     """
+    folder = folder or _shipped()
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder}: no such folder of benchmark definitions (looked from {Path.cwd()}); the definitions stand in "
-            f"pipelines/ of the project, name their folder with --pipelines"
-        )
+        raise FileNotFoundError(f"{folder}: no such folder of benchmark definitions (looked from {Path.cwd()})")
     paths = sorted(folder.glob("*.yaml")) + (sorted((folder / "extra").glob("*.yaml")) if extra else [])
-    found = [(path, load_benchmark(path)) for path in paths]
-    found = [(path, benchmark) for path, benchmark in found if benchmark.collection.embedded is None]
+    found = [(path.stem if folder == _shipped() else str(path), load_benchmark(path)) for path in paths]
+    found = [(called, benchmark) for called, benchmark in found if benchmark.collection.embedded is None]
     if not found:
         raise FileNotFoundError(f"{folder}: holds no benchmark definitions (*.yaml)")
     return found
+
+
+def find_benchmark(called: str) -> Benchmark:
+    """Return the benchmark of a definition file, or of a name among the definitions that ship with the package.
+
+    Raises:
+        FileNotFoundError: neither a file nor such a name.
+        ValueError: a definition that is not valid.
+    """
+    path = Path(called)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file():
+        return load_benchmark(path)
+    known = {found.stem: found for found in (*_shipped().glob("*.yaml"), *(_shipped() / "extra").glob("*.yaml"))}
+    if called not in known:
+        near = difflib.get_close_matches(called, known, n=3)
+        raise FileNotFoundError(
+            f"benchmark {called!r}: neither a file nor a definition that ships with the package; "
+            + (f"near names: {', '.join(near)}" if near else "headrank benchmarks --extra lists them")
+        )
+    return load_benchmark(known[called])
+
+
+def _shipped() -> Path:
+    """The folder ``pipelines`` of the project, a link to which makes it part of the package."""
+    return Path(str(resources.files("headrank_pipeline"))) / "resources" / "pipelines"
 
 
 def query_count(benchmark: Benchmark) -> int | None:
