@@ -49,6 +49,44 @@ def test_without_any_java_the_error_says_what_to_install(tmp_path, monkeypatch):
         find_java()
 
 
+@pytest.fixture
+def pyserini_2(tmp_path) -> Path:
+    """A Pyserini that asks the network for its lists when it is imported, and gets no answer."""
+    (tmp_path / "pyserini").mkdir()
+    (tmp_path / "pyserini" / "__init__.py").touch()
+    (tmp_path / "pyserini" / "prebuilt_index_info.py").write_text(
+        "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:9/lists.json', timeout=10)\n"
+    )
+    (tmp_path / "pyserini-2.4.0.dist-info").mkdir()
+    (tmp_path / "pyserini-2.4.0.dist-info" / "METADATA").write_text("Name: pyserini\nVersion: 2.4.0\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("offline", "why"), [("0", "and that failed (<urlopen error"), ("1", "which --offline (HF_HUB_OFFLINE=1) forbids")]
+)
+def test_a_pyserini_that_needs_the_network_is_named_where_there_is_none(pyserini_2, fresh_python, offline, why):
+    result = fresh_python(f"""
+        import os, sys
+        sys.path.insert(0, {str(pyserini_2)!r})
+        os.environ["HF_HUB_OFFLINE"] = {offline!r}
+        from headrank_pipeline.first_stage import jvm
+        from headrank_pipeline.pipeline import MissingPrerequisite
+        jvm._running_java = lambda: jvm.JavaRuntime(None, 21, "already running")
+        for _ in range(2):
+            try:
+                jvm.start_jvm()
+            except MissingPrerequisite as error:
+                print(error)
+    """)
+    told = result.stdout.splitlines()
+    assert len(told) == 2, result.stderr
+    assert told[1].startswith(
+        f"pyserini 2.4.0 reads its lists of prebuilt indexes from the network when it is imported, {why}"
+    )
+    assert told[1].endswith("pyserini 1.6 needs no network: pip install 'pyserini>=1.6,<2'")
+
+
 def test_importing_the_first_stage_starts_and_loads_nothing_heavy(fresh_python):
     result = fresh_python("""
         import sys

