@@ -119,14 +119,17 @@ class RayWorkers:
         import ray
 
         self._usage = {}
+        if not batches.open:
+            return
         left = sorted(batches.open)
         streams = _STREAMS
-        while left:
+        while True:
             try:
                 for tried in self._stream(replace(batches, open=frozenset(left))):
                     del left[0]
                     streams = _STREAMS
                     yield tried
+                return
             except ray.exceptions.RayError as error:
                 streams -= 1
                 if not streams:
@@ -137,7 +140,7 @@ class RayWorkers:
                     ) from error
                 logger.debug("workers: %s", error)
                 logger.warning(
-                    "workers: one cannot be reached (%s); all are started again, %d batches are left",
+                    "workers: one was lost (%s); all are started again, %d batches are left",
                     type(error).__name__,
                     len(left),
                 )
