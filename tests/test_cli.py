@@ -1,9 +1,11 @@
 """The command line: what it prints, where, and with which exit status."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -15,7 +17,7 @@ from tiny_models import tiny_model
 from headrank_pipeline.cli import main
 from headrank_pipeline.cli.doctor import checks
 from headrank_pipeline.cli.reporting import ReportingGroup, _exit_status
-from headrank_pipeline.cli.reranking import RERANKER_FLAGS, RERANKER_OPTIONS
+from headrank_pipeline.cli.reranking import RERANKER_FLAGS, RERANKER_OPTIONS, open_reranker
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.recipes import embedded_model
@@ -384,6 +386,32 @@ def test_the_scifact_definition_reproduces_the_published_bm25_scores(
     assert result.exit_code == 0, result.output
     references = json.loads(result.stdout)["evaluation"]["references"]
     assert [(check["measure"], check["verdict"]) for check in references] == [("nDCG@10", "OK"), ("R@100", "OK")]
+
+
+def test_the_embedded_model_comes_with_the_weight_that_was_chosen_for_it(files, model, tmp_path):
+    weighted = ["--first-stage-weight", 0.9, "--log-scores"]
+    for flags, told in (([], True), (weighted, False), (["--system", "icr"], False)):
+        result = invoke(
+            "rerank", "--candidates", files["candidates"], "--model", "embedded", *flags,
+            "--output", tmp_path / f"run{len(flags)}", "--device", "cpu",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert ("--first-stage-weight 0.9 --log-scores mixes the two" in result.stderr) == told
+    result = invoke(*rerank_arguments(files, model))
+    assert "embedded model" not in result.stderr
+
+
+def test_offline_holds_for_the_process_that_retrieves_beside_workers(monkeypatch):
+    seen = []
+
+    @contextmanager
+    def workers(*_: object, **__: object):
+        seen.append(os.environ["HF_HUB_OFFLINE"])
+        yield None
+
+    monkeypatch.setattr("headrank_pipeline.experiment.scaleout.workers", workers)
+    with open_reranker(2, offline=True, model="any", system="headrank", first_stage_weight=None, device="cpu"):
+        assert seen == ["1"]
 
 
 # ------------------------------------------------------------------------------------------------- demo and doctor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ __all__ = [
     "rerank",
     "with_options",
 ]
+
+_log = logging.getLogger(__name__)
 
 # --system NAME -> (module, function); imported when used, since they bring torch along.
 SYSTEMS = {
@@ -232,6 +235,9 @@ def default_output(benchmark: str, system: str, model: str) -> Path:
 @contextmanager
 def open_reranker(workers: int, **flags: Any) -> Iterator[Reranker | Workers]:
     """Give the reranker that the flags describe, in this process or in workers that end with the context."""
+    if flags.get("offline"):
+        _forbid_hub()  # in this process too, whose first stage may have an encoder
+    _advise_on_embedded(flags["model"], flags["system"], flags["first_stage_weight"])
     if workers == 1:
         yield load_reranker(**flags)
         return
@@ -323,6 +329,18 @@ def _mixed(reranker: Reranker, first_stage_weight: float | None, *, logs: bool) 
     from headrank_pipeline.rerank.interpolation import interpolated
 
     return interpolated(reranker, first_stage_weight, logs=logs)
+
+
+def _advise_on_embedded(model: str | None, system: str, first_stage_weight: float | None) -> None:
+    if model is None or named_model(model) == model or system != "headrank" or first_stage_weight is not None:
+        return
+    from headrank_pipeline.rerank.recipes import embedded_first_stage_weight
+
+    _log.info(
+        "the embedded model is there to try things out: alone it is below BM25 on the public collections that it was "
+        "measured on; --first-stage-weight %s --log-scores mixes the two as was chosen for it",
+        embedded_first_stage_weight(),
+    )
 
 
 def _option(text: str) -> tuple[str, Any]:
