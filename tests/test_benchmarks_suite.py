@@ -276,6 +276,24 @@ def test_benchmarks_of_one_name_are_refused_before_anything_is_loaded(mini):
     )
 
 
+def test_a_folder_of_collections_serves_a_single_benchmark_too(mini, model, tmp_path):
+    def shown(*arguments):
+        return invoke("run", mini / "pipelines" / "beir-one.yaml", *arguments, "--dry-run", "--json")
+
+    [run] = json.loads(shown("--data", mini / "data").stdout)["runs"]
+    assert {need["state"] for need in run["needs"]} == {"local"}
+    assert f"--qrels {mini / 'data'}" in run["command"]
+    for flags, status, message in (
+        (["--data", tmp_path / "nowhere"], 4, "nowhere: no such folder of collections"),
+        (["--data", tmp_path], 4, "expected a folder beir-one in it (beir- may be left out)"),
+        (["--data", mini / "data", "--qrels", "q"], 2, "--qrels and --data both say where the collection is"),
+        (["--pipelines", mini], 2, "--pipelines goes with --all"),
+        (["--extra"], 2, "--extra goes with --all"),
+    ):
+        result = shown(*flags)
+        assert (result.exit_code, message in " ".join(result.stderr.split())) == (status, True), result.stderr
+
+
 def test_a_definition_with_fields_is_run_among_several(mini, model):
     path = mini / "pipelines" / "beir-one.yaml"
     multifield = path.read_text().replace("fields: null", "fields: {contents: 1.0, title: 1.0}")

@@ -45,7 +45,7 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
 @click.option("--all", "every", is_flag=True, help="Every main benchmark; a summary table at the end.")
 @click.option("--extra", is_flag=True, help="With --all: also the others.")
 @path_option("--pipelines", "With --all: folder of definitions, in place of those that ship with the package.")
-@path_option("--data", "With several benchmarks: folder of collections, one folder per benchmark.")
+@path_option("--data", "Folder of collections, one folder per benchmark, in place of naming files.")
 @click.option("--dry-run", is_flag=True, help="Show commands, files and download sizes; run and fetch nothing.")
 @path_option("--output", "Run directory; with several benchmarks the folder of their run directories.")
 @path_option("--corpus", "Build an index of this corpus; topics are looked for beside it.")
@@ -150,19 +150,30 @@ def _jobs(ctx: click.Context, given: dict[str, Any]) -> list[_Job]:
     found = _definitions(given)
     files = {name: given[name] for name in _FILES}
     several = given["every"] or len(found) > 1
-    if several and any(files.values()):
+    if (several or given["data"]) and any(files.values()):
         named = ", ".join(f"--{name}" for name, value in files.items() if value)
         raise click.UsageError(
             f"{named} belongs to one benchmark; for several give --data FOLDER with a folder for each"
+            if several
+            else f"{named} and --data both say where the collection is; give one of them"
         )
+    for flag in ("pipelines", "extra"):
+        if given[flag] and not given["every"]:
+            raise click.UsageError(f"--{flag} goes with --all")
     _refuse_equal_names(found)
     flags = _flags(ctx)
     jobs = []
     for called, benchmark in found:
         local = LocalFiles(**files, offline=given["offline"])
         output = given["output"] or default_output(benchmark.name, given["system"], given["model"] or "MODEL")
-        if several:
+        if given["data"]:
             local = local_files(given["data"], benchmark.name, offline=given["offline"])
+            if not several and local == LocalFiles(offline=given["offline"]):
+                raise FileNotFoundError(
+                    f"{given['data']}: expected a folder {benchmark.name} in it (beir- may be left out) with the "
+                    f"collection's files (docs/benchmarks.md)"
+                )
+        if several:
             output = given["output"] / benchmark.name if given["output"] else output
         _refuse_depth_above_hits(given["depth"], benchmark, local)
         definition = [] if called is None else [called]

@@ -119,7 +119,12 @@ def local_files(folder: Path | None, name: str, *, offline: bool) -> LocalFiles:
             each may be gzipped.
         name: of the benchmark.
         offline: passed on.
+
+    Raises:
+        FileNotFoundError: no such folder.
     """
+    if folder is not None and not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of collections (looked from {Path.cwd()})")
     places = [] if folder is None else [folder / name, folder / name.removeprefix("beir-")]
     home = next((place for place in places if place.is_dir()), None)
     if home is None:
