@@ -401,6 +401,26 @@ def test_the_embedded_model_comes_with_the_weight_that_was_chosen_for_it(files, 
     assert "embedded model" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rerank", "--output", "o", "--model", "m", "-m", "P@5"], "--measure: nothing is evaluated without --qrels"),
+        (["rerank", "--output", "o", "--model", "m", "-l", 1], "--relevance-level: nothing is evaluated without"),
+        (["run", "beir-nq", "--dry-run", "--rrf-k", 60], "--rrf-k: for --first-stage fusion"),
+        (["retrieve", "--index", "i", "--output", "o", "--layout", "pyserini"], "--layout: of candidates"),
+        (["retrieve", "--index", "i", "--output", "o.jsonl", "--tag", "t"], "--tag: the last column of a TREC run"),
+        (["retrieve", "--index", "i", "--output", "o", "--dense", "--b", 0.4], "--b: for BM25; leave these or --dense"),
+        (["retrieve", "--run", "r", "--output", "o", "--k1", 0.9, "--dense"], "--k1, --dense: --run is taken as it is"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused_even_with_their_defaults(files, arguments, message):
+    topics = files["candidates"].with_name("topics.tsv")
+    topics.write_text("q0\thow long does a flea live\n")
+    given = {"rerank": ["--candidates", files["candidates"]], "retrieve": ["--topics", topics], "run": []}
+    result = invoke(*arguments, *given[arguments[0]])
+    assert (result.exit_code, message in " ".join(result.stderr.split())) == (2, True), result.stderr
+
+
 def test_offline_holds_for_the_process_that_retrieves_beside_workers(monkeypatch):
     seen = []
 

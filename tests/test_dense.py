@@ -450,7 +450,7 @@ def test_index_and_retrieve_from_the_command_line(tiny_corpus, encoder_folder, i
     assert json.loads(result.stdout)["source"]["ef_search"] == 7
     for flag, value in (("--ef-search", 7), ("--encoder", encoder_folder)):
         result = invoke(*retrieving, flag, value, "--output", tmp_path / "bm25.trec")
-        assert (result.exit_code, "are for an index of vectors: add --dense" in result.stderr) == (2, True)
+        assert (result.exit_code, f"{flag}: for an index of vectors; add --dense" in result.stderr) == (2, True)
     refused = invoke(*retrieving, "--output", tmp_path / "bm25.trec")
     assert (refused.exit_code, "search it with dense" in refused.stderr) == (5, True)
     for wrong, message in (
@@ -464,4 +464,4 @@ def test_index_and_retrieve_from_the_command_line(tiny_corpus, encoder_folder, i
         result = invoke(*building, *wrong.split())
         assert (result.exit_code, message in result.stderr) == (2, True)
     result = invoke(*retrieving, "--dense", "--language", "de", "--output", tmp_path / "wrong.trec")
-    assert (result.exit_code, "--language is for BM25" in result.stderr) == (2, True)
+    assert (result.exit_code, "--language: for BM25; leave these or --dense out" in result.stderr) == (2, True)

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from headrank_pipeline.pipeline import MissingPrerequisite
 
-__all__ = ["PARTIAL", "ReportingGroup", "command_line", "echo_json", "start_logging", "table"]
+__all__ = ["PARTIAL", "ReportingGroup", "command_line", "echo_json", "refuse_typed", "start_logging", "table"]
 
 PARTIAL = 7  # some queries failed; the others are there
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -85,6 +86,23 @@ def start_logging(*, debug: bool) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
         package.addHandler(handler)
         package.propagate = False  # importing pyserini gives the root logger a handler of its own: every line twice
+
+
+def refuse_typed(*names: str, because: str) -> None:
+    """Refuse flags that the user typed where they would change nothing.
+
+    Args:
+        names: of the parameters of the present command.
+        because: follows the flags in the message.
+    """
+    ctx = click.get_current_context()
+    typed = [
+        option.opts[0]
+        for option in ctx.command.params
+        if option.name in names and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    ]
+    if typed:
+        raise click.UsageError(f"{', '.join(typed)}: {because}")
 
 
 def command_line() -> str:

@@ -22,7 +22,7 @@ from headrank_pipeline.cli.baselines import (
     load_baseline,
     refuse_flags,
 )
-from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, table
+from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, refuse_typed, table
 
 if TYPE_CHECKING:
     from headrank_pipeline.attention.passage_cache import PassageCache
@@ -203,7 +203,9 @@ def rerank(
     from headrank_pipeline.trec import read_qrels
 
     judgement = None
-    if qrels is not None:
+    if qrels is None:
+        refuse_typed("measures", "relevance_level", because="nothing is evaluated without --qrels")
+    else:
         judgement = Judgement(qrels=qrels, measures=measures or DEFAULT_MEASURES, relevance_level=relevance_level)
         read_qrels(qrels)  # a wrong name or line is told before a model is loaded, which may take minutes
     supply = supply_from_file(candidates)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.reporting import echo_json
+from headrank_pipeline.cli.reporting import echo_json, refuse_typed
 
 if TYPE_CHECKING:
     from headrank_pipeline.first_stage.index import IndexSummary
@@ -142,12 +142,8 @@ def retrieve(
 
     as_candidates = _is_for_candidates(output)
     queries = read_topics(topics)
+    _refuse_idle_flags(run=run is not None, dense=dense, as_candidates=as_candidates)
     if run is not None:
-        if index or dense or encoder or ef_search or fields or language or remove_query:
-            raise click.UsageError(
-                "--run is taken as it is: drop --index, --dense, --encoder, --ef-search, --fields, --language, "
-                "--remove-query"
-            )
         if as_candidates and texts is None:
             logger.warning(
                 "%s: candidates without text, which no reranker can read; name where it is with --texts", output
@@ -156,16 +152,12 @@ def retrieve(
     elif index is None:
         raise click.UsageError("pass --index, to search it, or --run, a TREC run that was saved")
     elif dense:
-        if language:
-            raise click.UsageError("--language is for BM25: leave it or --dense out")
         from headrank_pipeline.first_stage import dense as dense_source
 
         method = "dense"
         source = dense_source(
             index, encoder, texts=texts, hits=hits, threads=threads, ef_search=ef_search, remove_query=remove_query
         )
-    elif encoder or ef_search:
-        raise click.UsageError("--encoder and --ef-search are for an index of vectors: add --dense")
     else:
         from headrank_pipeline.first_stage.lexical import bm25
 
@@ -191,6 +183,21 @@ def retrieve(
         echo_json({"output": str(output), "queries": len(queries), "source": source.describe()})
     else:
         click.echo(f"{output}: {len(queries)} queries, {'candidates' if as_candidates else 'a TREC run'}")
+
+
+def _refuse_idle_flags(*, run: bool, dense: bool, as_candidates: bool) -> None:
+    of_bm25, of_vectors = ("k1", "b", "fields", "language"), ("encoder", "ef_search")
+    if run:
+        of_a_search = ("index", "dense", "remove_query", *of_vectors, *of_bm25)
+        refuse_typed(*of_a_search, because="--run is taken as it is; leave these out")
+    elif dense:
+        refuse_typed(*of_bm25, because="for BM25; leave these or --dense out")
+    else:
+        refuse_typed(*of_vectors, because="for an index of vectors; add --dense")
+    if as_candidates:
+        refuse_typed("tag", because="the last column of a TREC run; candidates have none")
+    else:
+        refuse_typed("layout", because="of candidates; a TREC run has none")
 
 
 def _is_for_candidates(output: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrank_pipeline.cli.benchmarks import amount, need_lines
-from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, table
+from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, refuse_typed, table
 from headrank_pipeline.cli.reranking import (
     RERANKER_FLAGS,
     RERANKER_OPTIONS,
@@ -91,6 +91,8 @@ def run(ctx: click.Context, /, **given: Any) -> None:
 
     if given["model"] is None and not given["dry_run"]:
         raise click.UsageError("Missing option '--model'.")
+    if given["first_stage"] != "fusion":
+        refuse_typed("rrf_k", because="for --first-stage fusion")
     jobs = list(_jobs(ctx, given))
     choice = _choice(given)
     several = given["every"] or len(jobs) > 1
