@@ -287,8 +287,8 @@ def test_a_folder_of_collections_serves_a_single_benchmark_too(mini, model, tmp_
         (["--data", tmp_path / "nowhere"], 4, "nowhere: no such folder of collections"),
         (["--data", tmp_path], 4, "expected a folder beir-one in it (beir- may be left out)"),
         (["--data", mini / "data", "--qrels", "q"], 2, "--qrels and --data both say where the collection is"),
-        (["--pipelines", mini], 2, "--pipelines goes with --all"),
-        (["--extra"], 2, "--extra goes with --all"),
+        (["--pipelines", mini], 2, "--pipelines: for --all"),
+        (["--extra"], 2, "--extra: for --all"),
     ):
         result = shown(*flags)
         assert (result.exit_code, message in " ".join(result.stderr.split())) == (status, True), result.stderr

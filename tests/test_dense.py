@@ -455,11 +455,11 @@ def test_index_and_retrieve_from_the_command_line(tiny_corpus, encoder_folder, i
     assert (refused.exit_code, "search it with dense" in refused.stderr) == (5, True)
     for wrong, message in (
         ("--hnsw", "add --dense"),
-        ("--no-l2-norm", "for a dense index only: --l2-norm; add --dense"),
-        ("--passage-prefix=p", "--passage-prefix; add --dense"),
+        ("--no-l2-norm", "--l2-norm: for an index of vectors; add --dense"),
+        ("--passage-prefix=p", "--passage-prefix: for an index of vectors; add --dense"),
         ("--dense", "--dense needs --encoder"),
-        ("--dense --multifield", "are for a BM25 index"),
-        ("--dense --language=de", "are for a BM25 index"),
+        ("--dense --multifield", "--multifield: for BM25; leave these or --dense out"),
+        ("--dense --language=de --threads=1", "--threads, --language: for BM25"),
     ):
         result = invoke(*building, *wrong.split())
         assert (result.exit_code, message in result.stderr) == (2, True)

@@ -509,6 +509,12 @@ def test_what_the_allocator_of_a_cpu_says_is_understood():
     assert budget.is_out_of_memory(caught.value)
 
 
+@pytest.mark.parametrize("words", ["could not create a primitive", "could not execute a primitive"])
+def test_what_onednn_says_is_understood(words):
+    assert budget.is_out_of_memory(RuntimeError(words))
+    assert not budget.is_out_of_memory(RuntimeError(f"{words} descriptor for the matmul"))
+
+
 def test_other_errors_are_not_taken_for_lack_of_memory(folders, monkeypatch):
     loaded = load(folders["qwen3"], HEADS, device="cpu")
     monkeypatch.setattr(loaded.model, "forward", lambda **given: torch.ones(2) @ torch.ones(3))

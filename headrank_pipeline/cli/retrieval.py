@@ -61,14 +61,11 @@ def index(
     **settings: Any,
 ) -> None:
     """Build a BM25 index of a corpus, or with --dense a FAISS or Lucene HNSW index."""
-    if dense and (multifield or language):
-        raise click.UsageError("--multifield and --language are for a BM25 index: leave them or --dense out")
     if dense:
+        refuse_typed("threads", "multifield", "language", because="for BM25; leave these or --dense out")
         summary = _dense_index(corpus, output, encoder, hnsw=hnsw, overwrite=overwrite, settings=settings)
     else:
-        of_vectors = {"encoder": encoder, "hnsw": hnsw, **settings, "device": None}  # the last has a default
-        if given := [f"--{name.replace('_', '-')}" for name, value in of_vectors.items() if value is not None]:
-            raise click.UsageError(f"for a dense index only: {', '.join(given)}; add --dense")
+        refuse_typed("encoder", "hnsw", *settings, because="for an index of vectors; add --dense")
         from headrank_pipeline.first_stage.index import ENGLISH, build_index
 
         summary = build_index(
@@ -141,8 +138,8 @@ def retrieve(
     from headrank_pipeline.trec import read_topics, write_candidates, write_run
 
     as_candidates = _is_for_candidates(output)
-    queries = read_topics(topics)
     _refuse_idle_flags(run=run is not None, dense=dense, as_candidates=as_candidates)
+    queries = read_topics(topics)
     if run is not None:
         if as_candidates and texts is None:
             logger.warning(

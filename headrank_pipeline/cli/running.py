@@ -91,6 +91,8 @@ def run(ctx: click.Context, /, **given: Any) -> None:
 
     if given["model"] is None and not given["dry_run"]:
         raise click.UsageError("Missing option '--model'.")
+    if not given["every"]:
+        refuse_typed("pipelines", "extra", because="for --all")
     if given["first_stage"] != "fusion":
         refuse_typed("rrf_k", because="for --first-stage fusion")
     jobs = list(_jobs(ctx, given))
@@ -159,9 +161,6 @@ def _jobs(ctx: click.Context, given: dict[str, Any]) -> list[_Job]:
             if several
             else f"{named} and --data both say where the collection is; give one of them"
         )
-    for flag in ("pipelines", "extra"):
-        if given[flag] and not given["every"]:
-            raise click.UsageError(f"--{flag} goes with --all")
     _refuse_equal_names(found)
     flags = _flags(ctx)
     jobs = []

@@ -195,8 +195,10 @@ def _start(runtime: JavaRuntime) -> JavaRuntime:
 
 def _read_lists_of_indexes() -> None:
     """Import the part of Pyserini 2 that opens a socket when it is imported, so that its failure has a name."""
+    if "pyserini.prebuilt_index_info" in sys.modules:
+        return
     version = importlib.metadata.version("pyserini")
-    if int(version.partition(".")[0]) < 2 or "pyserini.prebuilt_index_info" in sys.modules:
+    if int(version.partition(".")[0]) < 2:
         return
     because = f"pyserini {version} reads its lists of prebuilt indexes from the network when it is imported"
     instead = "pyserini 1.6 needs no network: pip install 'pyserini>=1.6,<2'"
