@@ -96,7 +96,7 @@ def test_training_lifts_ndcg_on_lists_it_never_saw(folder, tmp_path):
     assert not movable_weights(loaded.model)
 
 
-@pytest.mark.parametrize(("moves", "rate"), [("lora", 5e-3), ("qk", 5e-3)])
+@pytest.mark.parametrize(("moves", "rate"), [("lora", 5e-3), ("lora-all", 5e-3), ("qk", 5e-3)])
 @pytest.mark.parametrize("kind", ["preference", "group-contrastive", "listwise"])
 def test_every_choice_of_weights_and_loss_lowers_the_loss(folder, tmp_path, moves, rate, kind):
     objective = Objective(kind=kind)
@@ -121,7 +121,7 @@ def test_distillation_follows_the_teacher(folder, tmp_path):
 # ------------------------------------------------------------------------------------------------- what may move
 
 
-@pytest.mark.parametrize("moves", ["lora", "heads", "qk", "all"])
+@pytest.mark.parametrize("moves", ["lora", "lora-all", "heads", "qk", "all"])
 def test_every_movable_weight_gets_a_gradient_and_no_other(folder, moves):
     loaded = fresh(folder)
     names = set_movable(loaded.model, moves)
@@ -135,6 +135,10 @@ def test_every_movable_weight_gets_a_gradient_and_no_other(folder, moves):
     if moves in ("heads", "qk"):
         assert {name.split(".")[3] for name in names} == {"q_proj", "k_proj", "q_norm", "k_norm"}
         assert {name.split(".")[1] for name in names} == ({"1"} if moves == "heads" else {"0", "1"})
+    if moves == "lora-all":
+        below = {name.split(".")[3] for name in names if name.startswith("layers.0.")}
+        assert below == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        assert {name.split(".")[3] for name in names if name.startswith("layers.1.")} == {"q_proj", "k_proj"}
     if moves == "all":
         assert {"embed_tokens.weight", "layers.0.mlp.up_proj.weight", "layers.1.input_layernorm.weight"} <= set(names)
 
@@ -287,7 +291,7 @@ def test_judging_the_running_mean_leaves_the_weights_that_move_as_they_are(folde
     assert steps[0] == steps[1]
 
 
-@pytest.mark.parametrize(("moves", "averaging"), [("lora", None), ("lora", 0.5), ("all", 0.5)])
+@pytest.mark.parametrize(("moves", "averaging"), [("lora", None), ("lora", 0.5), ("lora-all", None), ("all", 0.5)])
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, tmp_path, moves, averaging):
     config = replace(QUICK, moves=moves, epochs=1, max_steps=6, list_size=4, evaluate_every=2, lora_dropout=0.1)
     config = replace(config, averaging=averaging)

@@ -1,4 +1,4 @@
-"""Which weights move in training: LoRA on q and k, q and k whole, those of the heads' layers, or all that matter."""
+"""Which weights move in training: low-rank updates of some or all projections, q and k whole, or all that matter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,9 +15,11 @@ from transformers import PreTrainedModel
 
 from headrank_pipeline.pipeline import MissingPrerequisite
 
-__all__ = ["Moves", "checkpointed_activations", "fold_lora", "load_movable", "movable_weights", "set_movable"]
+__all__ = ["LOW_RANK", "Moves", "checkpointed_activations", "fold_lora", "load_movable", "movable_weights", "set_movable"]
 
-Moves = Literal["lora", "heads", "qk", "all"]
+Moves = Literal["lora", "lora-all", "heads", "qk", "all"]
+
+LOW_RANK = ("lora", "lora-all")
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
 _QUERY_KEY = re.compile(r"self_attn\.(q_proj|k_proj|q_norm|k_norm)\.")
@@ -39,9 +41,9 @@ def set_movable(
 
     Args:
         model: as `attention.model.load` returns it; LoRA modules are put into it, `fold_lora` takes them out again.
-        moves: ``lora`` on q and k, ``qk`` (their projections and norms, whole) of every layer, ``heads``: the same of
-            the layers in `read` only, so that nothing is kept of the layers below the lowest of them, or ``all``
-            weights that scores depend on.
+        moves: ``lora`` on q and k, ``lora-all`` on every projection that scores depend on, ``qk`` (the projections and
+            norms of q and k, whole) of every layer, ``heads``: the same of the layers in `read` only, so that nothing
+            is kept of the layers below the lowest of them, or ``all`` weights that scores depend on.
         read: layers whose heads are read, from 0; None for the deepest one.
         lora_rank: rank of the low-rank updates.
         lora_alpha: their scale is alpha / rank.
@@ -52,10 +54,10 @@ def set_movable(
         ValueError: an unknown choice.
     """
     depth = int(model.config.num_hidden_layers)
-    if moves == "lora":
-        _inject_lora(model, lora_rank, lora_alpha, lora_dropout)
-    elif moves not in ("heads", "qk", "all"):
-        raise ValueError(f"moves {moves!r}: expected lora, heads, qk or all")
+    if moves not in get_args(Moves):
+        raise ValueError(f"moves {moves!r}: expected one of {', '.join(get_args(Moves))}")
+    if moves in LOW_RANK:
+        _inject_lora(model, _targets(moves, depth), lora_rank, lora_alpha, lora_dropout)
     layers = frozenset(range(depth) if moves == "qk" else (depth - 1,) if read is None else read)
     chosen = []
     for name, weight in model.named_parameters():
@@ -68,7 +70,7 @@ def set_movable(
 
 def _moves(name: str, moves: Moves, layers: Collection[int], depth: int) -> bool:
     place = _LAYER.search(name)
-    if moves == "lora":
+    if moves in LOW_RANK:
         return ".lora_" in name
     if moves in ("heads", "qk"):
         return place is not None and int(place[1]) in layers and _QUERY_KEY.match(place[2]) is not None
@@ -78,7 +80,16 @@ def _moves(name: str, moves: Moves, layers: Collection[int], depth: int) -> bool
     return not deepest or place[2].startswith("input_layernorm.") or _QUERY_KEY.match(place[2]) is not None
 
 
-def _inject_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float) -> None:
+def _targets(moves: Moves, depth: int) -> str:
+    """Return the pattern of the projections that get low-rank updates; of the deepest layer only q and k count."""
+    query_key = r".*layers\.\d+\.self_attn\.(q_proj|k_proj)"
+    if moves == "lora" or depth == 1:
+        return query_key
+    below = "|".join(map(str, range(depth - 1)))
+    return rf"{query_key}|.*layers\.({below})\.(self_attn\.(v_proj|o_proj)|mlp\.\w+_proj)"
+
+
+def _inject_lora(model: PreTrainedModel, targets: str, rank: int, alpha: float, dropout: float) -> None:
     try:
         from peft import LoraConfig
         from peft.tuners.lora import LoraModel
@@ -90,7 +101,7 @@ def _inject_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # a scale; peft annotates it as a whole number
         lora_dropout=dropout,
-        target_modules=r".*layers\.\d+\.self_attn\.(q_proj|k_proj)",
+        target_modules=targets,
         bias="none",
     )
     LoraModel(model, config, "default")  # replaces the projections inside `model`

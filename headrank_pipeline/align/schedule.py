@@ -27,7 +27,8 @@ class TrainingConfig:
 
     Args:
         objective: what is minimised.
-        moves: ``lora`` on q and k (needs peft), ``qk`` whole, ``heads``: q and k of the layers that are read, or
+        moves: ``lora`` on q and k, ``lora-all`` on every projection (both need peft), ``qk`` whole, ``heads``: q and k
+            of the layers that are read, or
             ``all`` weights up to the deepest head.
         lora_rank: rank of the updates.
         lora_alpha: their scale is alpha / rank.

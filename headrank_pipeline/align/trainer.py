@@ -22,6 +22,7 @@ from torch import Tensor
 from headrank_pipeline.align.checkpoint import TrainingDirectory
 from headrank_pipeline.align.lists import GradedList, arranged, lists_sha256
 from headrank_pipeline.align.movable import (
+    LOW_RANK,
     checkpointed_activations,
     fold_lora,
     load_movable,
@@ -219,7 +220,7 @@ class Trainer:
             if self._means:
                 load_movable(self.loaded.model, self._means)
         self._log("end", end=end, best_step=self._progress.best_step, dev_ndcg=self._progress.dev_best)
-        if self.config.moves == "lora":
+        if self.config.moves in LOW_RANK:
             fold_lora(self.loaded.model)
         self.loaded.model.requires_grad_(False).to(self._dtype)  # type: ignore[arg-type]
 

@@ -20,7 +20,7 @@ __all__ = ["lists", "select_heads", "train"]
 
 # The values of align.head_table.CRITERIA and align.schedule.TrainingConfig, without importing torch to print --help.
 _CRITERIA = ("entropy-regularised", "discrimination", "qrscore", "ndcg", "core", "layer-window")
-_MOVES = ("lora", "heads", "qk", "all")
+_MOVES = ("lora", "lora-all", "heads", "qk", "all")
 _READINGS = ("headrank", "icr", "qrhead", "core", "qrranker")  # those that read attention with selected heads
 
 # CoRe finds heads by raw attention and reranks by calibrated, filtered attention of spans one token longer (its
@@ -166,8 +166,8 @@ def _costs(found: Selection) -> dict[str, Any]:
 @path_option("--lists", "Graded training lists.", required=True)
 @path_option("--dev", "Graded lists for early stopping, of other queries.")
 @path_option("--output", "Folder of the trained model; log and checkpoints go to its 'training'.", required=True)
-@click.option("--moves", type=click.Choice(_MOVES), help="LoRA on q and k; q and k of the heads' layers, or of every "
-              "layer; all weights.")  # fmt: skip
+@click.option("--moves", type=click.Choice(_MOVES), help="Which weights move: low-rank updates of q and k (lora) or of "
+              "every projection (lora-all), q and k of the heads' layers (heads) or of every layer (qk), or all.")  # fmt: skip
 @click.option("--epochs", type=int)
 @click.option("--learning-rate", type=float)
 @click.option("--list-size", type=int, help="Passages drawn from each list.")
