@@ -1,82 +1,251 @@
 """Reading and writing of text files: plain or gzip, line numbers in every error, no half-written output.
 
-A folder that only one process may write to at a time is `held`.
+Every input is opened once, so that a pipe loses nothing: gzip is told by the first bytes of the very stream that is
+read, and ``-`` is standard input. What is needed more than once (a digest beside the lines, a second look) is opened
+as an `Input`. A folder that only one process may write to at a time is `held`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import gzip
+import hashlib
 import io
 import json
 import os
+import sys
+import tempfile
+import weakref
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, TextIO, cast
+from stat import S_ISREG
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TextIO, cast
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 __all__ = [
+    "Input",
     "atomic_writer",
+    "check_input",
+    "file_sha256",
     "first_field",
     "foreign_id",
     "held",
     "json_object_lines",
     "numbered_lines",
+    "open_input",
     "open_text",
     "parse_json",
     "refuse_header",
     "string_field",
 ]
 
+PathLike = str | os.PathLike[str]
+
+_STDIN = "-"
 _GZIP_MAGIC = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
+_CHUNK = 2**20
 
 # How headers of TSV files call their first two columns.
 _ID_COLUMNS = frozenset({"_id", "id", "qid", "query_id", "query-id", "docid", "doc_id", "docno", "pid", "corpus-id"})
 _TEXT_COLUMNS = frozenset({"text", "query", "title", "contents", "passage", "body"})
 
 
-def open_text(path: str | os.PathLike[str], purpose: str = "input") -> TextIO:
-    """Return an open UTF-8 text file; gzip is recognised by its first two bytes, whatever the name says.
+# --------------------------------------------------------------------------------------------------------- opening
 
-    Lines end at a line feed only: a lone carriage return or U+2028 inside a passage does not split it.
+
+class Input(os.PathLike[str]):
+    """An input that was opened once and can be read any number of times; it stands wherever a path does.
+
+    Every reading gives the bytes that were digested, or fails: a file that is replaced meanwhile is still read from
+    the one that was opened, a file that is changed in place is refused at the end of the reading. What can be read
+    once only (a pipe, standard input) is kept in a temporary file without a name.
+
+    Attributes:
+        name: as it was given, for errors.
+        sha256: of its bytes as they lie on the disk, in hexadecimal.
+    """
+
+    def __init__(self, path: PathLike, purpose: str = "input") -> None:
+        """Open it, and read it to its end for the digest; see `open_input`."""
+        self.name, self.purpose = os.fspath(path), purpose
+        digest = hashlib.sha256()
+        with _opened(path, purpose) as (read, handle):
+            with tempfile.TemporaryFile() if handle is None else open(handle, "rb", closefd=False) as kept:
+                self._handle = os.dup(kept.fileno())
+                weakref.finalize(self, os.close, self._handle)
+                while chunk := read(_CHUNK):
+                    digest.update(chunk)
+                    if handle is None:
+                        kept.write(chunk)
+        self.sha256 = digest.hexdigest()
+
+    def __fspath__(self) -> str:
+        return self.name
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"Input({self.name!r})"
+
+    def _reading(self) -> Callable[[int], bytes]:
+        """Return a function that reads on from the start; it checks the digest where the bytes end."""
+        place, digest = 0, hashlib.sha256()
+
+        def read(size: int) -> bytes:
+            nonlocal place
+            chunk = os.pread(self._handle, size, place)
+            place += len(chunk)
+            digest.update(chunk)
+            if not chunk and digest.hexdigest() != self.sha256:
+                raise ValueError(
+                    f"{self.name}: the {self.purpose} file was changed after it was first read: expected SHA-256 "
+                    f"{self.sha256[:12]}…, got {digest.hexdigest()[:12]}…; run the command again when nobody writes it"
+                )
+            return chunk
+
+        return read
+
+
+def open_input(path: PathLike, purpose: str = "input") -> Input:
+    """Return an input that was opened once, with its digest; an `Input` is returned as it is.
 
     Args:
-        path: the file.
-        purpose: what it was wanted for, named in the error ("topics", "qrels").
+        path: a file, a pipe (``/dev/fd/63``, as shells name ``<(…)``), or ``-`` for standard input.
+        purpose: what it is wanted for, named in errors ("topics", "qrels").
 
     Raises:
         FileNotFoundError: no such file, or a folder.
     """
+    return path if isinstance(path, Input) else Input(path, purpose)
+
+
+def check_input(path: PathLike, purpose: str = "input") -> None:
+    """Raise FileNotFoundError where there is nothing to read; opens nothing, so that a pipe keeps what it holds."""
+    if isinstance(path, Input) or os.fspath(path) == _STDIN:
+        return
     file = Path(path)
     if file.is_dir():
         raise FileNotFoundError(f"{path}: expected a {purpose} file, this is a folder; name the file inside it")
     if not file.exists():
         raise FileNotFoundError(f"{path}: no such {purpose} file (looked from {Path.cwd()})")
-    with file.open("rb") as binary:
-        compressed = binary.read(2) == _GZIP_MAGIC
-    if compressed:
-        return gzip.open(file, "rt", encoding="utf-8-sig", newline="\n")
-    return file.open(encoding="utf-8-sig", newline="\n")
 
 
-def numbered_lines(path: str | os.PathLike[str], purpose: str = "input") -> Iterator[tuple[int, str]]:
+def file_sha256(path: PathLike, purpose: str = "input") -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal, as sha256sum prints it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a pipe, whose bytes would be gone; `open_input` it and read that.
+    """
+    if isinstance(path, Input):
+        return path.sha256
+    check_input(path, purpose)
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: the {purpose} are read twice here, which a pipe cannot be; save them as a file")
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _opened(path: PathLike, purpose: str) -> Iterator[tuple[Callable[[int], bytes], int | None]]:
+    """Open a path for one reading; give a function that reads on, and its handle where it can be read again."""
+    check_input(path, purpose)
+    if isinstance(path, Input):
+        yield path._reading(), None
+    elif os.fspath(path) == _STDIN:
+        yield sys.stdin.buffer.read, None  # not closed: it is not ours
+    else:
+        with Path(path).open("rb", buffering=0) as file:
+            yield file.read, file.fileno() if S_ISREG(os.fstat(file.fileno()).st_mode) else None
+
+
+class _Stream(io.RawIOBase):
+    """Bytes by a function that reads on, the first of which were looked at before."""
+
+    def __init__(self, head: bytes, read: Callable[[int], bytes]) -> None:
+        self._head, self._read = head, read
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        chunk = self._head[: len(view)] or self._read(len(view))
+        self._head = self._head[len(chunk) :]
+        view[: len(chunk)] = chunk
+        return len(chunk)
+
+
+@contextmanager
+def _open_binary(path: PathLike, purpose: str) -> Iterator[BinaryIO]:
+    """Give the unpacked bytes of an input, from its start."""
+    with ExitStack() as stack:
+        read, _ = stack.enter_context(_opened(path, purpose))
+        head = b""
+        while len(head) < len(_GZIP_MAGIC) and (chunk := read(len(_GZIP_MAGIC) - len(head))):  # a pipe may give one
+            head += chunk
+        stream = stack.enter_context(io.BufferedReader(_Stream(head, read), _CHUNK))
+        if head != _GZIP_MAGIC:
+            yield stream
+        else:
+            yield cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=stream, mode="rb")))
+
+
+@contextmanager
+def open_text(path: PathLike, purpose: str = "input") -> Iterator[TextIO]:
+    """Open a UTF-8 text once; gzip is recognised by its first two bytes, whatever the name says.
+
+    Lines end at a line feed only: a lone carriage return or U+2028 inside a passage does not split it.
+
+    Args:
+        path: a file, a pipe, an `Input`, or ``-`` for standard input.
+        purpose: what it was wanted for, named in the error ("topics", "qrels").
+
+    Raises:
+        FileNotFoundError: no such file, or a folder.
+        ValueError: while it is read: bytes that are not UTF-8, or a damaged gzip file.
+    """
+    with _open_binary(path, purpose) as binary:
+        file = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="\n")
+        try:
+            yield file
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise _damage(path, "", error) from error
+
+
+def numbered_lines(path: PathLike, purpose: str = "input") -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) for every line that is not blank.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: bytes that are not UTF-8, or a damaged gzip file, with the line they follow.
+        ValueError: bytes that are not UTF-8, or a damaged gzip file, with the line.
     """
     number = 0
-    with open_text(path, purpose) as lines:
+    with _open_binary(path, purpose) as lines:
         try:
             for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
+                text = (line.removeprefix(_BOM) if number == 1 else line).decode()
+                if text.strip():
+                    yield number, text.rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 after line {number} ({error.reason}); convert the file") from error
+            raise _damage(path, f":{number}", error) from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path}: damaged gzip after line {number} ({error}); fetch the file again") from error
+            raise _damage(path, f":{number + 1}", error) from error
+
+
+def _damage(path: PathLike, line: str, error: Exception) -> ValueError:
+    if isinstance(error, UnicodeDecodeError):
+        return ValueError(f"{path}{line}: not UTF-8 ({error.reason}); convert the file")
+    return ValueError(f"{path}{line}: damaged gzip ({error}); fetch the file again")
+
+
+# --------------------------------------------------------------------------------------------------------- reading
 
 
 def refuse_header(columns: Sequence[str], where: str) -> None:
@@ -100,7 +269,9 @@ def parse_json(text: str, where: str) -> Any:
     """
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError as error:
+        raise ValueError(f"{where}: JSON nested too deeply to be read; fix or delete the line") from error
+    except ValueError as error:  # a number of thousands of digits is one that is no JSONDecodeError
         raise ValueError(f"{where}: not valid JSON ({error}): fix or delete the line") from error
 
 
@@ -144,6 +315,9 @@ def string_field(value: Any, what: str, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: {what} {value!r}: expected a string, got {type(value).__name__}")
     return value
+
+
+# --------------------------------------------------------------------------------------------------------- writing
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import pytrec_eval
 
+from headrank_pipeline.files import file_sha256
 from headrank_pipeline.first_stage import bm25, build_index
-from headrank_pipeline.first_stage.index import IDENTITY_FILE, check_language, sha256
+from headrank_pipeline.first_stage.index import IDENTITY_FILE, check_language
 from headrank_pipeline.first_stage.jvm import anserini_jar, find_java, start_jvm, versions
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_qrels, read_run, read_topics, write_run
@@ -32,7 +33,7 @@ def test_an_index_says_what_it_was_made_of(tiny_corpus, tmp_path):
     summary = build_index(packed, tmp_path / "deep" / "index", threads=2)
     assert (summary.docs, summary.empty_docs, summary.path) == (5, 0, tmp_path / "deep" / "index")
     identity = json.loads((summary.path / "headrank-index.json").read_text())
-    assert identity["corpus_sha256"] == summary.corpus_sha256 == sha256(packed)
+    assert identity["corpus_sha256"] == summary.corpus_sha256 == file_sha256(packed)
     assert (identity["corpus"], identity["docs"], identity["anserini"]) == (
         "corpus.jsonl.gz",
         5,

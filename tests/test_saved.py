@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from headrank_pipeline.files import file_sha256
 from headrank_pipeline.first_stage import bm25, saved_candidates, saved_run
-from headrank_pipeline.first_stage.index import sha256
 from headrank_pipeline.first_stage.jvm import start_jvm
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import candidate_line, write_candidates, write_run
@@ -151,7 +151,7 @@ def test_a_missing_file_is_named_when_the_source_is_made(one_query, make):
 def test_describe_changes_with_the_file_and_the_cutoff(one_query):
     source = saved_candidates(one_query)
     before, cut = source.describe(), (source % 1).describe()
-    assert (before["stage"], before["sha256"], before["hits"]) == ("saved_candidates", sha256(one_query), None)
+    assert (before["stage"], before["sha256"], before["hits"]) == ("saved_candidates", file_sha256(one_query), None)
     assert cut == {**before, "hits": 1}
     write_candidates(one_query, [Ranking(FLEA, (Candidate("d2", 1.0, "A"),))])
     assert saved_candidates(one_query).describe()["sha256"] != before["sha256"]

@@ -6,7 +6,6 @@ may not. ``environment`` holds versions and the machine: a difference there is r
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import resource
@@ -18,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.files import atomic_writer
+from headrank_pipeline.files import atomic_writer, file_sha256
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -83,18 +82,6 @@ def now() -> str:
 def plain(value: Any) -> Any:
     """Return a value as it reads back from JSON: tuples become lists, keys strings."""
     return json.loads(json.dumps(value, allow_nan=False))
-
-
-def file_sha256(path: Path, purpose: str = "input") -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal.
-
-    Raises:
-        FileNotFoundError: no such file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such {purpose} file")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differences(recorded: Any, wanted: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -18,9 +18,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from headrank_pipeline.files import atomic_writer
+from headrank_pipeline.files import atomic_writer, file_sha256
 from headrank_pipeline.first_stage.encoder import Encoder, load_encoder
-from headrank_pipeline.first_stage.index import IDENTITY_FILE, IndexSummary, is_index, publish, refuse_strangers, sha256
+from headrank_pipeline.first_stage.index import IDENTITY_FILE, IndexSummary, is_index, publish, refuse_strangers
 from headrank_pipeline.first_stage.jvm import versions
 from headrank_pipeline.first_stage.lucene_vectors import write_lucene_vectors
 from headrank_pipeline.first_stage.texts import write_passages
@@ -79,7 +79,7 @@ def build_dense_index(
             f"kind 'lucene-hnsw': Lucene compares vectors of length 1, and {chosen.name} is used without "
             f"normalisation; pass --l2-norm (l2_norm=True) if its authors do, or build kind 'hnsw'"
         )
-    checksum = sha256(corpus)
+    checksum = file_sha256(corpus)
     passages, empty = _passages(corpus)
     draft = _draft(target, {"corpus_sha256": checksum, "encoder": chosen.describe(), "shard": _SHARD})
     _encode(passages, chosen, draft, on_progress or (lambda done, total: None))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from headrank_pipeline.first_stage.index import sha256
+from headrank_pipeline.files import file_sha256
 from headrank_pipeline.first_stage.jvm import start_jvm
 from headrank_pipeline.passages import Passage
 
@@ -64,7 +64,7 @@ class Encoder:
         """Return everything that can change a vector, as JSON-ready values; a local model by its weights' checksum."""
         settings = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in _NOT_A_SETTING}
         weights = sorted(Path(self.name).glob("*.safetensors")) + sorted(Path(self.name).glob("pytorch_model*.bin"))
-        return settings | {"weights_sha256": [sha256(file) for file in weights] or None}
+        return settings | {"weights_sha256": [file_sha256(file) for file in weights] or None}
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         """Return ``[queries, dimension]`` float32."""

@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.first_stage.index import is_index, refuse_unknown, refuse_vectors, sha256
+from headrank_pipeline.files import file_sha256
+from headrank_pipeline.first_stage.index import is_index, refuse_unknown, refuse_vectors
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
 from headrank_pipeline.first_stage.removal import Removal
 from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
@@ -132,7 +133,7 @@ class _Searcher:
         return {
             "index": str(self.index),
             "encoder": self.encoder,
-            "encoder_sha256": sha256(str(self.encoder)) if file else None,
+            "encoder_sha256": file_sha256(str(self.encoder)) if file else None,
         }
 
     def open(self) -> Any:

@@ -7,7 +7,6 @@ when it fails its last lines come back in the error. An index appears under its 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from headrank_pipeline.files import file_sha256
 from headrank_pipeline.first_stage.jvm import anserini_jar, find_java, versions
 from headrank_pipeline.passages import Passage, located_passages
 
@@ -39,7 +39,6 @@ __all__ = [
     "refuse_unknown",
     "refuse_vectors",
     "run_indexer",
-    "sha256",
 ]
 
 IDENTITY_FILE = "headrank-index.json"
@@ -126,7 +125,7 @@ def build_index(
         command += ["-collection", collection, "-generator", "DefaultLuceneDocumentGenerator"]
         command += ["-threads", str(threads), "-input", str(shards), "-index", str(draft), *options]
         run_indexer(command, docs - empty)
-        checksum = sha256(corpus)
+        checksum = file_sha256(corpus, "corpus")
         identity = {"corpus": Path(corpus).name, "corpus_sha256": checksum, "docs": docs - empty, "empty_docs": empty}
         identity |= {"collection": collection, "options": options, **versions()}
         if language != ENGLISH:
@@ -183,12 +182,6 @@ def refuse_unknown(name: str, known: Collection[str], kind: str) -> None:
             f"{name!r}: neither a folder nor {kind} that Pyserini {versions()['pyserini']} knows; "
             + (f"near names: {', '.join(near)}" if near else "see pyserini's prebuilt-indexes.md for the names")
         )
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's bytes, as sha256sum prints it."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_indexer(command: list[str], expected: int) -> None:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.first_stage.index import sha256
+from headrank_pipeline.files import file_sha256
 from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.pipeline import Queries, Source, as_queries
@@ -140,9 +140,9 @@ class SavedSource(Source):
         texts = json.dumps([[query.qid, query.text] for query in self.queries()])
         return {
             **self.description,
-            "sha256": sha256(self.path),
+            "sha256": file_sha256(self.path),
             "queries_sha256": hashlib.sha256(texts.encode()).hexdigest(),
-            "corpus_sha256": None if self.corpus is None else sha256(self.corpus),
+            "corpus_sha256": None if self.corpus is None else file_sha256(self.corpus),
             "hits": self.hits,
             "allow_missing": self.allow_missing,
         }

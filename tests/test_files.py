@@ -1,0 +1,109 @@
+"""Inputs are opened once: pipes, standard input, digests, files that change under a reader."""
+
+import gzip
+import hashlib
+import io
+import os
+import sys
+import threading
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from headrank_pipeline.files import check_input, file_sha256, numbered_lines, open_input, open_text
+
+
+@contextmanager
+def piped(content: bytes, pieces: int = 1):
+    """Give the name of a pipe that holds `content`, as a shell's <(…) does; the first bytes may come one by one."""
+    reading, writing = os.pipe()
+
+    def fill() -> None:
+        with suppress(BrokenPipeError), os.fdopen(writing, "wb", buffering=0) as file:
+            for place in range(pieces - 1):
+                file.write(content[place : place + 1])
+            file.write(content[pieces - 1 :])
+
+    writer = threading.Thread(target=fill)
+    writer.start()
+    try:
+        yield f"/dev/fd/{reading}"
+    finally:
+        os.close(reading)
+        writer.join()
+
+
+LINES = b"".join(b"line %d of a file that is longer than a pipe\n" % number for number in range(5000))
+
+
+@pytest.mark.parametrize("content", [LINES, gzip.compress(LINES)])
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_a_pipe_loses_no_line_packed_or_not(content, pieces):
+    with piped(content, pieces) as path:
+        assert [line for _, line in numbered_lines(path)] == LINES.decode().splitlines()
+
+
+@pytest.mark.parametrize("content", [LINES, gzip.compress(LINES, mtime=0), b"", b"\x1f"])
+def test_an_input_from_a_pipe_is_read_again_and_again_and_knows_its_digest(content):
+    with piped(content) as path:
+        opened = open_input(path)
+    assert opened.sha256 == file_sha256(opened) == hashlib.sha256(content).hexdigest()
+    if content != b"\x1f":
+        pairs = list(zip(numbered_lines(opened), numbered_lines(opened), strict=True))  # side by side
+        assert len(pairs) == len(LINES.splitlines() if content else ())
+    assert open_input(opened) is opened
+    assert (str(opened), os.fspath(opened)) == (path, path)
+
+
+def test_standard_input_has_a_name(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(LINES))))
+    assert sum(1 for _ in numbered_lines("-")) == 5000
+    check_input("-")
+
+
+def test_an_input_keeps_the_file_that_was_opened(tmp_path):
+    path = tmp_path / "topics.tsv"
+    path.write_bytes(LINES)
+    opened = open_input(path, "topics")
+    path.with_name("new").write_bytes(b"other\n")
+    path.with_name("new").replace(path)
+    assert sum(1 for _ in numbered_lines(opened)) == 5000
+
+
+def test_an_input_that_is_changed_in_place_is_refused(tmp_path):
+    path = tmp_path / "topics.tsv"
+    path.write_bytes(LINES)
+    opened = open_input(path, "topics")
+    with path.open("r+b") as file:
+        file.write(b"LINE")
+    with pytest.raises(ValueError, match=r"topics\.tsv: the topics file was changed after it was first read"):
+        list(numbered_lines(opened))
+    with path.open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(ValueError, match="was changed"), open_text(opened) as text:
+        text.read()
+
+
+def test_a_digest_is_never_taken_of_a_pipe_that_is_read_again():
+    with piped(LINES) as path, pytest.raises(ValueError, match="the qrels are read twice here"):
+        file_sha256(path, "qrels")
+
+
+def test_what_is_not_there_is_told_without_opening(tmp_path):
+    with pytest.raises(FileNotFoundError, match="this is a folder; name the file inside it"):
+        check_input(tmp_path, "qrels")
+    with pytest.raises(FileNotFoundError, match="no such qrels file"):
+        check_input(tmp_path / "none", "qrels")
+    with piped(b"line\n") as path:
+        check_input(path)
+        assert list(numbered_lines(path)) == [(1, "line")]
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-12], lambda packed: packed[:40] + b"\0" * 30 + packed[70:]])
+def test_a_damaged_gzip_is_named_line_by_line_and_as_a_whole(tmp_path, damage):
+    path = tmp_path / "packed.gz"
+    path.write_bytes(damage(gzip.compress(os.urandom(3000).hex().encode() + b"\n")))
+    with pytest.raises(ValueError, match=r"packed\.gz:\d+: damaged gzip"):
+        list(numbered_lines(path))
+    with pytest.raises(ValueError, match=r"packed\.gz: damaged gzip"), open_text(path) as text:
+        text.read()
