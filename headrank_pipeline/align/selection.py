@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -193,7 +192,7 @@ def select_heads(
     table = measure_heads(scorer, lists, config, on_list=on_list)
     source = loaded.source
     provenance = {
-        "model": Path(source.name).name if Path(source.name).is_dir() else source.name,
+        "model": source.label,
         "revision": source.revision,
         "data": dict(origin or {}),
         "reading": reading.name,

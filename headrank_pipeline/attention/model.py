@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 
+from headrank_pipeline.attention.gguf import gguf_file, read_config, read_tokenizer, weights_of
 from headrank_pipeline.attention.heads import HeadSet, resolve_heads
 from headrank_pipeline.attention.tap import IMPLEMENTATION, has_flash_attention, register
 from headrank_pipeline.pipeline import MissingPrerequisite
@@ -25,6 +26,7 @@ __all__ = [
     "check_folder",
     "choose_device",
     "choose_dtype",
+    "fingerprint",
     "load",
     "load_config",
     "load_tokenizer",
@@ -32,6 +34,7 @@ __all__ = [
     "quiet_transformers",
     "reading_weights",
     "source_of",
+    "weights_origin",
 ]
 
 logger = logging.getLogger(__name__)
@@ -104,8 +107,11 @@ class ModelSource:
 
     @property
     def label(self) -> str:
-        """The name, of a folder its last part: where it lies says nothing about a model, the fingerprint does."""
-        return Path(self.name).resolve().name if self.fingerprint else self.name
+        """The name, of a path its last part: where it lies says nothing about a model, the fingerprint does."""
+        path = Path(self.name)
+        if path.is_file():  # not resolved: what the Hugging Face hub keeps are links to files without a name
+            return path.name
+        return path.resolve().name if path.is_dir() else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +142,15 @@ def load(
     """Load the layers that the heads need, and the tokenizer.
 
     Args:
-        model: a local folder or a Hugging Face name.
+        model: a local folder, a Hugging Face name, or a GGUF file (a path, or ``org/repository/FILE.gguf``).
         heads: what `resolve_heads` takes.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         revision: of a Hugging Face model.
 
     Raises:
-        FileNotFoundError: no such folder or model, or one without weights or tokenizer.
-        MissingPrerequisite: a GPU was named and there is none.
+        FileNotFoundError: no such folder, file or model, or one without weights or tokenizer.
+        MissingPrerequisite: a GPU was named and there is none, or a GGUF file without what reads it.
         ValueError: heads the model lacks, sliding-window layers, no decoder, or a checkpoint that is damaged or lacks
             weights.
     """
@@ -169,7 +175,7 @@ def _brought(heads: HeadSet | str | Path, name: str) -> bool:
 
 
 def source_of(name: str, config: Any, revision: str | None) -> ModelSource:
-    """Return what identifies a model; the fingerprint of a folder is made of its files.
+    """Return what identifies a model; the fingerprint of a folder is made of its files, a GGUF file's of itself.
 
     Raises:
         ValueError: a configuration without layers of its own, as of a model that sees images, too.
@@ -180,10 +186,11 @@ def source_of(name: str, config: Any, revision: str | None) -> ModelSource:
             f"model {name}: its configuration ({config.model_type}) states no {', '.join(lacking)}; expected a "
             f"text-only decoder, such as Qwen3, Qwen2 or Llama"
         )
+    local = gguf_file(name, revision) or (Path(name) if Path(name).is_dir() else None)
     return ModelSource(
         name=name,
         revision=getattr(config, "_commit_hash", None) or revision,
-        fingerprint=_fingerprint(Path(name)) if Path(name).is_dir() else "",
+        fingerprint=fingerprint(local) if local else "",
         layers=config.num_hidden_layers,
         heads_per_layer=config.num_attention_heads,
         max_positions=config.max_position_embeddings,
@@ -197,18 +204,24 @@ def check_folder(name: str) -> None:
 
 
 def load_config(name: str, revision: str | None) -> Any:
-    """Return the configuration of a local folder or a Hugging Face name.
+    """Return the configuration of a local folder, a Hugging Face name or a GGUF file.
 
     Raises:
-        FileNotFoundError: no such folder or model, or a folder without config.json.
+        FileNotFoundError: no such folder, file or model, or a folder without config.json.
+        MissingPrerequisite: a GGUF file without what reads it.
+        ValueError: a GGUF file that is damaged or of another family than Qwen3, Qwen2 and Llama.
     """
+    if file := gguf_file(name, revision):
+        return read_config(file, name)
     check_folder(name)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        packed = sorted(path.name for path in Path(name).glob("*.gguf"))
         raise FileNotFoundError(
             f"model folder {name}: no config.json in it; name the folder that holds config.json, weights and tokenizer"
+            + (f", or a GGUF file in this one: {name}/{packed[0]}" if packed else "")
         )
     try:
-        return AutoConfig.from_pretrained(name, revision=revision)
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(
             f"model {name!r} is neither a local model folder (with config.json) nor a name that the Hugging Face hub "
@@ -217,14 +230,19 @@ def load_config(name: str, revision: str | None) -> Any:
 
 
 def load_tokenizer(name: str, revision: str | None) -> Any:
-    """Return the tokenizer of a local folder or a Hugging Face name.
+    """Return the tokenizer of a local folder, a Hugging Face name or a GGUF file.
 
     Raises:
         FileNotFoundError: it has none. Transformers may then make one without any word and say nothing.
     """
     problem = ""
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision)
+        file = gguf_file(name, revision)
+        tokenizer: Any = (
+            read_tokenizer(file)
+            if file
+            else AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        )
         if set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
             return tokenizer
     except (OSError, ValueError) as error:
@@ -251,9 +269,8 @@ def _load_weights(name: str, config: Any, depth: int, revision: str | None, dtyp
         config.layer_types = config.layer_types[:depth]
     with reading_weights(name):
         model, report = AutoModel.from_pretrained(
-            name,
+            **weights_origin(name, revision),
             config=config,
-            revision=revision,
             dtype=dtype,
             attn_implementation=IMPLEMENTATION,
             output_loading_info=True,
@@ -266,6 +283,13 @@ def _load_weights(name: str, config: Any, depth: int, revision: str | None, dtyp
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     _check_layers(name, loaded)
     return loaded
+
+
+def weights_origin(name: str, revision: str | None) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that say where a model's weights are."""
+    if file := gguf_file(name, revision):
+        return {"pretrained_model_name_or_path": file.parent, **weights_of(file)}
+    return {"pretrained_model_name_or_path": name, "revision": revision, "trust_remote_code": False}
 
 
 def _check_layers(name: str, model: PreTrainedModel) -> None:
@@ -309,11 +333,11 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _fingerprint(folder: Path) -> str:
-    """Return a SHA-256 over the configuration, tokenizer and weight files of a folder; see `_HASH_WHOLE`."""
+def fingerprint(model: Path) -> str:
+    """Return a SHA-256 over a GGUF file, or a folder's configuration, tokenizer and weights; see `_HASH_WHOLE`."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in {".json", ".safetensors", ".bin", ".txt", ".model"}:
+    for path in sorted(model.iterdir()) if model.is_dir() else [model]:
+        if path != model and path.suffix not in {".json", ".safetensors", ".bin", ".txt", ".model"}:
             continue
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())

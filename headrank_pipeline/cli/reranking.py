@@ -85,7 +85,7 @@ def model_option(*, required: bool) -> Callable[[Command], Command]:
     return click.option(
         "--model",
         required=required,
-        help="Folder of a model, its Hugging Face name, or 'embedded': the small one that ships with the package.",
+        help="Folder, Hugging Face name or GGUF file of a model, or 'embedded': the small one that ships with this.",
     )
 
 

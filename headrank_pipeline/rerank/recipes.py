@@ -51,7 +51,7 @@ def headrank(
     softmax running over passage tokens only; scores of a list sum to 1. Reconstructed, see docs/method.md.
 
     Args:
-        model: a local folder or a Hugging Face name; see `attention.model.load` for errors.
+        model: a local folder, a Hugging Face name or a GGUF file; see `attention.model.load` for errors.
         heads: a HeadSet, a JSON file, a published name, ``"all"`` or ``"layers:10-13"``; None for the heads that a
             trained folder brings along (heads.json).
         options: fields of `PromptTemplate` or `ScoringRule` to change, such as ``{"reverse": True}``; a trained
@@ -67,8 +67,10 @@ def headrank(
     if heads is None:
         heads = folder / HEADS_FILE
         if not heads.is_file():
-            check_folder(str(model))
-            found = f"{model} brings no {HEADS_FILE}" if folder.is_dir() else f"there is no folder {model}"
+            file = folder.suffix == ".gguf"
+            if not file:
+                check_folder(str(model))
+            found = f"{model} brings no {HEADS_FILE}" if file or folder.is_dir() else f"there is no folder {model}"
             raise ValueError(
                 f"headrank needs heads: {found}; name a head set (--heads: a JSON file, a published name, 'all' or "
                 f"'layers:10-13')"

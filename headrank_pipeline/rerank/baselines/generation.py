@@ -22,6 +22,7 @@ from headrank_pipeline.attention.model import (
     quiet_transformers,
     reading_weights,
     source_of,
+    weights_origin,
 )
 from headrank_pipeline.rerank.baselines.decoding import Decoding
 
@@ -74,12 +75,12 @@ class CausalModel:
     """A causal language model with its head, its tokenizer, and what identifies it.
 
     Args:
-        model: a local folder or a Hugging Face name.
+        model: a local folder, a Hugging Face name or a GGUF file.
         loading: how to load and feed it.
 
     Raises:
-        FileNotFoundError: no such folder or model, or one without weights or tokenizer.
-        MissingPrerequisite: a GPU was named and there is none.
+        FileNotFoundError: no such folder, file or model, or one without weights or tokenizer.
+        MissingPrerequisite: a GPU was named and there is none, or a GGUF file without what reads it.
         ValueError: a checkpoint that is damaged or lacks weights, or a budget beyond the model's positions.
     """
 
@@ -221,7 +222,7 @@ class CausalModel:
 def _load_weights(name: str, config: Any, revision: str | None, dtype: torch.dtype) -> Any:
     with reading_weights(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, config=config, revision=revision, dtype=dtype, output_loading_info=True
+            **weights_origin(name, revision), config=config, dtype=dtype, output_loading_info=True
         )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
