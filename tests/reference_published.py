@@ -21,6 +21,7 @@ MARKUP = {
     "icr": {"llama3": LLAMA3, "mistral": MISTRAL, "chatml": CHATML},
     "qrhead": {"llama3": LLAMA3, "chatml": ("<|im_start|>user", "<|im_end|>\n<|im_start|>assistant")},
     "core": {
+        "chatml": CHATML,  # not published: the authors' words and spans in Qwen's markup
         "llama3": LLAMA3,
         "mistral": MISTRAL,
         "phi": ("<|im_start|>user<|im_sep|>", "<|im_end|><|im_start|>assistant<|im_sep|>"),

@@ -138,6 +138,16 @@ def test_scores_equal_the_independent_implementation(folders, system, family, se
     assert [found[docid] for docid in candidates.docids] == pytest.approx(expected, rel=1e-4, abs=2e-6)
 
 
+@pytest.mark.parametrize("family", [family for family in MODELS if family != "mistral"])  # it has no space of its own
+@pytest.mark.parametrize("text", ["1984 was a year", " birds fly", "\tbirds fly", "\n\nbirds fly"], ids=repr)
+def test_a_passage_of_core_begins_with_the_space_after_its_label(family, text):
+    prompt = builder(CORE, family).build(ranking([(None, "Fish swim."), (None, text)]))
+    tokenizer = family_tokenizer(family)
+    at = tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    first = at[prompt.passages[1, 0]]
+    assert first[0] == prompt.text.index("[document 2]") + len("[document 2]")
+
+
 def test_options_override_what_is_written_for_a_family():
     template = builder(CORE, "mistral", trailing_columns=2, rows="query").template
     assert (template.trailing_columns, template.rows) == (2, "query")

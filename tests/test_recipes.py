@@ -180,7 +180,7 @@ def test_templates_for_qwen_and_the_embedded_model_stay(systems):
         "headrank": "2294b881a3a93508",
         "icr": "d649c4155d900452",
         "qrhead": "3d95cb5a00d21c82",
-        "core": "d03967dc294c9915",
+        "core": "7bb9d4605b41d04f",
         "qrranker": "af83a4d0010eeea3",
     }
     embedded = headrank(embedded_model(), device="cpu").describe()

@@ -38,7 +38,7 @@ class PromptTemplate:
         chat: turn markup; None takes what the tokenizer knows (`chat_of`).
         rows: the tokens that look back at the passages. ``+1`` takes one token more, as CoRe's inclusive end does.
         columns: the tokens that count for a passage; ``space+text`` takes the space that ends the label where it is a
-            token of its own (before digits), as CoRe's code does.
+            token of its own (before digits and white space), as CoRe's code does.
         trailing_columns: tokens more at the end of each passage (CoRe: 1).
         reverse: write the best candidate last, next to the query.
         passage_words: keep that many words of a text (separated by white space), or None for all.
