@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from headrank_pipeline.attention.reader import AttentionReader, FastPath
 from headrank_pipeline.attention.tap import mean_attention
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipe import HEADRANK, ICR
+from headrank_pipeline.rerank.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER
 
 TOLERANCE = 1e-5
 
@@ -32,11 +33,11 @@ def folders(tmp_path_factory):
     return {family: tiny_model(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
 
 
-def prompts(recipe=HEADRANK, count=3):
+def prompts(recipe=HEADRANK, count=3, last=("x", "")):
     builder = PromptBuilder(tiny_tokenizer(), recipe.template, max_prompt_tokens=4096)
     made = []
     for n in range(count):
-        texts = [f"Passage {i} about birds and {i * n} fish. " * (1 + (i + n) % 4) for i in range(2 + n)] + ["x", ""]
+        texts = [f"Passage {i} about birds and {i * n} fish. " * (1 + (i + n) % 4) for i in range(2 + n)] + [*last]
         candidates = tuple(Candidate(f"d{i}", -float(i), text) for i, text in enumerate(texts))
         query = Query(f"q{n}", "do birds swim " * (n + 1))
         made.append(builder.build(Ranking(query, candidates)))
@@ -56,11 +57,15 @@ def passes_of(reader, read):
     return shapes
 
 
+@cache
+def whole_model(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+
+
 def eager_attention(folder, prompt):
     """[L, A, N, N] of the untouched whole model."""
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     with torch.no_grad():
-        output = model(torch.tensor(prompt.token_ids)[None], output_attentions=True)
+        output = whole_model(folder)(torch.tensor(prompt.token_ids)[None], output_attentions=True)
     return torch.stack([layer[0] for layer in output.attentions])
 
 
@@ -150,6 +155,38 @@ def test_calibration_on_the_shared_prefix_equals_two_full_passes(folders, family
     ):
         assert (query - full_query).abs().max() <= TOLERANCE
         assert (blank - full_blank).abs().max() <= TOLERANCE
+
+
+RECIPES = {recipe.name: recipe for recipe in (HEADRANK, ICR, QRHEAD, CORE, QRRANKER)}
+
+
+def renormalised(attention, prompt):
+    """[L * A, N] of eager attention over the passages' columns alone; rows that see none read zero."""
+    columns = torch.zeros(len(prompt))
+    for start, end in prompt.passages:
+        columns[start:end] = 1.0
+    seen = attention[:, :, slice(*prompt.rows)] * columns
+    return (seen / seen.sum(-1, keepdim=True).clamp_min(1e-30)).mean(2).flatten(0, 1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("support", ["all", "passages"])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_every_recipe_reads_what_eager_attention_shows_fast_or_slow_batched_or_alone(
+    folders, name, support, calibrated
+):
+    """Spans may end beyond what two queries share (CoRe's one token more), where a pass counts tokens otherwise."""
+    builder, made = prompts(RECIPES[name], last=("x", "", "Fish swim."))
+    lists = [(one, builder.with_query(one, "N/A")) if calibrated else (one,) for one in made]
+    eager = [[eager_attention(folders["qwen3"], prompt) for prompt in one] for one in lists]
+    for fast in (FastPath(), FastPath(*[False] * 6)):
+        for tokens in (1, 100_000):
+            reader = reader_of(folders["qwen3"], batch_tokens=tokens, fast=fast)
+            for one, seen, reads in zip(lists, eager, reader.stream(lists, support=support), strict=True):
+                for prompt, attention, read in zip(one, seen, reads, strict=True):
+                    whole = attention[:, :, slice(*prompt.rows)].mean(2).flatten(0, 1)
+                    expected = whole if support == "all" else renormalised(attention, prompt)
+                    assert (read - expected).abs().max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)

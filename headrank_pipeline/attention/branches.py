@@ -63,6 +63,23 @@ class Branches:
                 mask[b, 0, here, longest + here.start : longest + here.stop] = causal
         return cls(ids, to_device(positions, device), to_device(mask, device), offsets, lengths, longest)
 
+    def keys_of(self, prompts: Sequence[Prompt], prompt: int, prefix: int) -> list[tuple[int, int]]:
+        """Return the half-open spans of the passages of one prompt's branches among the keys of the pass.
+
+        A span may end beyond the cached prefix (CoRe's, by one token); what lies there is in each branch.
+
+        Args:
+            prompts: [G], the whole prompts of the branches.
+            prompt: which one of B they are.
+            prefix: tokens of it that are in the cache.
+        """
+        spans = []
+        for branch, whole in enumerate(prompts):
+            shift = self.longest + self.offsets[prompt][branch] - prefix
+            for start, end in whole.passages.tolist():
+                spans += [(min(start, prefix), min(end, prefix)), (max(start, prefix) + shift, max(end, prefix) + shift)]
+        return spans
+
     def gather(self, read: Tensor, prompt: int, branch: int, prefix: int) -> Tensor:
         """Return [H, N] over the tokens of one branch's whole prompt from [H, longest + T]."""
         start = self.longest + self.offsets[prompt][branch]

@@ -281,7 +281,8 @@ class AttentionReader:
         # Padding goes right: a causal row never sees it, so no mask is needed and SDPA keeps its causal kernel.
         ids = self._padded([torch.from_numpy(prompt.token_ids) for prompt in prompts])
         rows, weights = self._rows([[prompt.rows] for prompt in prompts])
-        columns = self._columns(prompts, ids.shape[1]) if support == "passages" else None
+        spans = [prompt.passages.tolist() for prompt in prompts]
+        columns = self._columns(spans, ids.shape[1]) if support == "passages" else None
         tap = self._tap(rows, weights, columns)
         self._forward(ids, tap)
         read = self._collect(tap)
@@ -306,9 +307,8 @@ class AttentionReader:
             for pair, length, offsets in zip(pairs, shared, branches.offsets, strict=True)
         ]
         rows, weights = self._rows(spans)
-        columns = (
-            self._columns([first for first, _ in pairs], branches.mask.shape[-1]) if support == "passages" else None
-        )
+        seen = [branches.keys_of(pair, b, shared[b]) for b, pair in enumerate(pairs)]
+        columns = self._columns(seen, branches.mask.shape[-1]) if support == "passages" else None
         tap = self._tap(rows, weights, columns)
         self._forward(branches.ids, tap, cache, mask=branches.mask, positions=branches.positions)
         read = self._collect(tap)
@@ -419,10 +419,11 @@ class AttentionReader:
                 filled = part.stop
         return to_device(rows, self.device), to_device(weights, self.device)
 
-    def _columns(self, prompts: Sequence[Prompt], width: int) -> Tensor:
-        columns = torch.zeros((len(prompts), width), dtype=torch.bool)
-        for b, prompt in enumerate(prompts):
-            for start, end in prompt.passages.tolist():
+    def _columns(self, spans: Sequence[Sequence[Sequence[int]]], width: int) -> Tensor:
+        """Return [B, width] bool: the keys of this pass that lie in any of a prompt's half-open spans."""
+        columns = torch.zeros((len(spans), width), dtype=torch.bool)
+        for b, found in enumerate(spans):
+            for start, end in found:
                 columns[b, start:end] = True
         return to_device(columns, self.device)
 
