@@ -312,8 +312,12 @@ def test_broken_scores_are_named_by_list_and_head(folder):
     loaded = load(folder, "all", device="cpu")
     with torch.no_grad():
         loaded.model.layers[2].self_attn.q_proj.weight[:16] = float("nan")
-    with pytest.raises(ValueError, match="qid q0: head 2-0 gave a score that is not finite"):
-        measure_heads(ListScorer(AttentionReader(loaded), HEADRANK), overlap_lists(1))
+    for reading in (HEADRANK, ICR):
+        scorer = ListScorer(AttentionReader(loaded), reading)
+        with pytest.raises(ValueError, match="qid q0: the attention of head 2-0 is not finite"):
+            measure_heads(scorer, overlap_lists(1))
+        with pytest.raises(ValueError, match="qid q0: the attention of head 2-0 is not finite"):
+            scorer.scores(overlap_lists(1))
 
 
 def test_table_and_candidate_sets(folder, tmp_path):

@@ -230,6 +230,21 @@ def test_large_products_do_not_overflow_in_half_precision():
     assert torch.equal(read, torch.full((1, 1, 1, 4), 0.25))
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_key_that_is_not_finite_is_never_read_as_no_attention(value):
+    query, key = torch.full((1, 1, 1, 4), -1.0), torch.ones(1, 1, 3, 4)
+    key[0, 0, 1, 0] = value  # times -1 an infinite one would weigh nothing, and the others be as before
+    read = mean_attention(
+        query, key, torch.tensor([0]), torch.tensor([[2]]), torch.ones(1, 1, 1), mask=None, columns=None, scaling=1.0
+    )
+    assert not torch.isfinite(read[..., 1]).any()
+    others = torch.tensor([[True, False, True]])
+    read = mean_attention(
+        query, key, torch.tensor([0]), torch.tensor([[2]]), torch.ones(1, 1, 1), mask=None, columns=others, scaling=1.0
+    )
+    assert torch.equal(read, torch.tensor([[[[0.5, 0.0, 0.5]]]]))  # it is no part of what is asked for
+
+
 def test_rows_without_any_passage_token_read_zero(folders):
     builder, _ = prompts()
     prompt = builder.build(Ranking(Query("q", "birds"), (Candidate("d", 1.0, ""),)))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import shutil
 from dataclasses import replace
@@ -15,7 +16,9 @@ from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.pipeline import Failure
 from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.rerank import recipes
 from headrank_pipeline.rerank.recipes import core, embedded_model, headrank, icr, qrhead, qrranker
 
 HEADS = HeadSet("some", ((1, 0), (2, 3)))
@@ -185,6 +188,45 @@ def test_templates_for_qwen_and_the_embedded_model_stay(systems):
     }
     embedded = headrank(embedded_model(), device="cpu").describe()
     assert embedded["template"]["sha256"][:16] == "39a359134f0679c1"
+
+
+def broken_query(model, tokenizer):
+    model.layers[1].self_attn.q_proj.weight[2 * 16] = float("nan")  # head 2 of layer 1, one row of 16
+
+
+def broken_embedding(model, tokenizer):
+    (token,) = tokenizer("~").input_ids
+    model.embed_tokens.weight[token] = float("nan")
+
+
+def overflow(model, tokenizer):
+    for layer in model.layers:
+        layer.mlp.down_proj.weight *= 3000
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(
+    ("broken", "dtype"),
+    [(broken_query, "float32"), (broken_embedding, "float32"), (overflow, "float16")],
+    ids=["a query row", "an embedding", "half precision"],
+)
+def test_attention_that_is_not_finite_fails_its_query_by_layer_and_head(folder, name, broken, dtype):
+    heads = "all" if name == "icr" else HEADS
+    reranker = getattr(recipes, name)(folder, heads, device="cpu", dtype=dtype)
+    with torch.no_grad():
+        broken(reranker.reader.model, reranker.reader.tokenizer)
+    clean, hit = ranking(["Birds fly.", "Fish swim."]), ranking(["Birds fly.", "~", "Fish swim."])
+    fine, *failed = reranker.attempt_batch([clean, replace(hit, query=Query("q2", "how do birds fly?"))])
+    if broken is not broken_embedding:
+        failed.append(fine)
+    else:
+        assert fine.docids and all(map(math.isfinite, fine.scores))
+    assert all(isinstance(one, Failure) for one in failed)
+    of_all, of_two = {broken_query: ("1-2", "2-3"), broken_embedding: ("0-0", "1-0"), overflow: ("1-0", "1-0")}[broken]
+    first = of_all if name == "icr" else of_two
+    assert f"qid q2: the attention of head {first} is not finite" in str(failed[0].error)
+    with pytest.raises(ValueError, match=f"head {first} is not finite; .*--dtype float32"):
+        reranker.rerank(hit)
 
 
 def test_heads_selected_on_another_model_are_reported(folder, caplog):

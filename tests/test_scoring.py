@@ -40,6 +40,13 @@ def test_filter_drops_tokens_far_below_the_mean_with_the_unbiased_deviation():
     assert passage_mass(torch.from_numpy(level)[None], np.array([[0, 2]]), ICR_RULE).tolist() == [[0.0]]
 
 
+def test_the_filter_keeps_what_is_not_a_number():
+    values = np.array([0.5, np.nan, 0.1, 0.2, 0.3])
+    spans = np.array([[0, 3], [3, 5]])
+    assert np.isnan(pool_tokens(values, spans, ICR_RULE)).tolist() == [True, False]
+    assert passage_mass(torch.from_numpy(values)[None], spans, ICR_RULE).isnan().tolist() == [[True, False]]
+
+
 def test_one_token_and_empty_passages_have_defined_scores():
     scores = np.array([0.7, -0.2])
     assert pool_tokens(scores, np.array([[0, 1], [1, 1], [1, 2]]), ICR_RULE).tolist() == [0.7, 0.0, -0.2]

@@ -16,6 +16,7 @@ from headrank_pipeline.align import measures
 from headrank_pipeline.align.lists import GradedList, Order, arranged
 from headrank_pipeline.align.scorer import ListScorer, ndcg
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.scoring import check_finite
 from headrank_pipeline.files import atomic_writer
 
 __all__ = ["BINARY_MEASURES", "CRITERIA", "Criterion", "HeadTable", "SelectionConfig", "measure_heads"]
@@ -128,7 +129,7 @@ def measure_heads(
         on_list: called with the number of lists done.
 
     Raises:
-        ValueError: no list with two grades, or scores that are not finite, naming the list.
+        ValueError: no list with two grades, or attention that is not finite, naming the list and the head.
     """
     config = config or SelectionConfig()
     sums = _Sums.empty(scorer.reader.heads.heads)
@@ -170,9 +171,7 @@ class _Sums:
     def add(self, graded: GradedList, scorer: ListScorer, config: SelectionConfig) -> None:
         (prompt,) = scorer.prompts([graded])
         mass = scorer.masses([prompt])[0].cpu()
-        if not torch.isfinite(mass).all():
-            layer, head = self.heads[int((~torch.isfinite(mass)).any(1).nonzero()[0])]
-            raise ValueError(f"qid {graded.qid}: head {layer}-{head} gave a score that is not finite; try float32")
+        check_finite(mass, self.heads, graded.qid)
         grades = torch.tensor(graded.grades)
         self.counts["used"] += 1
         self.counts["passages"] += len(graded)

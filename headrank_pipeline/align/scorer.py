@@ -11,7 +11,7 @@ from torch import Tensor
 from headrank_pipeline.align.lists import GradedList
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
-from headrank_pipeline.attention.scoring import ScoringRule, passage_mass
+from headrank_pipeline.attention.scoring import ScoringRule, check_finite, passage_mass
 from headrank_pipeline.attention.template import PromptTemplate
 
 __all__ = ["ListScorer", "Reading", "mean_ndcg", "ndcg"]
@@ -87,9 +87,18 @@ class ListScorer:
         return [passage_mass(read, prompt.passages, self.rule) for read, prompt in zip(reads, prompts, strict=True)]
 
     def scores(self, lists: Sequence[GradedList]) -> list[Tensor]:
-        """Return the scores [P] of each list, batched by length, without gradients."""
-        parts = (lists[start : start + _READ_AT_ONCE] for start in range(0, len(lists), _READ_AT_ONCE))
-        return [self._combined(mass) for part in parts for mass in self.masses(self.prompts(part))]
+        """Return the scores [P] of each list, batched by length, without gradients.
+
+        Raises:
+            ValueError: attention that is not finite, naming the list and the head.
+        """
+        found = []
+        for start in range(0, len(lists), _READ_AT_ONCE):
+            part = lists[start : start + _READ_AT_ONCE]
+            for graded, mass in zip(part, self.masses(self.prompts(part)), strict=True):
+                check_finite(mass, self.reader.heads.heads, graded.qid)
+                found.append(self._combined(mass))
+        return found
 
     def _combined(self, mass: Tensor) -> Tensor:
         """Return the heads' sum or mean [P], in float32 whatever autocast makes of products."""

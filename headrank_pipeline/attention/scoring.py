@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headrank_pipeline.attention.tap import Support
 
-__all__ = ["ScoringRule", "passage_mass", "pool_tokens", "token_scores"]
+__all__ = ["ScoringRule", "check_finite", "passage_mass", "pool_tokens", "token_scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,23 @@ class ScoringRule:
     def describe(self) -> dict[str, Any]:
         """Return the rule as JSON-ready values."""
         return asdict(self)
+
+
+def check_finite(values: Tensor, heads: Sequence[tuple[int, int]], qid: str) -> None:
+    """Raise ValueError where the attention of a head is not finite, naming the query and the lowest such head.
+
+    Args:
+        values: [H, N] attention of tokens, or [H, P] of passages.
+        heads: [H], (layer, head).
+        qid: of the query.
+    """
+    finite = torch.isfinite(values).all(1)
+    if not finite.all():
+        layer, head = min(heads[index] for index in (~finite).nonzero()[:, 0].tolist())
+        raise ValueError(
+            f"qid {qid}: the attention of head {layer}-{head} is not finite; an overflow in half precision is the usual "
+            f"cause: try --dtype float32, and if it is that already, the weights are broken"
+        )
 
 
 def token_scores(
@@ -89,7 +106,7 @@ def pool_tokens(scores: np.ndarray, passages: np.ndarray, rule: ScoringRule) -> 
     tokens = np.concatenate([np.arange(start, end) for start, end in passages]) if len(owner) else owner
     values = scores[tokens]
     if rule.filter_deviations is not None:
-        values = np.where(_kept(values, owner, lengths, rule.filter_deviations), values, 0.0)
+        values = np.where(_dropped(values, owner, lengths, rule.filter_deviations), 0.0, values)
     sums = np.bincount(owner, weights=values, minlength=len(passages))
     pooled: np.ndarray = sums / np.maximum(lengths, 1) ** rule.length_exponent
     return pooled
@@ -123,13 +140,15 @@ def passage_mass(attention: Tensor, passages: np.ndarray, rule: ScoringRule | No
         mean = values.new_zeros(shape).index_add(1, owner, values) / counts
         squares = values.new_zeros(shape).index_add(1, owner, (values - mean[:, owner]) ** 2)
         floor = mean - rule.filter_deviations * (squares / (counts - 1).clamp_min(1)).sqrt()
-        values = torch.where((values > floor[:, owner]) | (lengths[owner] == 1), values, 0.0)
+        dropped = (values <= floor[:, owner]) & (lengths[owner] > 1)  # NaN is not dropped: it must be seen
+        values = torch.where(dropped, 0.0, values)
     return values.new_zeros(shape).index_add(1, owner, values) / lengths.clamp_min(1) ** rule.length_exponent
 
 
-def _kept(values: np.ndarray, owner: np.ndarray, lengths: np.ndarray, deviations: float) -> np.ndarray:
+def _dropped(values: np.ndarray, owner: np.ndarray, lengths: np.ndarray, deviations: float) -> np.ndarray:
     mean = np.bincount(owner, weights=values, minlength=len(lengths)) / np.maximum(lengths, 1)
     squares = np.bincount(owner, weights=(values - mean[owner]) ** 2, minlength=len(lengths))
     deviation = np.sqrt(squares / np.maximum(lengths - 1, 1))
-    kept: np.ndarray = (values > (mean - deviations * deviation)[owner]) | (lengths[owner] == 1)
-    return kept
+    # NaN is not dropped: it must be seen.
+    dropped: np.ndarray = (values <= (mean - deviations * deviation)[owner]) & (lengths[owner] > 1)
+    return dropped

@@ -275,7 +275,8 @@ def mean_attention(
         scaling: factor on q k^T, usually D ** -0.5.
 
     Returns:
-        [B, G, h, S] float32; with columns, a row that sees none of them contributes zeros.
+        [B, G, h, S] float32; with columns, a row that sees none of them contributes zeros. NaN at keys that are not
+        finite.
     """
     batch, query_heads = queries.shape[:2]
     key_heads, keys = key.shape[1], key.shape[2]
@@ -287,6 +288,7 @@ def mean_attention(
         mine = to_device(places, key.device)
         head_queries = row_queries.index_select(1, to_device(heads[places], key.device))
         head_keys = key[:, owner, None].float()
+        broken = ~torch.isfinite(head_keys).all(-1)[:, :, None]  # [B, 1, 1, S]
         step = max(1, _MAX_LOGITS // (batch * len(places) * keys))
         for start in range(0, rows.shape[1], step):
             part = slice(start, start + step)
@@ -297,6 +299,9 @@ def mean_attention(
             if columns is not None:  # a row without any visible column is 0/0
                 attention = attention.masked_fill(~visible.any(-1)[:, None, :, None], 0.0)
             result[:, :, mine] += torch.einsum("bgr,bmrs->bgms", weights[:, :, part], attention)
+        # A product of minus infinity would be no attention, as if the token were not looked at.
+        broken = broken if columns is None else broken & columns[:, None, None]
+        result[:, :, mine] += torch.zeros_like(broken, dtype=torch.float32).masked_fill(broken, float("nan"))
     return result
 
 

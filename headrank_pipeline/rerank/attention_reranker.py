@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from headrank_pipeline.attention.isolated import cached_passages
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
-from headrank_pipeline.attention.scoring import pool_tokens, token_scores
+from headrank_pipeline.attention.scoring import check_finite, pool_tokens, token_scores
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.recipe import Recipe
@@ -54,7 +54,8 @@ class AttentionReranker(Reranker):
         """Return the rankings rescored; empty ones come back as they are.
 
         Raises:
-            ValueError: a candidate without text, a list that does not fit the budget, or scores that are not finite.
+            ValueError: a candidate without text, a list that does not fit the budget, or attention that is not finite,
+                with the layer and head.
         """
         reranked = []
         for attempt in self._attempts(rankings):
@@ -87,7 +88,13 @@ class AttentionReranker(Reranker):
         for readings in self.reader.stream(needed, support=rule.support):
             index, prompt, kept = waiting.popleft()
             notes = {**rankings[index].notes, **prompt.counts, "forward_passes": passes, **kept}
-            attempts[index] = replace(rankings[index], notes=notes).rescored(self._scores(prompt, *readings))
+            ranking = replace(rankings[index], notes=notes)
+            try:
+                for read in readings:
+                    check_finite(read, self.reader.heads.heads, ranking.query.qid)
+                attempts[index] = ranking.rescored(self._scores(prompt, *readings))
+            except ValueError as error:
+                attempts[index] = Failure(ranking.query, error, notes)
         return attempts
 
     def _cached(self, prompt: Prompt) -> dict[str, int]:
