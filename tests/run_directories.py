@@ -26,6 +26,7 @@ class Scripted(Reranker):
     seed: int = 0
     name: str = "scripted"
     reverse: bool = False
+    shuffle_seed: int | None = None
     notes: Mapping[str, float] = field(default_factory=lambda: {"prompt_tokens": 1000.0})
     failing: frozenset[str] = frozenset()
     by_docid: Mapping[str, float] = field(default_factory=dict)  # exact scores, for cases worked out by hand
@@ -46,7 +47,9 @@ class Scripted(Reranker):
         return replace(ranking, notes=self.notes).rescored(scores)
 
     def describe(self):
-        return {"system": self.name, "seed": self.seed, "template": {"reverse": self.reverse, "sha256": self.name}}
+        shuffled = {} if self.shuffle_seed is None else {"shuffle_seed": self.shuffle_seed}
+        template = {"reverse": self.reverse, **shuffled, "sha256": self.name}
+        return {"system": self.name, "seed": self.seed, "template": template}
 
 
 def write_qrels(path: Path, grades: Grades) -> Path:

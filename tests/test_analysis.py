@@ -12,6 +12,7 @@ from run_directories import Scripted, graded_candidates, make_run, shuffled_copy
 from scipy import stats
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.template import prompt_order
 from headrank_pipeline.cli.comparison import ANALYSES as CLI_ANALYSES
 from headrank_pipeline.cli.comparison import analyze as analyze_command
 from headrank_pipeline.comparison.analysis import Zone, middle_zone, score_positions
@@ -44,9 +45,10 @@ def in_order(order: str) -> dict[str, float]:
     return {docid: float(len(order) - place) for place, docid in enumerate(order)}
 
 
-def run_of(folder: Path, candidates: Path, order: str, *, name: str = "run", reverse: bool = False, **plan) -> Path:
+def run_of(folder: Path, candidates: Path, order: str, *, name: str = "run", reverse=False, seed=None, **plan) -> Path:
     scores = plan.pop("scores", None) or in_order(order)
-    return make_run(folder / name, candidates, None, Scripted({}, by_docid=scores, reverse=reverse), **plan)
+    reranker = Scripted({}, by_docid=scores, reverse=reverse, shuffle_seed=seed)
+    return make_run(folder / name, candidates, None, reranker, **plan)
 
 
 # ----------------------------------------------------------------------------------------------------- middle zone
@@ -118,6 +120,19 @@ def test_the_first_stage_is_turned_round_with_the_prompt(tmp_path):
     assert list(turned["rank_irrelevant"]) == pytest.approx([6 / 8, 2 / 8])
 
 
+def test_places_of_a_shuffled_prompt_are_drawn_again(tmp_path):
+    candidates = lettered(tmp_path, scores={"a": 50.0})
+    paths = [run_of(tmp_path, candidates, LETTERS, name=str(r), reverse=r, seed=1) for r in (False, True)]
+    plain, turned = read_finished_runs(paths)
+    order = [LETTERS[i] for i in prompt_order("q1", LETTERS, shuffle_seed=1)]
+    assert plain.prompt_order("q1") == order != list(LETTERS)
+    assert turned.prompt_order("q1") == order[::-1]
+    frame = score_positions([plain], {"q1": {}}, bins=2)
+    assert frame["spread_before"].argmax() == order.index("a") // 4
+    ranks = [(LETTERS.index(docid) + 0.5) / 8 for docid in order]
+    assert list(frame["rank_irrelevant"]) == pytest.approx([np.mean(ranks[:4]), np.mean(ranks[4:])])
+
+
 def test_positive_scores_are_compared_by_their_logarithms(tmp_path):
     scores = dict(zip(LETTERS, 2.0 ** np.array([0, 1, 2, 3, 4, 5, 6, 7]), strict=True))
     [run] = read_finished_runs([run_of(tmp_path, lettered(tmp_path), "", scores=scores)])
@@ -170,6 +185,8 @@ def test_order_sensitivity_by_hand(tmp_path):
         run_of(tmp_path, candidates, "abcdefgh", name="sys-forward"),
         run_of(tmp_path, candidates, "hbcdefga", name="sys-reverse", reverse=True),
     ]
+    third = run_of(tmp_path, candidates, "abcdefgh", name="sys-shuffled", seed=1)
+    assert order_sensitivity(read_finished_runs([*runs, third]), qrels, measure="RR")[0].iloc[0]["orders"] == 3
     summary, per_query = order_sensitivity(read_finished_runs(runs), qrels, measure="RR")
     row = summary.iloc[0]
     assert (row["system"], row["orders"], row["queries"]) == ("sys", 2, 1)

@@ -63,6 +63,34 @@ def test_reversed_order_keeps_spans_in_candidate_order(recipe):
     assert prompt.text.index("1] Second") < prompt.text.index("2] First")  # labels count places in the prompt
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_shuffled_order_follows_seed_query_and_docids_alone(recipe):
+    texts = [f"Passage number {word}" for word in ("one", "two", "six", "ten", "red", "tan")]
+    given_order = ranking(*texts)
+
+    def order_of(candidates, seed, *, reverse=False, turned=False):
+        template = replace(recipe.template, shuffle_seed=seed, reverse=reverse)
+        builder = PromptBuilder(tiny_tokenizer(), template, max_prompt_tokens=4096)
+        prompt = builder.build(candidates, turned=turned)
+        order = sorted(range(6), key=lambda index: prompt.text.index(candidates.candidates[index].text))
+        assert prompt.order == tuple(order)
+        assert [order[place] for place in prompt.places] == list(range(6))
+        assert all(candidates.candidates[i].text in shown(prompt, i) for i in range(6))
+        blank = builder.with_query(prompt, "N/A")
+        assert blank.order == prompt.order and blank.passages.tolist() == prompt.passages.tolist()
+        return [candidates.candidates[index].docid for index in order]
+
+    drawn = order_of(given_order, 1)
+    other_query = replace(given_order, query=Query("q2", given_order.query.text))
+    assert len({tuple(order_of(given_order, seed)) for seed in range(4)}) == 4
+    assert order_of(other_query, 1) != drawn != list(given_order.docids)
+    turned_round = tuple(replace(c, score=-float(n)) for n, c in enumerate(given_order.candidates[::-1]))
+    assert order_of(replace(given_order, candidates=turned_round), 1) == drawn
+    assert order_of(given_order, 1, reverse=True) == order_of(given_order, 1, turned=True) == drawn[::-1]
+    assert order_of(given_order, 1, reverse=True, turned=True) == drawn
+    assert order_of(given_order, None, turned=True) == order_of(given_order, None, reverse=True)
+
+
 def test_rows_of_each_recipe():
     please = "Please find information that are relevant to the following query in the paragraphs above."
     question, suffix = " how do birds fly?", "<|im_end|>\n<|im_start|>assistant\n"

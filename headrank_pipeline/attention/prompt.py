@@ -47,6 +47,7 @@ class Prompt:
         boundaries: [P + 1] int64, only with isolated passages: where the tokens of each passage (label, title, text,
             separator) start in prompt order, and where the question starts. The opening lies before the first. None:
             the prompt is one causal sequence.
+        order: index of the candidate at each place; empty: in their own order.
     """
 
     token_ids: np.ndarray
@@ -57,6 +58,14 @@ class Prompt:
     shown: tuple[Candidate, ...] = field(repr=False)
     text: str = field(repr=False)
     boundaries: np.ndarray | None = None
+    order: tuple[int, ...] = ()
+
+    @property
+    def places(self) -> np.ndarray:
+        """[P] int64: the place of each passage in the prompt, from 0."""
+        places = np.arange(len(self.passages))
+        places[list(self.order)] = np.arange(len(self.order))
+        return places
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -152,8 +161,12 @@ class PromptBuilder:
                 f"{unknown}, which the tokenizer does not know; choose chat='plain' or the markup of its family"
             )
 
-    def build(self, ranking: Ranking) -> Prompt:
+    def build(self, ranking: Ranking, *, turned: bool = False) -> Prompt:
         """Return the prompt of one query and its candidates.
+
+        Args:
+            ranking: the query and its candidates, with texts.
+            turned: turn the template's order of the passages round.
 
         Raises:
             ValueError: a candidate without text, or more passages than the budget can hold.
@@ -161,13 +174,14 @@ class PromptBuilder:
         changes = _Changes()
         query = self._neutralise(ranking.query.text, changes)
         shown = [self._prepare(ranking.query.qid, candidate, changes) for candidate in ranking.candidates]
-        shown, layout, tokens = self._fit(ranking.query.qid, query, shown, changes)
-        return self._prompt(shown, layout, tokens, changes.counts())
+        order = self.template.order(ranking.query.qid, ranking.docids)[:: -1 if turned else 1]
+        shown, layout, tokens = self._fit(ranking.query.qid, query, shown, order, changes)
+        return self._prompt(shown, order, layout, tokens, changes.counts())
 
     def with_query(self, prompt: Prompt, query: str) -> Prompt:
         """Return the same passages, cut as they are in `prompt`, asked another query (the content-free one)."""
-        layout = self._layout(query, prompt.shown)
-        return self._prompt(prompt.shown, layout, self._tokens(layout), {})
+        layout = self._layout(query, prompt.shown, prompt.order)
+        return self._prompt(prompt.shown, prompt.order, layout, self._tokens(layout), {})
 
     def _neutralise(self, text: str, changes: _Changes) -> str:
         text, found = neutralised(text, self._controls)
@@ -186,16 +200,16 @@ class PromptBuilder:
         return replace(candidate, text=text, title=title)
 
     def _fit(
-        self, qid: str, query: str, shown: list[Candidate], changes: _Changes
+        self, qid: str, query: str, shown: list[Candidate], order: Sequence[int], changes: _Changes
     ) -> tuple[list[Candidate], _Layout, _Tokens]:
         """Cut texts, the longest first, until the prompt is within the budget and each text within its limit.
 
         Returns:
             The candidates as they are then, and their prompt, tokenised.
         """
-        shown, order = list(shown), self._order(len(shown))
+        shown = list(shown)
         for slack in (0, 0, 1, 2, 4, 8, 16, 32):
-            layout = self._layout(query, shown)
+            layout = self._layout(query, shown, order)
             tokens = self._tokens(layout)
             spans = [tokens.span(*text) for text in layout.texts]
             lengths = [end - start for start, end in spans]
@@ -234,11 +248,7 @@ class PromptBuilder:
         limit = self.template.passage_tokens
         return caps if limit is None else [min(cap, limit) for cap in caps]
 
-    def _order(self, passages: int) -> Sequence[int]:
-        """Candidate index at each place of the prompt."""
-        return range(passages)[::-1] if self.template.reverse else range(passages)
-
-    def _layout(self, query: str, shown: Sequence[Candidate]) -> _Layout:
+    def _layout(self, query: str, shown: Sequence[Candidate], order: Sequence[int]) -> _Layout:
         template, chat = self.template, self.template.chat
         assert chat is not None
         pieces: list[str] = []
@@ -252,7 +262,7 @@ class PromptBuilder:
 
         write(chat.user + template.opening + template.separator)
         starts, passages, texts = [], [], []
-        for rank, index in enumerate(self._order(len(shown)), start=1):
+        for rank, index in enumerate(order, start=1):
             candidate = shown[index]
             start, body = write(template.label.format(rank=rank))
             starts.append(start)
@@ -296,7 +306,12 @@ class PromptBuilder:
         return _Tokens(np.array(ids, dtype=np.int64), starts, ends, np.array(boundaries[:-1], dtype=np.int64))
 
     def _prompt(
-        self, shown: Sequence[Candidate], layout: _Layout, tokens: _Tokens, counts: Mapping[str, int]
+        self,
+        shown: Sequence[Candidate],
+        order: tuple[int, ...],
+        layout: _Layout,
+        tokens: _Tokens,
+        counts: Mapping[str, int],
     ) -> Prompt:
         """Return the prompt of a tokenised layout, its columns and rows found."""
         length, isolated = len(tokens.ids), self.template.passages == "isolated"
@@ -309,14 +324,14 @@ class PromptBuilder:
             taken = min(max(end, start) + self.template.trailing_columns, limit)
             in_prompt_order[place] = start, taken
         passages = np.empty_like(in_prompt_order)
-        passages[list(self._order(len(shown)))] = in_prompt_order
+        passages[list(order)] = in_prompt_order
         query_start, query_end = tokens.span(*layout.query)
         instruction, _ = tokens.span(layout.instruction, layout.query[1])
         rows = self._rows(instruction, query_start, query_end, length)
         self._check_controls(tokens.ids, passages, (query_start, query_end))
         counts = {"prompt_tokens": length, **counts}
         prefix, boundaries = min(rows[0], query_start), tokens.boundaries if isolated else None
-        return Prompt(tokens.ids, passages, rows, prefix, counts, tuple(shown), layout.text, boundaries)
+        return Prompt(tokens.ids, passages, rows, prefix, counts, tuple(shown), layout.text, boundaries, order)
 
     def _rows(self, instruction: int, query_start: int, query_end: int, length: int) -> tuple[int, int]:
         first, _, last = self.template.rows.partition("..")

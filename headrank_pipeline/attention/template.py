@@ -6,13 +6,14 @@ Published methods differ in layout, rows and columns (METHOD table in docs/metho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from typing import Any, Literal
 
 from headrank_pipeline.attention.markup import Chat
 
-__all__ = ["Columns", "Passages", "PromptTemplate", "Rows"]
+__all__ = ["Columns", "Passages", "PromptTemplate", "Rows", "prompt_order"]
 
 Rows = Literal["query", "query..end", "instruction..query", "instruction..query+1", "instruction..end"]
 Columns = Literal["text", "space+text", "label+text", "label+text+separator"]
@@ -40,7 +41,9 @@ class PromptTemplate:
         columns: the tokens that count for a passage; ``space+text`` takes the space that ends the label where it is a
             token of its own (before digits and white space), as CoRe's code does.
         trailing_columns: tokens more at the end of each passage (CoRe: 1).
-        reverse: write the best candidate last, next to the query.
+        reverse: turn the order round: as given, this writes the best candidate last, next to the query.
+        shuffle_seed: write the passages in an order drawn by this seed, the query's id and their docids, which the order
+            of the candidates does not change; None: in the order of the candidates.
         passage_words: keep that many words of a text (separated by white space), or None for all.
         passage_tokens: keep that many tokens of a text, or None for all.
         passages: ``causal``: a passage sees those before it. ``isolated``: it sees the opening and itself only, and all
@@ -66,6 +69,7 @@ class PromptTemplate:
     passage_words: int | None = None
     passage_tokens: int | None = None
     passages: Passages = "causal"
+    shuffle_seed: int | None = None
     families: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +83,10 @@ class PromptTemplate:
                 f"leave {{rank}} out (label='' writes none)"
             )
 
+    def order(self, qid: str, docids: Sequence[str]) -> tuple[int, ...]:
+        """Return the index of the candidate at each place of a query's prompt."""
+        return prompt_order(qid, docids, reverse=self.reverse, shuffle_seed=self.shuffle_seed)
+
     def written_for(self, family: Chat) -> PromptTemplate:
         """Return the template as it is written for a family of models: with its markup, and nothing left to choose."""
         return replace(self, **{"chat": family, **self.families.get(family.name, {}), "families": {}})
@@ -87,4 +95,24 @@ class PromptTemplate:
         """Return the template as JSON-ready values."""
         fields = asdict(self)
         del fields["families"]  # one of them has been written, or none
+        if self.shuffle_seed is None:  # runs made before there was this field are still the same
+            del fields["shuffle_seed"]
         return fields
+
+
+def prompt_order(
+    qid: str, docids: Sequence[str], *, reverse: bool = False, shuffle_seed: int | None = None
+) -> tuple[int, ...]:
+    """Return the index of the candidate at each place of a prompt: what `PromptTemplate` says of order.
+
+    Examples:
+        >>> prompt_order("q1", ["a", "b", "c", "d"], reverse=True)
+        (3, 2, 1, 0)
+        >>> prompt_order("q1", ["a", "b", "c", "d"], shuffle_seed=1)
+        (2, 0, 1, 3)
+    """
+    order = list(range(len(docids)))
+    if shuffle_seed is not None:  # a digest, as generators may differ between versions of Python
+        drawn = [sha256(f"{shuffle_seed} {qid} {docid}".encode()).digest() for docid in docids]
+        order.sort(key=drawn.__getitem__)
+    return tuple(reversed(order) if reverse else order)

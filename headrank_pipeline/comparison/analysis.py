@@ -1,8 +1,8 @@
 """What a reranker does with the places of its prompt: middle-zone promotion, spread of scores, final ranks.
 
 Each function takes finished runs and judgments and returns a frame with one row per system (or per system and place).
-The *place* of a passage is where the prompt gives it, from 1: first-stage order cut at the depth, turned round where
-the run's template says ``reverse``. Systems that read several windows have no single prompt; first-stage order stands
+The *place* of a passage is where the prompt gives it, from 1: first-stage order cut at the depth, shuffled or turned
+round as the run's template says. Systems that read several windows have no single prompt; first-stage order stands
 for it.
 """
 
@@ -171,7 +171,7 @@ def _scale_of(scale: Scale, lists: Iterable[Sequence[float]]) -> str:
 
 
 def _before(run: FinishedRun, qid: str) -> list[float]:
-    return [candidate.score for candidate in run.first_stage[qid][: run.depth]]
+    return [candidate.score for candidate in run.prompt_candidates(qid)]
 
 
 def _parts(
@@ -187,7 +187,7 @@ def _parts(
     size = len(order)
     final = {docid: rank for rank, docid in enumerate(entry.docids)}
     ranks = np.array([final[docid] for docid in order])
-    first = np.array(_before(run, qid))[:: -1 if run.reverse else 1]
+    first = np.array(_before(run, qid))
     before = _standardised(np.arange(size), first, scales[0])
     after = _standardised(ranks, np.array(entry.scores)[ranks], scales[1])
     relevant = np.array([grades.get(docid, 0) >= level for docid in order])

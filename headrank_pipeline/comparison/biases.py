@@ -30,7 +30,7 @@ def order_sensitivity(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return how rankings of one system differ when it is given the same candidates in other orders.
 
-    Runs belong together when their rerankers are equal but for ``reverse``; their candidates must be equal as sets.
+    Runs belong together when their rerankers are equal but for ``reverse`` and ``shuffle_seed``; their candidates must be equal as sets.
 
     Args:
         runs: finished runs, two or more of each system of interest; systems with one run are left out.
@@ -52,7 +52,7 @@ def order_sensitivity(
     if not several:
         raise ValueError(
             "order sensitivity needs two or more runs of one system on the same candidates in different orders "
-            "(shuffled candidate files, or --option reverse=true); there is only one run of each system here"
+            "(--option shuffle_seed=1 or reverse=true, or shuffled candidate files); there is only one run of each system here"
         )
     summary, per_query = [], []
     for group in several:
@@ -77,7 +77,7 @@ def _without_order(description: Any) -> Any:
     """A reranker's description less what only says in which order the prompt gives the candidates."""
     if not isinstance(description, Mapping):
         return description
-    hidden = {"reverse", "sha256"} if "reverse" in description else set()
+    hidden = {"reverse", "shuffle_seed", "sha256"} if "reverse" in description else set()
     return {key: _without_order(value) for key, value in description.items() if key not in hidden}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.template import prompt_order
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.journal import Entry
 from headrank_pipeline.experiment.manifest import file_sha256, read_json, read_manifest
@@ -53,11 +54,11 @@ class FinishedRun:
         return int(self.identity["depth"])
 
     @property
-    def reverse(self) -> bool:
-        """Whether the best candidate stood last in the prompt; False for systems without one prompt template."""
+    def template(self) -> Mapping[str, Any]:
+        """What the prompt was written by; empty for systems without one prompt template."""
         reranker = self.identity["reranker"]
         template = reranker.get("template") if isinstance(reranker, Mapping) else None
-        return bool(isinstance(template, Mapping) and template.get("reverse"))
+        return template if isinstance(template, Mapping) else {}
 
     @property
     def commit(self) -> str:
@@ -100,10 +101,22 @@ class FinishedRun:
             known += [Path(word.removeprefix("--heads=")) for word in words if word.startswith("--heads=")]
         return next((path for path in known if path.is_file() and HeadSet.load(path).digest() == recorded), None)
 
+    def prompt_candidates(self, qid: str) -> list[Candidate]:
+        """Return the reranked candidates of a query in the order in which the prompt gives them, with their first scores.
+
+        Of a system that reads both orders, the first one.
+        """
+        read = self.first_stage[qid][: self.depth]
+        docids = [candidate.docid for candidate in read]
+        template = self.template
+        order = prompt_order(
+            qid, docids, reverse=bool(template.get("reverse")), shuffle_seed=template.get("shuffle_seed")
+        )
+        return [read[index] for index in order]
+
     def prompt_order(self, qid: str) -> list[str]:
-        """Return the reranked docids of a query in the order in which the prompt gives them."""
-        docids = [candidate.docid for candidate in self.first_stage[qid][: self.depth]]
-        return docids[::-1] if self.reverse else docids
+        """Return the docids of `prompt_candidates`."""
+        return [candidate.docid for candidate in self.prompt_candidates(qid)]
 
     def rankings(self, candidates: Path | None = None) -> Iterator[Ranking]:
         """Yield the candidates with their texts, from the run directory, `candidates`, or where the run read them.
