@@ -209,7 +209,8 @@ def load_config(name: str, revision: str | None) -> Any:
     Raises:
         FileNotFoundError: no such folder, file or model, or a folder without config.json.
         MissingPrerequisite: a GGUF file without what reads it.
-        ValueError: a GGUF file that is damaged or of another family than Qwen3, Qwen2 and Llama.
+        ValueError: a GGUF file that is damaged or of another family than Qwen3, Qwen2 and Llama, or an architecture
+            that transformers does not have; the code that a folder brings is never run.
     """
     if file := gguf_file(name, revision):
         return read_config(file, name)
@@ -227,6 +228,13 @@ def load_config(name: str, revision: str | None) -> Any:
             f"model {name!r} is neither a local model folder (with config.json) nor a name that the Hugging Face hub "
             f"gave us: {str(error).splitlines()[0]}"
         ) from error
+    except ValueError as error:
+        if "custom code" in str(error):
+            raise ValueError(
+                f"model {name}: its architecture is Python code in its own folder (auto_map in config.json), and code "
+                f"of a model is never run here; expected an architecture that transformers has, as in Qwen3 or Llama"
+            ) from error
+        raise ValueError(f"model {name}: {str(error).splitlines()[0]}") from error
 
 
 def load_tokenizer(name: str, revision: str | None) -> Any:
@@ -273,6 +281,7 @@ def _load_weights(name: str, config: Any, depth: int, revision: str | None, dtyp
             config=config,
             dtype=dtype,
             attn_implementation=IMPLEMENTATION,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     if missing := sorted(report["missing_keys"]):

@@ -5,10 +5,13 @@ Torch and transformers are loaded inside pyserini, when the first text is encode
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -91,9 +94,10 @@ class Encoder:
             start_jvm()  # pyserini's encoders sit in a package that looks for Java
             from pyserini.encode import AutoDocumentEncoder
 
-            model = AutoDocumentEncoder(
-                self.name, device=self.device, pooling=self.pooling, l2_norm=self.l2_norm, prefix=None
-            )
+            with _asking_nobody(self.name):
+                model = AutoDocumentEncoder(
+                    self.name, device=self.device, pooling=self.pooling, l2_norm=self.l2_norm, prefix=None
+                )
             model.model.eval().requires_grad_(False)  # pyserini keeps a graph of every batch otherwise
             self._loaded.append(model)
             _log.info("loaded the encoder %s on %s", self.name, self.device)
@@ -144,6 +148,27 @@ def load_encoder(
         max_length=int(known.get("max_length", _MAX_LENGTH)) if max_length is None else max_length,
         device=device,
     )
+
+
+@contextmanager
+def _asking_nobody(name: str) -> Iterator[None]:
+    """Refuse code that a model brings: Pyserini lets transformers ask standard input whether to run it.
+
+    Raises:
+        ValueError: a model whose architecture is code in its own folder.
+    """
+    before, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        yield
+    except ValueError as error:
+        if "custom code" not in str(error):
+            raise
+        raise ValueError(
+            f"encoder {name}: its architecture is Python code in its own folder (auto_map in config.json), and code of "
+            f"a model is never run here; expected an architecture that transformers has, as BERT"
+        ) from error
+    finally:
+        sys.stdin = before
 
 
 def _stated(folder: Path) -> dict[str, Any]:

@@ -222,7 +222,11 @@ class CausalModel:
 def _load_weights(name: str, config: Any, revision: str | None, dtype: torch.dtype) -> Any:
     with reading_weights(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **weights_origin(name, revision), config=config, dtype=dtype, output_loading_info=True
+            **weights_origin(name, revision),
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
