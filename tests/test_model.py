@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
 from tiny_encoder import tiny_encoder
 from tiny_models import tiny_model
-from transformers import Qwen3Config, Qwen3VLConfig
+from transformers import AutoTokenizer, Qwen3Config, Qwen3VLConfig
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import choose_dtype, source_of
 from headrank_pipeline.attention.tap import has_flash_attention
+from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
 from headrank_pipeline.rerank.recipes import headrank
@@ -136,3 +139,45 @@ def test_older_gpus_compute_in_a_dtype_that_has_an_attention_kernel(monkeypatch,
     assert choose_dtype("auto", torch.device("cuda")) == getattr(torch, expected)
     assert choose_dtype("float16", torch.device("cuda")) == torch.float16
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32
+
+
+def with_config(folder, **changes):
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | changes))
+
+
+@pytest.mark.parametrize("load", [reranked, lambda folder: rankgpt(folder, device="cpu")], ids=["heads", "rankgpt"])
+@pytest.mark.parametrize(
+    ("quantised", "needs"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4}, "optimum"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, "gptqmodel"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_quantised_weights_without_their_library_are_a_missing_prerequisite(folder, load, quantised, needs):
+    if find_spec(needs):
+        pytest.skip(f"{needs} is installed")
+    with_config(folder, quantization_config=quantised)
+    with pytest.raises(MissingPrerequisite, match=rf"{folder.name}: its weights are quantised .*{needs}.*; install"):
+        load(folder)
+
+
+def test_weights_of_other_shapes_than_the_configuration_are_refused_in_our_words(folder):
+    with_config(folder, vocab_size=500)
+    with pytest.raises(ValueError, match=r"its weights have other shapes than its config\.json says"):
+        reranked(folder)
+
+
+@pytest.mark.parametrize("load", [reranked, lambda folder: rankgpt(folder, device="cpu")], ids=["heads", "rankgpt"])
+def test_a_tokenizer_of_a_larger_vocabulary_is_refused_at_load(folder, load):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<pad me>"]})
+    tokenizer.save_pretrained(folder)
+    load(folder)  # nobody writes it
+    tokenizer.add_tokens(["COVID-19"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"embeddings for \d+, none for 'COVID-19'; copy the tokenizer that belongs"):
+        load(folder)

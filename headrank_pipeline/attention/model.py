@@ -18,6 +18,7 @@ from transformers import logging as transformers_logging
 from headrank_pipeline.attention.gguf import gguf_file, read_config, read_tokenizer, weights_of
 from headrank_pipeline.attention.heads import HeadSet, resolve_heads
 from headrank_pipeline.attention.tap import IMPLEMENTATION, has_flash_attention, register
+from headrank_pipeline.attention.vocabulary import check_vocabulary
 from headrank_pipeline.pipeline import MissingPrerequisite
 
 __all__ = [
@@ -150,7 +151,8 @@ def load(
 
     Raises:
         FileNotFoundError: no such folder, file or model, or one without weights or tokenizer.
-        MissingPrerequisite: a GPU was named and there is none, or a GGUF file without what reads it.
+        MissingPrerequisite: a GPU was named and there is none, or a library that the weights need (GGUF, quantised) is
+            absent.
         ValueError: heads the model lacks, sliding-window layers, no decoder, or a checkpoint that is damaged or lacks
             weights.
     """
@@ -163,6 +165,7 @@ def load(
         logger.warning("head set %s was selected on %s and is read on %s", head_set.name, head_set.model, name)
     tokenizer = load_tokenizer(name, revision)  # before the weights, which may take minutes
     weights = _load_weights(name, config, head_set.depth, revision, choose_dtype(dtype, chosen))
+    check_vocabulary(name, weights, tokenizer)
     prefer_flash_attention(chosen)
     weights.to(device=chosen)  # type: ignore[call-arg]  # transformers' wrapper loses the signature
     logger.info("loaded %d of %d layers of %s on %s", head_set.depth, source.layers, name, chosen)
@@ -281,7 +284,6 @@ def _load_weights(name: str, config: Any, depth: int, revision: str | None, dtyp
             config=config,
             dtype=dtype,
             attn_implementation=IMPLEMENTATION,
-            trust_remote_code=False,
             output_loading_info=True,
         )
     if missing := sorted(report["missing_keys"]):
@@ -317,7 +319,8 @@ def reading_weights(name: str) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: a damaged file.
+        MissingPrerequisite: they are quantised, and the library or the GPU that this needs is not there.
+        ValueError: a damaged file, or weights of other shapes than the configuration says.
     """
     try:
         with quiet_transformers():
@@ -326,6 +329,24 @@ def reading_weights(name: str) -> Iterator[None]:
         raise FileNotFoundError(f"model {name}: no weights to be had: {str(error).splitlines()[0]}") from error
     except SafetensorError as error:
         raise ValueError(f"model {name}: a damaged weight file ({error}); copy or download it again") from error
+    except ImportError as error:
+        raise MissingPrerequisite(
+            f"model {name}: its weights are quantised ({_first_line(error)}); install what they need, or name the "
+            f"model as it was before it was quantised"
+        ) from error
+    except RuntimeError as error:
+        if "GPU is re" in str(error) or "GPU is need" in str(error):  # transformers' quantizers
+            raise MissingPrerequisite(f"model {name}: its weights are quantised: {_first_line(error)}") from error
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"model {name}: its weights have other shapes than its config.json says; these files do not belong "
+            f"together: copy or download all of them again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")
 
 
 @contextmanager

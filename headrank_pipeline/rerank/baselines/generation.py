@@ -24,6 +24,7 @@ from headrank_pipeline.attention.model import (
     source_of,
     weights_origin,
 )
+from headrank_pipeline.attention.vocabulary import check_vocabulary
 from headrank_pipeline.rerank.baselines.decoding import Decoding
 
 __all__ = ["CausalModel", "Generated", "Loading"]
@@ -95,6 +96,7 @@ class CausalModel:
         self.max_prompt_tokens = budget
         self.tokenizer: Any = load_tokenizer(name, loading.revision)
         self._model = _load_weights(name, config, loading.revision, choose_dtype(loading.dtype, device))
+        check_vocabulary(name, self._model, self.tokenizer)
         prefer_flash_attention(device)
         self._model.to(device=device)
         self._ends = _ends(self._model.generation_config.eos_token_id, self.tokenizer.eos_token_id)
@@ -225,7 +227,6 @@ def _load_weights(name: str, config: Any, revision: str | None, dtype: torch.dty
             **weights_origin(name, revision),
             config=config,
             dtype=dtype,
-            trust_remote_code=False,
             output_loading_info=True,
         )
     model, report = loaded
