@@ -5,7 +5,7 @@ import logging
 import math
 import random
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -16,10 +16,21 @@ from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.scoring import ScoringRule
+from headrank_pipeline.attention.template import PromptTemplate
 from headrank_pipeline.pipeline import Failure
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank import recipes
-from headrank_pipeline.rerank.recipes import core, embedded_model, headrank, icr, qrhead, qrranker
+from headrank_pipeline.rerank.recipes import (
+    Keywords,
+    Loading,
+    core,
+    embedded_model,
+    headrank,
+    icr,
+    qrhead,
+    qrranker,
+)
 
 HEADS = HeadSet("some", ((1, 0), (2, 3)))
 SYSTEMS = {
@@ -151,6 +162,35 @@ def test_options_change_fields_and_unknown_ones_are_refused(folder):
     assert reranker.recipe.template.reverse and reranker.recipe.rule.length_exponent == 1.0
     with pytest.raises(ValueError, match="headrank has no option 'revers'; did you mean 'reverse'"):
         headrank(folder, HEADS, options={"revers": True}, device="cpu")
+
+
+MAKERS = {"headrank": headrank, "icr": icr, "qrhead": qrhead, "core": core, "qrranker": qrranker}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_options_are_taken_as_keywords_and_unknown_ones_are_refused(folder, name):
+    make = MAKERS[name]
+    spelled = make(folder, HEADS, passage_words=2, length_exponent=1.0, device="cpu")
+    assert (
+        spelled.describe()
+        == make(folder, HEADS, options={"passage_words": 2, "length_exponent": 1.0}, device="cpu").describe()
+    )
+    assert spelled.rerank(ranking(["one two three four"])).notes["words_dropped"] == 2
+    for unknown, near in {"devcie": "device", "pasage_words": "passage_words", "suport": "support"}.items():
+        with pytest.raises(ValueError, match=f"{name} has no option '{unknown}'; did you mean '{near}'"):
+            make(folder, HEADS, **{unknown: 1})
+    with pytest.raises(ValueError, match=f"{name} has no option 'foo'; options: .*device"):
+        make(folder, HEADS, foo=1)
+    with pytest.raises(ValueError, match=f"{name}: reverse given as a keyword and in options"):
+        make(folder, HEADS, reverse=True, options={"reverse": False})
+
+
+def test_every_option_is_a_keyword_that_type_checkers_know():
+    fields_of = {field.name for kind in (PromptTemplate, ScoringRule) for field in fields(kind)}
+    arguments = {"heads"}  # of the functions themselves
+    not_to_choose = {"name", "families"}
+    known = set(Keywords.__annotations__)
+    assert known - set(Loading.__annotations__) == fields_of - not_to_choose - arguments - {"chat"}
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,18 @@ from headrank_pipeline.attention.markup import CHATS
 from headrank_pipeline.attention.model import check_folder, load
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.scoring import ScoringRule
+from headrank_pipeline.attention.tap import Support
+from headrank_pipeline.attention.template import Columns, Passages, PromptTemplate, Rows
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
+from headrank_pipeline.rerank.options import refuse_unknown
 from headrank_pipeline.rerank.recipe import CORE, HEADS_FILE, ICR, QRHEAD, QRRANKER, Recipe, recipe_of
 
 __all__ = ["core", "embedded_first_stage_weight", "embedded_model", "headrank", "icr", "qrhead", "qrranker"]
 
 
 class Loading(TypedDict, total=False):
-    """How a model is loaded; the keyword arguments that all recipes share."""
+    """How a model is loaded and fed."""
 
     device: str
     dtype: str
@@ -38,12 +42,35 @@ class Loading(TypedDict, total=False):
     passage_cache: PassageCache | str | Path | None
 
 
+class Keywords(Loading, total=False):
+    """The keyword arguments that all recipes share: how a model is loaded, and fields of template and rule."""
+
+    opening: str
+    instruction: str
+    label: str
+    title: str
+    keep_empty_title: bool
+    separator: str
+    query_label: str
+    rows: Rows
+    columns: Columns
+    trailing_columns: int
+    reverse: bool
+    passage_words: int | None
+    passage_tokens: int | None
+    passages: Passages
+    support: Support
+    content_free: str | None
+    filter_deviations: float | None
+    length_exponent: float
+
+
 def headrank(
     model: str | Path,
     heads: HeadSet | str | Path | None = None,
     *,
     options: Mapping[str, Any] | None = None,
-    **loading: Unpack[Loading],
+    **given: Unpack[Keywords],
 ) -> AttentionReranker:
     """Return HeadRank: documents-only softmax, mean over rows and heads, one forward pass, no calibration.
 
@@ -56,12 +83,14 @@ def headrank(
             trained folder brings along (heads.json).
         options: fields of `PromptTemplate` or `ScoringRule` to change, such as ``{"reverse": True}``; a trained
             folder's own (recipe.json) are the base.
-        **loading: device, dtype, revision, batch_tokens, max_prompt_tokens, chat, and with isolated passages
-            passage_cache: a `PassageCache`, or a folder.
+        **given: device, dtype, revision, batch_tokens, max_prompt_tokens, chat, and with isolated passages
+            passage_cache: a `PassageCache`, or a folder. Any other name is an option: ``passage_words=100`` is
+            ``options={"passage_words": 100}`` (the rule's ``heads`` can only be an option).
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no heads were named and the model folder brings none.
+        ValueError: no heads were named and the model folder brings none, or a name that is neither a keyword nor an
+            option.
     """
     folder = Path(model)
     if heads is None:
@@ -75,16 +104,15 @@ def headrank(
                 f"headrank needs heads: {found}; name a head set (--heads: a JSON file, a published name, 'all' or "
                 f"'layers:10-13')"
             )
-    return _load(recipe_of(model), model, heads, options, loading)
+    return _load(recipe_of(model), model, heads, options, given)
 
 
 def icr(
     model: str | Path,
     heads: HeadSet | str | Path = "all",
     *,
-    instruction: str = "ie",
     options: Mapping[str, Any] | None = None,
-    **loading: Unpack[Loading],
+    **given: Unpack[Keywords],
 ) -> AttentionReranker:
     """Return ICR (arXiv 2410.02642): all heads summed, calibrated with "N/A", outlying tokens dropped.
 
@@ -95,12 +123,11 @@ def icr(
     Args:
         model: as in `headrank`.
         heads: as in `headrank`; all of them by default.
-        instruction: ``ie`` or ``qa`` (the authors use ``qa`` for trec-covid, fiqa, webis-touche2020, dbpedia-entity,
-            nq and the multi-hop sets), or words of your own; `options` may name it, too.
         options: as in `headrank`.
-        **loading: as in `headrank`.
+        **given: as in `headrank`; ``instruction`` is ``ie`` (the default) or ``qa`` (the authors use it for trec-covid,
+            fiqa, webis-touche2020, dbpedia-entity, nq and the multi-hop sets), or words of your own.
     """
-    return _load(ICR, model, heads, {"instruction": instruction, **(options or {})}, loading)
+    return _load(ICR, model, heads, options, given)
 
 
 def qrhead(
@@ -108,14 +135,14 @@ def qrhead(
     heads: HeadSet | str | Path,
     *,
     options: Mapping[str, Any] | None = None,
-    **loading: Unpack[Loading],
+    **given: Unpack[Keywords],
 ) -> AttentionReranker:
     """Return QRHead's retriever (arXiv 2506.09944): a fixed set of heads under ICR's scoring, 400-word passages.
 
     Differs from the published code in two points: spans of nested or repeated passages are their own (there a passage
     is found by its first occurrence), and a passage of one token keeps it. Arguments as in `headrank`.
     """
-    return _load(QRHEAD, model, heads, options, loading)
+    return _load(QRHEAD, model, heads, options, given)
 
 
 def core(
@@ -123,14 +150,14 @@ def core(
     heads: HeadSet | str | Path,
     *,
     options: Mapping[str, Any] | None = None,
-    **loading: Unpack[Loading],
+    **given: Unpack[Keywords],
 ) -> AttentionReranker:
     """Return CoRe reranking (arXiv 2510.02219): 8 contrastively selected heads, text without titles, given order.
 
     The authors rerank 40 candidates. They publish prompts for Llama, Mistral, Phi and Granite: on Qwen, ours puts their
     words into Qwen's markup. A passage of one token keeps it. Arguments as in `headrank`.
     """
-    return _load(CORE, model, heads, options, loading)
+    return _load(CORE, model, heads, options, given)
 
 
 def qrranker(
@@ -138,14 +165,14 @@ def qrranker(
     heads: HeadSet | str | Path = "qrranker-qwen3-4b",
     *,
     options: Mapping[str, Any] | None = None,
-    **loading: Unpack[Loading],
+    **given: Unpack[Keywords],
 ) -> AttentionReranker:
     """Return QRRanker's scoring (arXiv 2602.12192): 16 heads, mean over heads and rows, whole chunk lines as columns.
 
     Prompt and head list are those of the public port of the released model; how it writes a chunk without a title is
     not known, ours leaves "Title: …: " out. Arguments as in `headrank`.
     """
-    return _load(QRRANKER, model, heads, options, loading)
+    return _load(QRRANKER, model, heads, options, given)
 
 
 def embedded_model() -> Path:
@@ -165,10 +192,11 @@ def _load(
     model: str | Path,
     heads: HeadSet | str | Path,
     options: Mapping[str, Any] | None,
-    loading: Loading,
+    given: Keywords,
 ) -> AttentionReranker:
+    loading, options = _shared_out(recipe.name, given, options or {})
     # Weights trained for isolated passages are not read with causal ones, whatever prompt and rule they are read by.
-    varied = recipe.varied({"passages": recipe_of(model).template.passages, **(options or {})})
+    varied = recipe.varied({"passages": recipe_of(model).template.passages, **options})
     family = loading.get("chat", "auto")
     if family != "auto" and family not in CHATS:
         raise ValueError(f"chat {family!r}: expected auto or one of {', '.join(CHATS)}")
@@ -187,3 +215,17 @@ def _load(
     )
     varied = replace(varied, template=replace(varied.template, chat=CHATS.get(family)))
     return AttentionReranker(reader, varied, max_prompt_tokens=loading.get("max_prompt_tokens"))
+
+
+def _shared_out(system: str, given: Keywords, options: Mapping[str, Any]) -> tuple[Loading, dict[str, Any]]:
+    """Return the keywords that load a model, and all others together with the options.
+
+    Raises:
+        ValueError: a name that nothing here has, with the nearest; or one that is given twice.
+    """
+    refuse_unknown(system, given, PromptTemplate, ScoringRule, others=tuple(Loading.__annotations__))
+    own = {name: value for name, value in given.items() if name not in Loading.__annotations__}
+    if twice := sorted(own.keys() & options.keys()):
+        raise ValueError(f"{system}: {', '.join(twice)} given as a keyword and in options; name it once")
+    loading: Any = {name: value for name, value in given.items() if name not in own}
+    return loading, {**options, **own}
