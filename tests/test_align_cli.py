@@ -156,9 +156,13 @@ def test_head_map_leaves_constant_heads_blank_and_equal_files_give_equal_picture
     assert first.startswith(PNG)
 
 
-def test_heads_of_every_system_are_measured_with_the_passages_that_a_model_was_trained_for():
+def test_heads_of_every_system_are_measured_with_the_passages_that_a_model_was_trained_for(tmp_path):
     layouts = [
-        [learning._recipe(system, str(model), asked).template.passages for system in ("headrank", "icr", "core")]
-        for model, asked in ((embedded_model(), None), (embedded_model(), "causal"), ("Qwen/Qwen3-0.6B", None))
+        [learning._recipe(system, str(model), None, asked).template.passages for system in ("headrank", "icr", "core")]
+        for model, asked in (
+            (embedded_model(), None),
+            (embedded_model(), "causal"),
+            (tmp_path, None),
+        )  # no trained folder
     ]
     assert layouts == [["isolated"] * 3, ["causal"] * 3, ["causal"] * 3]

@@ -17,6 +17,7 @@ from transformers import logging as transformers_logging
 
 from headrank_pipeline.attention.gguf import gguf_file, read_config, read_tokenizer, weights_of
 from headrank_pipeline.attention.heads import HeadSet, resolve_heads
+from headrank_pipeline.attention.hub import commit_of
 from headrank_pipeline.attention.tap import IMPLEMENTATION, has_flash_attention, register
 from headrank_pipeline.attention.vocabulary import check_vocabulary
 from headrank_pipeline.pipeline import MissingPrerequisite
@@ -192,7 +193,7 @@ def source_of(name: str, config: Any, revision: str | None) -> ModelSource:
     local = gguf_file(name, revision) or (Path(name) if Path(name).is_dir() else None)
     return ModelSource(
         name=name,
-        revision=getattr(config, "_commit_hash", None) or revision,
+        revision=commit_of(name, revision),
         fingerprint=fingerprint(local) if local else "",
         layers=config.num_hidden_layers,
         heads_per_layer=config.num_attention_heads,

@@ -116,7 +116,7 @@ def select_heads(
     ) as bar:
         found = select(
             loaded,
-            _recipe(system, model, passages),
+            _recipe(system, model, loaded.source.revision, passages),
             graded,
             config,
             origin=origin,
@@ -221,7 +221,12 @@ def train(
     loaded = load(model, heads, device=device, dtype=dtype, revision=revision)
     directory = output / "training"
     trainer = Trainer(
-        loaded, _recipe("headrank", model, passages), data, config, directory=directory, overwrite=overwrite
+        loaded,
+        _recipe("headrank", model, loaded.source.revision, passages),
+        data,
+        config,
+        directory=directory,
+        overwrite=overwrite,
     )
     with Progress(trainer.steps, trainer.done, unit=("step", "steps"), what="train") as bar:
         report = trainer.run(on_event=lambda event: bar.advance(1) if event["event"] == "step" else None)
@@ -261,11 +266,11 @@ def _report(report: TrainingReport, output: Path, *, as_json: bool) -> None:
     click.echo(f"{report.end} after {report.steps} steps: {output}")
 
 
-def _recipe(system: str, model: str, passages: str | None) -> Recipe:
+def _recipe(system: str, model: str, revision: str | None, passages: str | None) -> Recipe:
     """Return what heads are measured with: HeadRank's is that of a trained folder; its passages are every system's."""
     from headrank_pipeline.rerank import recipe as recipes
 
-    trained: Recipe = recipes.recipe_of(model)
+    trained: Recipe = recipes.recipe_of(model, revision)
     recipe: Recipe = trained if system == "headrank" else getattr(recipes, system.upper())
     return recipe.varied({**_DETECTION.get(system, {}), "passages": passages or trained.template.passages})
 

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from headrank_pipeline.attention.markup import CHATML, GRANITE, LLAMA3, MISTRAL, Chat
 from headrank_pipeline.attention.scoring import ScoringRule
 from headrank_pipeline.attention.template import PromptTemplate
+from headrank_pipeline.rerank.brought import brought_by
 from headrank_pipeline.rerank.options import read_settings, refuse_unknown
 
-__all__ = ["CORE", "HEADRANK", "HEADS_FILE", "ICR", "ICR_INSTRUCTIONS", "QRHEAD", "QRRANKER", "Recipe", "recipe_of"]
+__all__ = ["CORE", "HEADRANK", "ICR", "ICR_INSTRUCTIONS", "QRHEAD", "QRRANKER", "Recipe", "read_recipe", "recipe_of"]
 
 CONTENT_FREE = "N/A"
 
@@ -24,10 +25,6 @@ ICR_INSTRUCTIONS = {
     "ie": "Please find information that are relevant to the following query in the paragraphs above.",
     "qa": "Please answer the following question based on the information in the paragraphs above.",
 }
-
-# What a trained model folder holds beside weights and tokenizer (align/export.py writes them).
-HEADS_FILE = "heads.json"
-RECIPE_FILE = "recipe.json"
 
 Settings = TypeVar("Settings", PromptTemplate, ScoringRule)
 
@@ -162,14 +159,27 @@ QRRANKER = Recipe(
 )
 
 
-def recipe_of(model: str | Path) -> Recipe:
-    """Return the prompt and rule that a trained folder's weights belong to (recipe.json); `HEADRANK` for other models.
+def recipe_of(model: str | Path, revision: str | None = None) -> Recipe:
+    """Return the prompt and rule that a trained model's weights belong to; `HEADRANK` for other models.
+
+    Args:
+        model: a local folder or a Hugging Face name.
+        revision: of a Hugging Face model.
 
     Raises:
+        FileNotFoundError: no such folder or model.
         ValueError: a recipe.json that is not the template and rule of a trained model.
     """
-    path = Path(model) / RECIPE_FILE
-    if not path.is_file():
+    return read_recipe(brought_by(model, revision).recipe)
+
+
+def read_recipe(path: Path | None) -> Recipe:
+    """Return the prompt and rule in a trained model's recipe.json; `HEADRANK` for None, a model that has no such file.
+
+    Raises:
+        ValueError: a file that is not the template and rule of a trained model.
+    """
+    if path is None:
         return HEADRANK
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

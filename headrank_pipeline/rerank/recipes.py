@@ -17,15 +17,16 @@ from typing import Any, TypedDict, Unpack
 from headrank_pipeline.attention.budget import BATCH_TOKENS, TokenBudget
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.markup import CHATS
-from headrank_pipeline.attention.model import check_folder, load
+from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.scoring import ScoringRule
 from headrank_pipeline.attention.tap import Support
 from headrank_pipeline.attention.template import Columns, Passages, PromptTemplate, Rows
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
+from headrank_pipeline.rerank.brought import HEADS_FILE, Brought, brought_by
 from headrank_pipeline.rerank.options import refuse_unknown
-from headrank_pipeline.rerank.recipe import CORE, HEADS_FILE, ICR, QRHEAD, QRRANKER, Recipe, recipe_of
+from headrank_pipeline.rerank.recipe import CORE, ICR, QRHEAD, QRRANKER, Recipe, read_recipe
 
 __all__ = ["core", "embedded_first_stage_weight", "embedded_model", "headrank", "icr", "qrhead", "qrranker"]
 
@@ -80,31 +81,19 @@ def headrank(
     Args:
         model: a local folder, a Hugging Face name or a GGUF file; see `attention.model.load` for errors.
         heads: a HeadSet, a JSON file, a published name, ``"all"`` or ``"layers:10-13"``; None for the heads that a
-            trained folder brings along (heads.json).
+            trained model brings along (heads.json, in its folder or at its revision on the hub).
         options: fields of `PromptTemplate` or `ScoringRule` to change, such as ``{"reverse": True}``; a trained
-            folder's own (recipe.json) are the base.
+            model's own (recipe.json) are the base.
         **given: device, dtype, revision, batch_tokens, max_prompt_tokens, chat, and with isolated passages
             passage_cache: a `PassageCache`, or a folder. Any other name is an option: ``passage_words=100`` is
             ``options={"passage_words": 100}`` (the rule's ``heads`` can only be an option).
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no heads were named and the model folder brings none, or a name that is neither a keyword nor an
+        ValueError: no heads were named and the model brings none, or a name that is neither a keyword nor an
             option.
     """
-    folder = Path(model)
-    if heads is None:
-        heads = folder / HEADS_FILE
-        if not heads.is_file():
-            file = folder.suffix == ".gguf"
-            if not file:
-                check_folder(str(model))
-            found = f"{model} brings no {HEADS_FILE}" if file or folder.is_dir() else f"there is no folder {model}"
-            raise ValueError(
-                f"headrank needs heads: {found}; name a head set (--heads: a JSON file, a published name, 'all' or "
-                f"'layers:10-13')"
-            )
-    return _load(recipe_of(model), model, heads, options, given)
+    return _load(None, model, heads, options, given)
 
 
 def icr(
@@ -188,24 +177,27 @@ def embedded_first_stage_weight() -> float:
 
 
 def _load(
-    recipe: Recipe,
+    recipe: Recipe | None,
     model: str | Path,
-    heads: HeadSet | str | Path,
+    heads: HeadSet | str | Path | None,
     options: Mapping[str, Any] | None,
     given: Keywords,
 ) -> AttentionReranker:
-    loading, options = _shared_out(recipe.name, given, options or {})
+    """Return a recipe's reranker; None for the recipe and the heads that the model brings along."""
+    loading, options = _shared_out("headrank" if recipe is None else recipe.name, given, options or {})
+    brought = brought_by(model, loading.get("revision"))
+    trained = read_recipe(brought.recipe)
     # Weights trained for isolated passages are not read with causal ones, whatever prompt and rule they are read by.
-    varied = recipe.varied({"passages": recipe_of(model).template.passages, **options})
+    varied = (recipe or trained).varied({"passages": trained.template.passages, **options})
     family = loading.get("chat", "auto")
     if family != "auto" and family not in CHATS:
         raise ValueError(f"chat {family!r}: expected auto or one of {', '.join(CHATS)}")
     loaded = load(
         model,
-        heads,
+        _own_heads(model, brought) if heads is None else heads,
         device=loading.get("device", "auto"),
         dtype=loading.get("dtype", "auto"),
-        revision=loading.get("revision"),
+        revision=brought.revision,
     )
     cache = loading.get("passage_cache")
     reader = AttentionReader(
@@ -215,6 +207,17 @@ def _load(
     )
     varied = replace(varied, template=replace(varied.template, chat=CHATS.get(family)))
     return AttentionReranker(reader, varied, max_prompt_tokens=loading.get("max_prompt_tokens"))
+
+
+def _own_heads(model: str | Path, brought: Brought) -> HeadSet | Path:
+    if brought.heads is not None:
+        return brought.heads if Path(model).is_dir() else replace(HeadSet.load(brought.heads), model=str(model))
+    found = f"there is no folder {model}" if brought.revision is None else f"{model} brings no {HEADS_FILE}"
+    found = f"{model} brings no {HEADS_FILE}" if Path(model).exists() else found
+    raise ValueError(
+        f"headrank needs heads: {found}; name a head set (--heads: a JSON file, a published name, 'all' or "
+        f"'layers:10-13')"
+    )
 
 
 def _shared_out(system: str, given: Keywords, options: Mapping[str, Any]) -> tuple[Loading, dict[str, Any]]:

@@ -1,0 +1,56 @@
+"""What a trained model brings along beside weights and tokenizer: its heads, and the prompt and rule it is read by.
+
+In a folder they lie beside the weights. Of a model on the Hugging Face hub they are fetched from the very commit that
+its weights come from: weights that were trained for isolated passages mean nothing to a causal prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrank_pipeline.attention.gguf import gguf_file
+from headrank_pipeline.attention.hub import commit_of, hub_file
+from headrank_pipeline.attention.model import check_folder, load_config
+
+__all__ = ["HEADS_FILE", "RECIPE_FILE", "Brought", "brought_by"]
+
+# align/export.py writes them.
+HEADS_FILE = "heads.json"
+RECIPE_FILE = "recipe.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """Files of a trained model, each None where the model has none.
+
+    Args:
+        recipe: prompt and rule.
+        heads: the head set.
+        revision: the commit that both are of, and that weights must be loaded at; None of a folder.
+    """
+
+    recipe: Path | None
+    heads: Path | None
+    revision: str | None
+
+
+def brought_by(model: str | Path, revision: str | None = None) -> Brought:
+    """Return what a model brings along: a local folder, or a Hugging Face name at a revision.
+
+    Raises:
+        FileNotFoundError: no such folder, or no such model.
+        ValueError: an architecture that transformers does not have.
+    """
+    name, folder = str(model), Path(model)
+    if gguf_file(name, revision):  # one file is all there is
+        return Brought(None, None, revision)
+    check_folder(name)
+    if folder.is_dir():
+        recipe, heads = folder / RECIPE_FILE, folder / HEADS_FILE
+        return Brought(recipe if recipe.is_file() else None, heads if heads.is_file() else None, revision)
+    if "/" not in name:  # the hub's own, from before it had owners: nobody trained one of them for us
+        return Brought(None, None, revision)
+    load_config(name, revision)  # says what there is no model behind
+    commit = commit_of(name, revision)
+    return Brought(hub_file(name, RECIPE_FILE, commit), hub_file(name, HEADS_FILE, commit), commit)
