@@ -15,7 +15,15 @@ from transformers import PreTrainedModel
 
 from headrank_pipeline.pipeline import MissingPrerequisite
 
-__all__ = ["LOW_RANK", "Moves", "checkpointed_activations", "fold_lora", "load_movable", "movable_weights", "set_movable"]
+__all__ = [
+    "LOW_RANK",
+    "Moves",
+    "checkpointed_activations",
+    "fold_lora",
+    "load_movable",
+    "movable_weights",
+    "set_movable",
+]
 
 Moves = Literal["lora", "lora-all", "heads", "qk", "all"]
 

@@ -77,7 +77,10 @@ class Branches:
         for branch, whole in enumerate(prompts):
             shift = self.longest + self.offsets[prompt][branch] - prefix
             for start, end in whole.passages.tolist():
-                spans += [(min(start, prefix), min(end, prefix)), (max(start, prefix) + shift, max(end, prefix) + shift)]
+                spans += [
+                    (min(start, prefix), min(end, prefix)),
+                    (max(start, prefix) + shift, max(end, prefix) + shift),
+                ]
         return spans
 
     def gather(self, read: Tensor, prompt: int, branch: int, prefix: int) -> Tensor:

@@ -14,10 +14,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def commit_of(name: str, revision: str | None) -> str | None:
-    """Return the commit that a revision of a model is now; `revision` itself for a folder or file, or where it cannot
-    be told.
+    """Return the commit that a revision of a model is now, or `revision` itself where that cannot be told.
 
-    Transformers noted it in configurations up to 5.22.
+    It cannot for folders and files. Transformers noted it in configurations up to 5.22.
     """
     from huggingface_hub import hf_hub_download  # reads HF_HUB_OFFLINE when it is imported
 

@@ -50,8 +50,8 @@ def check_finite(values: Tensor, heads: Sequence[tuple[int, int]], qid: str) -> 
     if not finite.all():
         layer, head = min(heads[index] for index in (~finite).nonzero()[:, 0].tolist())
         raise ValueError(
-            f"qid {qid}: the attention of head {layer}-{head} is not finite; an overflow in half precision is the usual "
-            f"cause: try --dtype float32, and if it is that already, the weights are broken"
+            f"qid {qid}: the attention of head {layer}-{head} is not finite; the usual cause is an overflow in half "
+            f"precision: try --dtype float32, and if it is that already, the weights are broken"
         )
 
 

@@ -57,6 +57,7 @@ class Keywords(Loading, total=False):
     columns: Columns
     trailing_columns: int
     reverse: bool
+    shuffle_seed: int | None
     passage_words: int | None
     passage_tokens: int | None
     passages: Passages
