@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from decoder_families import family_folder
 from graded_lists import overlap_lists
 from tiny_models import tiny_model
 
@@ -141,6 +142,34 @@ def test_every_movable_weight_gets_a_gradient_and_no_other(folder, moves):
         assert {name.split(".")[3] for name in names if name.startswith("layers.1.")} == {"q_proj", "k_proj"}
     if moves == "all":
         assert {"embed_tokens.weight", "layers.0.mlp.up_proj.weight", "layers.1.input_layernorm.weight"} <= set(names)
+
+
+@pytest.mark.parametrize("moves", ["lora", "lora-all", "heads", "qk", "all"])
+def test_a_fused_matrix_of_q_k_and_v_moves_whole(tmp_path, moves):
+    loaded = fresh(family_folder(tmp_path, "phi3"), HeadSet("two", ((0, 0), (2, 1))))
+    names = set_movable(loaded.model, moves, read={0, 2})
+    scorer = ListScorer(AttentionReader(loaded), SHORT)
+    torch.stack([one.log()[0] for one in scorer.forward(scorer.prompts(LISTS[:2]))]).sum().backward()
+    with_gradient = {name for name, weight in loaded.model.named_parameters() if weight.grad is not None}
+    assert with_gradient == set(names)
+    moved = {name.split(".")[1] for name in names if "qkv_proj" in name}
+    assert moved == ({"0", "2"} if moves == "heads" else {"0", "1", "2"})
+
+
+@pytest.mark.parametrize("moves", ["lora", "lora-all", "heads", "qk"])
+def test_a_family_without_matrices_of_q_and_k_is_refused_by_name(tmp_path, moves):
+    loaded = fresh(family_folder(tmp_path, "deepseek_v3"))
+    with pytest.raises(
+        ValueError, match=rf"moves '{moves}': a DeepseekV3Model has no q_proj .*q_a_proj.*choose --moves"
+    ):
+        set_movable(loaded.model, moves)
+
+
+def test_all_moves_what_keys_and_queries_of_the_deepest_layer_are_made_of(tmp_path):
+    names = set_movable(fresh(family_folder(tmp_path, "deepseek_v3")).model, "all")
+    deepest = {name.removeprefix("layers.1.") for name in names if name.startswith("layers.1.")}
+    assert {"self_attn.q_b_proj.weight", "self_attn.kv_a_proj_with_mqa.weight", "input_layernorm.weight"} <= deepest
+    assert not any("o_proj" in name or "mlp" in name for name in deepest)
 
 
 def test_only_the_layers_that_are_read_move_with_the_heads(folder, tmp_path):

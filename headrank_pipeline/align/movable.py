@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -25,12 +26,17 @@ __all__ = [
     "set_movable",
 ]
 
+logger = logging.getLogger(__name__)
+
 Moves = Literal["lora", "lora-all", "heads", "qk", "all"]
 
 LOW_RANK = ("lora", "lora-all")
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
-_QUERY_KEY = re.compile(r"self_attn\.(q_proj|k_proj|q_norm|k_norm)\.")
+# Some families norm q and k, and Phi-3 and Phi-4 keep q, k and v in one matrix.
+_QUERY_KEY = re.compile(r"self_attn\.((q|k|query|key)_(proj|norm|layernorm)|qkv_proj)\.")
+_AFTER_READING = re.compile(r"self_attn\.(v_proj|v_norm|o_proj|dense)\.")
+_FINAL_NORM = re.compile(r"(norm|final_layernorm|final_norm)\.")
 
 
 def set_movable(
@@ -45,7 +51,8 @@ def set_movable(
     """Make the chosen weights of a frozen, truncated model trainable, in float32, and return their names.
 
     The deepest layer contributes its input norm, q and k only: nothing after them is ever computed there, so its v, o
-    and MLP and the final norm stay frozen whatever is chosen.
+    and MLP and the final norm stay frozen whatever is chosen. Where a family keeps q, k and v in one matrix (Phi-3,
+    Phi-4), that matrix moves, v with it.
 
     Args:
         model: as `attention.model.load` returns it; LoRA modules are put into it, `fold_lora` takes them out again.
@@ -59,11 +66,13 @@ def set_movable(
 
     Raises:
         MissingPrerequisite: LoRA without peft.
-        ValueError: an unknown choice.
+        ValueError: an unknown choice, or a family without matrices of q and k where these are to move.
     """
     depth = int(model.config.num_hidden_layers)
     if moves not in get_args(Moves):
         raise ValueError(f"moves {moves!r}: expected one of {', '.join(get_args(Moves))}")
+    if moves != "all":
+        _check_projections(model, moves)
     if moves in LOW_RANK:
         _inject_lora(model, _targets(moves, depth), lora_rank, lora_alpha, lora_dropout)
     layers = frozenset(range(depth) if moves == "qk" else (depth - 1,) if read is None else read)
@@ -83,14 +92,30 @@ def _moves(name: str, moves: Moves, layers: Collection[int], depth: int) -> bool
     if moves in ("heads", "qk"):
         return place is not None and int(place[1]) in layers and _QUERY_KEY.match(place[2]) is not None
     if place is None:
-        return not name.startswith("norm.")  # embeddings move, the final norm is never reached
-    deepest = int(place[1]) == depth - 1
-    return not deepest or place[2].startswith("input_layernorm.") or _QUERY_KEY.match(place[2]) is not None
+        return _FINAL_NORM.match(name) is None  # embeddings move, the final norm is never reached
+    if int(place[1]) < depth - 1:
+        return True
+    read = place[2].startswith("self_attn.") and _AFTER_READING.match(place[2]) is None
+    return read or place[2].startswith("input_layernorm.")
+
+
+def _check_projections(model: PreTrainedModel, moves: Moves) -> None:
+    """Refuse families whose q and k do not each come from one matrix, before nothing would move."""
+    layers: Any = model.get_submodule("layers")
+    attention = layers[-1].self_attn
+    if hasattr(attention, "qkv_proj"):
+        logger.info("%s keeps q, k and v in one matrix: v moves with them", type(model).__name__)
+    elif not (hasattr(attention, "q_proj") and hasattr(attention, "k_proj")):
+        found = [name for name, module in attention.named_children() if isinstance(module, torch.nn.Linear)]
+        raise ValueError(
+            f"moves {moves!r}: a {type(model).__name__} has no q_proj and k_proj to move, its attention is made of "
+            f"{', '.join(found)}; choose --moves all, or another model"
+        )
 
 
 def _targets(moves: Moves, depth: int) -> str:
     """Return the pattern of the projections that get low-rank updates; of the deepest layer only q and k count."""
-    query_key = r".*layers\.\d+\.self_attn\.(q_proj|k_proj)"
+    query_key = r".*layers\.\d+\.self_attn\.(q_proj|k_proj|qkv_proj)"
     if moves == "lora" or depth == 1:
         return query_key
     below = "|".join(map(str, range(depth - 1)))
