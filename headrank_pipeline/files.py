@@ -19,6 +19,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TextIO, cast
@@ -29,12 +30,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Input",
     "atomic_writer",
+    "begun",
     "check_input",
     "file_sha256",
     "first_field",
     "foreign_id",
     "held",
+    "joined",
     "json_object_lines",
+    "json_objects",
+    "next_json",
     "numbered_lines",
     "open_input",
     "open_text",
@@ -49,6 +54,7 @@ _STDIN = "-"
 _GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**20
+_DECODER = json.JSONDecoder()
 
 # How headers of TSV files call their first two columns.
 _ID_COLUMNS = frozenset({"_id", "id", "qid", "query_id", "query-id", "docid", "doc_id", "docno", "pid", "corpus-id"})
@@ -74,14 +80,16 @@ class Input(os.PathLike[str]):
         """Open it, and read it to its end for the digest; see `open_input`."""
         self.name, self.purpose = os.fspath(path), purpose
         digest = hashlib.sha256()
-        with _opened(path, purpose) as (read, handle):
-            with tempfile.TemporaryFile() if handle is None else open(handle, "rb", closefd=False) as kept:
-                self._handle = os.dup(kept.fileno())
-                weakref.finalize(self, os.close, self._handle)
-                while chunk := read(_CHUNK):
-                    digest.update(chunk)
-                    if handle is None:
-                        kept.write(chunk)
+        with (
+            _opened(path, purpose) as (read, handle),
+            tempfile.TemporaryFile() if handle is None else open(handle, "rb", closefd=False) as kept,
+        ):
+            self._handle = os.dup(kept.fileno())
+            weakref.finalize(self, os.close, self._handle)
+            while chunk := read(_CHUNK):
+                digest.update(chunk)
+                if handle is None:
+                    kept.write(chunk)
         self.sha256 = digest.hexdigest()
 
     def __fspath__(self) -> str:
@@ -239,6 +247,21 @@ def numbered_lines(path: PathLike, purpose: str = "input") -> Iterator[tuple[int
             raise _damage(path, f":{number + 1}", error) from error
 
 
+def begun(lines: Iterator[tuple[int, str]]) -> tuple[str, Iterator[tuple[int, str]]]:
+    """Return the first line, stripped, and all lines: a format is told by it, and a pipe gives it once only."""
+    first = next(lines, None)
+    return ("", lines) if first is None else (first[1].strip(), chain([first], lines))
+
+
+def joined(lines: Iterator[tuple[int, str]]) -> str:
+    """Return numbered lines as one text, each where its number says."""
+    text, last = io.StringIO(), 1
+    for number, line in lines:
+        text.write("\n" * (number - last) + line)
+        last = number
+    return text.getvalue()
+
+
 def _damage(path: PathLike, line: str, error: Exception) -> ValueError:
     if isinstance(error, UnicodeDecodeError):
         return ValueError(f"{path}{line}: not UTF-8 ({error.reason}); convert the file")
@@ -258,30 +281,47 @@ def refuse_header(columns: Sequence[str], where: str) -> None:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Return the JSON value in `text`.
+    """Return the JSON value in `text`, one line or a whole file.
 
     Args:
-        text: one line, or a whole file.
+        text: the value.
         where: "file:line", for the error.
 
     Raises:
         ValueError: not valid JSON.
     """
-    try:
+    with _json_errors(where):
         return json.loads(text)
+
+
+def next_json(text: str, place: int, where: str) -> tuple[Any, int]:
+    """Return the JSON value that begins at `place` of `text`, and where it ends; raises as `parse_json` does."""
+    with _json_errors(where):
+        return _DECODER.raw_decode(text, place)
+
+
+@contextmanager
+def _json_errors(where: str) -> Iterator[None]:
+    try:
+        yield
     except RecursionError as error:
-        raise ValueError(f"{where}: JSON nested too deeply to be read; fix or delete the line") from error
+        raise ValueError(f"{where}: JSON nested too deeply to be read; fix or delete it") from error
     except ValueError as error:  # a number of thousands of digits is one that is no JSONDecodeError
         raise ValueError(f"{where}: not valid JSON ({error}): fix or delete the line") from error
 
 
-def json_object_lines(path: str | os.PathLike[str], purpose: str = "input") -> Iterator[tuple[str, dict[str, Any]]]:
+def json_object_lines(path: PathLike, purpose: str = "input") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("file:line", object) for every line of a JSONL file.
 
     Raises:
         ValueError: a line that is not a JSON object.
     """
-    for number, line in numbered_lines(path, purpose):
+    yield from json_objects(path, numbered_lines(path, purpose))
+
+
+def json_objects(path: PathLike, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield as `json_object_lines` does, from the lines of a file that was opened already."""
+    for number, line in lines:
         where = f"{path}:{number}"
         value = parse_json(line, where)
         if not isinstance(value, dict):

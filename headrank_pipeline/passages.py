@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrank_pipeline.files import (
+    begun,
     first_field,
     foreign_id,
-    json_object_lines,
+    json_objects,
     numbered_lines,
     refuse_header,
     string_field,
@@ -48,7 +49,7 @@ def read_corpus(path: str | os.PathLike[str]) -> Iterator[Passage]:
     """Yield the passages of a corpus file in file order; does not check for docids that occur twice.
 
     Args:
-        path: BEIR JSONL, ``{id, contents}`` JSONL or TSV ``docid<tab>text``; plain or gzip.
+        path: BEIR JSONL, ``{id, contents}`` JSONL or TSV ``docid<tab>text``; plain or gzip, a file or a pipe.
 
     Raises:
         FileNotFoundError: no such file.
@@ -60,11 +61,11 @@ def read_corpus(path: str | os.PathLike[str]) -> Iterator[Passage]:
 
 def located_passages(path: str | os.PathLike[str]) -> Iterator[tuple[str, Passage]]:
     """Yield ("file:line", passage) for every passage of a corpus file; raises as `read_corpus` does."""
-    first = next((line.lstrip() for _, line in numbered_lines(path, "corpus")), "")
+    first, lines = begun(numbered_lines(path, "corpus"))
     if not first.startswith("{"):
-        yield from _tsv_corpus(path)
+        yield from _tsv_corpus(path, lines)
         return
-    for where, record in json_object_lines(path, "corpus"):
+    for where, record in json_objects(path, lines):
         docid = foreign_id(first_field(record, _ID_FIELDS, where), where)
         try:
             title, text = title_and_text(record, docid)
@@ -80,14 +81,15 @@ def passage_from_raw(raw: str, docid: str) -> tuple[str | None, str]:
     """Return (title, text) of the ``raw`` string that a Lucene index stores for a document.
 
     JSON objects give their ``title`` and the first of the fields text, segment, contents, content, body, passage
-    (BEIR, MS MARCO v1 and v2); anything else (plain text, TREC SGML) is the text as it stands, without a title.
+    (BEIR, MS MARCO v1 and v2); anything else (plain text, TREC SGML, JSON that is itself the passage) is the text as it
+    stands, without a title. A JSON object is the document's record where it has such a field or bears its id.
 
     Args:
         raw: what the index stored.
         docid: for the error.
 
     Raises:
-        ValueError: a JSON object without any of these fields.
+        ValueError: the record of this document, without any of these fields.
 
     Examples:
         >>> passage_from_raw('{"_id": "d1", "title": "Flea", "text": "Fleas live long."}', "d1")
@@ -96,17 +98,22 @@ def passage_from_raw(raw: str, docid: str) -> tuple[str | None, str]:
         (None, 'Fleas live long.')
         >>> passage_from_raw("Fleas live long.", "d3")
         (None, 'Fleas live long.')
+        >>> passage_from_raw('{"flea": {"lives": "long"}}', "d4")
+        (None, '{"flea": {"lives": "long"}}')
     """
     if not raw.lstrip().startswith("{"):
         return None, raw
     try:
         record = json.loads(raw)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None, raw  # a plain text that happens to begin with a brace
-    title, text = title_and_text(record, docid)
-    if text is None:
+    title = record.get("title")
+    for name in TEXT_FIELDS:
+        if isinstance(record.get(name), str):
+            return (title if isinstance(title, str) else None), record[name]
+    if docid in (str(record.get(name)) for name in _ID_FIELDS):
         raise ValueError(f"docid {docid}: raw holds no text; expected one of the fields {', '.join(TEXT_FIELDS)}")
-    return title, text
+    return None, raw
 
 
 def text_of(qid: str, candidate: Candidate) -> str:
@@ -123,8 +130,8 @@ def text_of(qid: str, candidate: Candidate) -> str:
     return candidate.text
 
 
-def _tsv_corpus(path: str | os.PathLike[str]) -> Iterator[tuple[str, Passage]]:
-    for place, (number, line) in enumerate(numbered_lines(path, "corpus")):
+def _tsv_corpus(path: str | os.PathLike[str], lines: Iterator[tuple[int, str]]) -> Iterator[tuple[str, Passage]]:
+    for place, (number, line) in enumerate(lines):
         where = f"{path}:{number}"
         docid, tab, text = line.partition("\t")
         if not tab:

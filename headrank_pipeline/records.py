@@ -14,19 +14,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Candidate", "Query", "Ranking"]
+__all__ = ["Candidate", "Query", "Ranking", "check_id"]
 
 FRAME_COLUMNS = ("qid", "query", "docno", "title", "text", "score", "rank")
 
 
-def _check_id(kind: str, value: object) -> None:
+def check_id(kind: str, value: object) -> None:
+    """Refuse an id that a run file cannot hold or an evaluator cannot read; the one place that knows which those are.
+
+    Args:
+        kind: "qid", "docid" or "run tag", for the error.
+        value: the id.
+
+    Raises:
+        TypeError: anything but a string.
+        ValueError: an empty id, or one with white space, a NUL character or half a surrogate pair.
+    """
     if not isinstance(value, str):
         raise TypeError(
             f"{kind} {value!r}: expected str, got {type(value).__name__}; ids are strings ('007' is not 7), "
             f"convert with str() before building the record"
         )
-    if not value or any(character.isspace() for character in value):
+    if value.split() != [value]:
         raise ValueError(f"{kind} {value!r}: expected a non-empty id without white space, as run files need")
+    if "\0" in value:
+        raise ValueError(f"{kind} {value!r}: has a NUL character, where evaluators end an id; repair or delete it")
+    _check_text(f"{kind} {value!a}", value)
 
 
 def _number(value: Any, what: str) -> float:
@@ -75,7 +88,7 @@ class Query:
     text: str
 
     def __post_init__(self) -> None:
-        _check_id("qid", self.qid)
+        check_id("qid", self.qid)
         _check_text(f"qid {self.qid}: query text", self.text)
         if not self.text or not self.text.strip():
             raise ValueError(
@@ -104,7 +117,7 @@ class Candidate:
     title: str | None = None
 
     def __post_init__(self) -> None:
-        _check_id("docid", self.docid)
+        check_id("docid", self.docid)
         if not isinstance(self.score, float):
             object.__setattr__(self, "score", _number(self.score, f"docid {self.docid}: score"))
         if not math.isfinite(self.score):
@@ -258,7 +271,7 @@ class Ranking:
         rankings: dict[str, tuple[Query, list[Candidate]]] = {}
         for row in frame.to_dict("records"):
             qid = row["qid"]
-            _check_id("qid", qid)
+            check_id("qid", qid)
             if qid not in rankings:
                 rankings[qid] = (Query(qid, row["query"]), [])
             query, candidates = rankings[qid]

@@ -1,7 +1,8 @@
 """Topics, qrels, runs and candidates: the only reader and writer of each; corpora are read by `passages`.
 
-Every reader takes plain or gzipped files, keeps ids as strings ('007' stays '007') and names file and line in its
-errors. Every writer is atomic. Scores are written under the one tie rule (`tie_rule.run_scores`).
+Every reader takes plain or gzipped files, pipes, ``-`` for standard input or a `files.Input`, opens it once, keeps ids
+as strings ('007' stays '007') and names file and line in its errors. Every writer is atomic. Scores are written under
+the one tie rule (`tie_rule.run_scores`).
 
 | what       | read                                                              | written                          |
 |------------|-------------------------------------------------------------------|----------------------------------|
@@ -18,6 +19,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
+from numbers import Integral, Real
 from typing import Any, Literal
 from xml.etree import ElementTree
 
@@ -25,23 +27,26 @@ import numpy as np
 
 from headrank_pipeline.files import (
     atomic_writer,
+    begun,
     first_field,
     foreign_id,
-    json_object_lines,
+    joined,
+    json_objects,
+    next_json,
     numbered_lines,
-    open_text,
-    parse_json,
     refuse_header,
     string_field,
 )
 from headrank_pipeline.passages import passage_from_raw, title_and_text
-from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.records import Candidate, Query, Ranking, check_id
 from headrank_pipeline.tie_rule import run_scores
 
 __all__ = [
+    "LARGEST_GRADE",
     "CandidateLayout",
     "Qrels",
     "candidate_line",
+    "check_grade",
     "read_candidates",
     "read_qrels",
     "read_run",
@@ -54,6 +59,7 @@ __all__ = [
 Qrels = dict[str, dict[str, int]]
 CandidateLayout = Literal["rank_llm", "pyserini"]
 PathLike = str | os.PathLike[str]
+_Lines = Iterator[tuple[int, str]]
 
 _BEIR_QRELS_HEADER = ["query-id", "corpus-id", "score"]
 _TREC_TOPIC = re.compile(r"<top>(.*?)(?=</top>|<top>|\Z)", re.DOTALL | re.IGNORECASE)
@@ -61,7 +67,17 @@ _TREC_NUMBER = re.compile(r"<num>\s*(?:number:)?\s*([^\s<]+)", re.IGNORECASE)
 # What the XML of TREC-COVID, the Web, Clinical Trials and Touché tracks calls a topic's number and its query.
 _XML_NUMBERS = ("number", "num", "id", "qid", "identifier")
 _XML_QUERIES = ("query", "title")
-_TREC_TITLE = re.compile(r"<title>\s*(?:topic:)?(.*?)(?=</?[a-z]|\Z)", re.DOTALL | re.IGNORECASE)
+# A title ends at a tag of a topic, or at any other that begins a line; "if a<b then" and "the <b> tag" are its text.
+_TREC_TITLE = re.compile(
+    r"<title>\s*(?:topic:)?(.*?)(?=</?(?:title|num|dom|desc|smry|narr|con|fac|def|nat|time|query|question|type|top)\b"
+    r"[^<>]*>|\n\s*</?[a-z][\w-]*>|\Z)",
+    re.DOTALL | re.IGNORECASE,
+)
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+# trec_eval counts the documents of every grade up to the largest.
+LARGEST_GRADE = 100_000
 
 
 # ---------------------------------------------------------------------------------------------------------- topics
@@ -76,13 +92,14 @@ def read_topics(path: PathLike) -> list[Query]:
         FileNotFoundError: no such file.
         ValueError: a malformed line, an empty query text, or a qid that occurs twice; names file and line.
     """
-    first = next((line.strip() for _, line in numbered_lines(path, "topics")), "")
+    first, lines = begun(numbered_lines(path, "topics"))
     if first.startswith("{"):
-        found = _jsonl_topics(path)
+        found = _jsonl_topics(path, lines)
     elif first.startswith("<") and "\t" not in first:
-        found = _marked_up_topics(path)
+        content = joined(lines)
+        found = _trec_topics(path, content) if _TREC_TOPIC.search(content) else _xml_topics(path, content)
     else:
-        found = _tsv_topics(path)
+        found = _tsv_topics(path, lines)
     queries: list[Query] = []
     places: dict[str, str] = {}
     for where, qid, text in found:
@@ -101,8 +118,8 @@ def read_topics(path: PathLike) -> list[Query]:
     return queries
 
 
-def _tsv_topics(path: PathLike) -> Iterator[tuple[str, str, str]]:
-    for place, (number, line) in enumerate(numbered_lines(path, "topics")):
+def _tsv_topics(path: PathLike, lines: _Lines) -> Iterator[tuple[str, str, str]]:
+    for place, (number, line) in enumerate(lines):
         columns = line.split("\t")
         if len(columns) != 2:
             raise ValueError(f"{path}:{number}: expected 'qid<tab>text', got {len(columns)} columns: {line[:80]!r}")
@@ -111,21 +128,17 @@ def _tsv_topics(path: PathLike) -> Iterator[tuple[str, str, str]]:
         yield f"{path}:{number}", columns[0].strip(), columns[1].strip()
 
 
-def _jsonl_topics(path: PathLike) -> Iterator[tuple[str, str, str]]:
-    for where, record in json_object_lines(path, "topics"):
+def _jsonl_topics(path: PathLike, lines: _Lines) -> Iterator[tuple[str, str, str]]:
+    for where, record in json_objects(path, lines):
         qid = foreign_id(first_field(record, ("_id", "qid", "id"), where), where)
         yield where, qid, string_field(first_field(record, ("text", "query", "title"), where), "query text", where)
 
 
-def _marked_up_topics(path: PathLike) -> Iterator[tuple[str, str, str]]:
-    with open_text(path, "topics") as file:
-        content = file.read()
-    return _trec_topics(path, content) if _TREC_TOPIC.search(content) else _xml_topics(path, content)
-
-
 def _trec_topics(path: PathLike, content: str) -> Iterator[tuple[str, str, str]]:
+    line, counted = 1, 0
     for topic in _TREC_TOPIC.finditer(content):
-        where = f"{path}:{content.count(chr(10), 0, topic.start()) + 1}"
+        line, counted = line + content.count("\n", counted, topic.start()), topic.start()
+        where = f"{path}:{line}"
         number, title = _TREC_NUMBER.search(topic[1]), _TREC_TITLE.search(topic[1])
         if number is None or title is None:
             raise ValueError(f"{where}: <top> without {'<num>' if number is None else '<title>'}; expected both")
@@ -133,10 +146,13 @@ def _trec_topics(path: PathLike, content: str) -> Iterator[tuple[str, str, str]]
 
 
 def _xml_topics(path: PathLike, content: str) -> Iterator[tuple[str, str, str]]:
+    if "<!ENTITY" in content:
+        raise ValueError(f"{path}: declares entities, which could unpack to any size; write the topics without them")
     try:
         root = ElementTree.fromstring(content.lstrip())
     except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: neither TREC <top> records nor well-formed XML: {error}") from error
+        line = error.position[0] + content[: len(content) - len(content.lstrip())].count("\n")
+        raise ValueError(f"{path}:{line}: neither TREC <top> records nor well-formed XML: {error}") from error
     for place, topic in enumerate(root.iter("topic"), start=1):
         where = f"{path}: topic {place}"
         number = next(filter(None, (topic.get(name) or topic.findtext(name) for name in _XML_NUMBERS)), None)
@@ -179,7 +195,9 @@ def read_qrels(path: PathLike) -> Qrels:
                 f"{where}: expected {3 if beir else 4} columns '{expected}', got {len(columns)}: {line[:80]!r}; "
                 f"BEIR qrels need their header line"
             )
-        qid, docid, grade = columns[0], columns[-2], _whole(columns[-1], "grade", where)
+        qid, docid = columns[0], columns[-2]
+        _check_ids(qid, docid, where)
+        grade = check_grade(columns[-1], where)
         known = qrels.setdefault(qid, {}).setdefault(docid, grade)
         if known != grade:
             raise ValueError(
@@ -188,6 +206,42 @@ def read_qrels(path: PathLike) -> Qrels:
     if not qrels:
         raise ValueError(f"{path}: no judgements in it; expected TREC qrels 'qid 0 docid grade' or BEIR TSV")
     return qrels
+
+
+def check_grade(grade: object, where: str) -> int:
+    """Return a grade as the whole number it is, whether it stands in a file, a mapping or a frame.
+
+    Args:
+        grade: a whole number, or text that spells one; 2.0 is one, 0.5 is not.
+        where: "file:line", or qid and docid, for the error.
+
+    Raises:
+        ValueError: no whole number, or one beyond `LARGEST_GRADE`, for which trec_eval takes memory by the grade.
+    """
+    value: int | None = None
+    if isinstance(grade, str):
+        value = _whole(grade, "grade", where)
+    elif isinstance(grade, Integral):
+        value = int(grade)
+    elif isinstance(grade, Real) and float(grade).is_integer():
+        value = int(float(grade))
+    if value is None:
+        raise ValueError(f"{where}: grade {grade!r}: expected a whole number, got {type(grade).__name__}")
+    if abs(value) > LARGEST_GRADE:
+        shown = str(grade) if len(str(grade)) <= 20 else f"{str(grade)[:20]}…"
+        raise ValueError(
+            f"{where}: grade {shown}: expected one from {-LARGEST_GRADE} to {LARGEST_GRADE}; are the columns in order "
+            f"(qid 0 docid grade)?"
+        )
+    return value
+
+
+def _check_ids(qid: str, docid: str, where: str) -> None:
+    try:
+        check_id("qid", qid)
+        check_id("docid", docid)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ runs
@@ -211,6 +265,7 @@ def read_run(path: PathLike) -> dict[str, list[Candidate]]:
                 f"{where}: expected 6 columns 'qid Q0 docid rank score tag', got {len(columns)}: {line[:80]!r}"
             )
         qid, _, docid, rank, score, _ = columns
+        _check_ids(qid, docid, where)
         known = rows.setdefault(qid, {})
         if docid in known:
             raise ValueError(f"{where}: qid {qid} docid {docid} occurs before on line {known[docid][2]}; delete one")
@@ -265,8 +320,7 @@ def write_run(path: PathLike, rankings: Iterable[Ranking], tag: str) -> int:
 
 
 def _check_tag(tag: str) -> None:
-    if not tag or any(character.isspace() for character in tag):
-        raise ValueError(f"run tag {tag!r}: expected a non-empty word without white space")
+    check_id("run tag", tag)
 
 
 def _printed(score: float) -> str:
@@ -376,19 +430,37 @@ def _server_record(candidate: Candidate, qid: str) -> dict[str, Any]:
 
 
 def _requests(path: PathLike) -> Iterator[tuple[str, Any]]:
-    first = next((line.strip() for _, line in numbered_lines(path, "candidates")), "")
+    first, lines = begun(numbered_lines(path, "candidates"))
     if first.startswith("["):
-        with open_text(path, "candidates") as file:
-            requests = parse_json(file.read(), str(path))
-        for number, request in enumerate(requests, start=1):
-            yield f"{path}: request {number}", request
+        yield from _array(path, joined(lines))
         return
     if first and not first.startswith("{"):
         raise ValueError(
             f"{path}: expected one JSON object with query and candidates a line, got {first.rstrip()[:80]!r}; a TREC "
             f"run gets queries and texts by: headrank retrieve --run RUN --topics T --texts CORPUS --output C.jsonl"
         )
-    yield from json_object_lines(path, "candidates")
+    yield from json_objects(path, lines)
+
+
+def _array(path: PathLike, text: str) -> Iterator[tuple[str, Any]]:
+    """Yield ("file:line: request n", value) for every value of a JSON array, one in memory at a time."""
+    place, line, counted, number = text.index("[") + 1, 1, 0, 0
+    while True:
+        place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
+        if number == 0 and text[place : place + 1] == "]":
+            break
+        line, counted, number = line + text.count("\n", counted, place), place, number + 1
+        where = f"{path}:{line}: request {number}"
+        value, place = next_json(text, place, where)
+        yield where, value
+        place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
+        if text[place : place + 1] == "]":
+            break
+        if text[place : place + 1] != ",":
+            raise ValueError(f"{where}: not valid JSON: expected ',' or ']' after it, got {text[place : place + 20]!r}")
+        place += 1
+    if rest := text[place + 1 :].strip():
+        raise ValueError(f"{path}: not valid JSON: {rest[:20]!r} follows the array; expected nothing after it")
 
 
 def _ranking(request: Any) -> Ranking:
@@ -423,16 +495,22 @@ def _candidate(record: Any, rank: int) -> Candidate:
 
 def _whole(value: str, what: str, where: str) -> int:
     try:
+        if not _WHOLE.fullmatch(value):  # int() takes 1_0 for 10, and digits of every script
+            raise ValueError
         return int(value)
-    except ValueError:
-        raise ValueError(f"{where}: {what} {value!r}: expected a whole number") from None
+    except ValueError:  # int() also refuses thousands of digits
+        shown = value if len(value) <= 40 else f"{value[:40]}…"
+        raise ValueError(f"{where}: {what} {shown!r}: expected a whole number") from None
 
 
 def _finite(value: str | float, where: str) -> float:
     try:
+        if isinstance(value, str) and ("_" in value or not value.isascii()):  # float() takes 1_0 for 10
+            raise ValueError
         score = float(value)
     except (ValueError, OverflowError):
-        raise ValueError(f"{where}: score {value!r}: expected a number") from None
+        shown = str(value) if len(str(value)) <= 40 else f"{str(value)[:40]}…"
+        raise ValueError(f"{where}: score {shown!r}: expected a number") from None
     if not math.isfinite(score):
         raise ValueError(f"{where}: score {value!r}: scores must be finite; produce the run again")
     return score

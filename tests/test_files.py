@@ -5,33 +5,11 @@ import hashlib
 import io
 import os
 import sys
-import threading
-from contextlib import contextmanager, suppress
+from pipes import piped
 
 import pytest
 
 from headrank_pipeline.files import check_input, file_sha256, numbered_lines, open_input, open_text
-
-
-@contextmanager
-def piped(content: bytes, pieces: int = 1):
-    """Give the name of a pipe that holds `content`, as a shell's <(…) does; the first bytes may come one by one."""
-    reading, writing = os.pipe()
-
-    def fill() -> None:
-        with suppress(BrokenPipeError), os.fdopen(writing, "wb", buffering=0) as file:
-            for place in range(pieces - 1):
-                file.write(content[place : place + 1])
-            file.write(content[pieces - 1 :])
-
-    writer = threading.Thread(target=fill)
-    writer.start()
-    try:
-        yield f"/dev/fd/{reading}"
-    finally:
-        os.close(reading)
-        writer.join()
-
 
 LINES = b"".join(b"line %d of a file that is longer than a pipe\n" % number for number in range(5000))
 

@@ -36,6 +36,39 @@ def request(qid: object = "q1", candidates: object = (), **query: object) -> str
 # ------------------------------------------------------------------------------------------------------------- files
 
 
+@pytest.mark.parametrize(
+    ("read", "content"),
+    [
+        (read_topics, b"q\tflea\n%s\tflea\n"),
+        (read_topics, b'{"_id": "q", "text": "flea"}\n{"_id": "%s", "text": "flea"}\n'),
+        (read_topics, b"<top>\n<num>q\n<title>flea\n</top><top><num>%s\n<title>flea\n</top>\n"),
+        (read_qrels, b"q 0 d 1\n%s 0 d 1\n"),
+        (read_qrels, b"q 0 d 1\nq 0 %s 1\n"),
+        (read_run, b"q Q0 d 1 1 t\n%s Q0 d 1 1 t\n"),
+        (read_run, b"q Q0 d 1 1 t\nq Q0 %s 2 0 t\n"),
+        (lambda path: list(read_corpus(path)), b"d\tflea\n%s\tflea\n"),
+        (lambda path: list(read_corpus(path)), b'\n{"_id": "%s", "text": "flea"}\n'),
+        (lambda path: list(read_candidates(path)), b'\n{"query": {"qid": "%s", "text": "flea"}, "candidates": []}\n'),
+        (
+            lambda path: list(read_candidates(path)),
+            b'[\n{"query": {"qid": "q", "text": "flea"}, "candidates": [{"docid": "%s", "score": 1}]}]\n',
+        ),
+    ],
+)
+def test_ids_that_cannot_be_written_are_refused_by_every_reader_with_file_and_line(tmp_path, read, content):
+    path = tmp_path / "input"
+    json_escapes = b'"' in content
+    nul, half = (b"a\\u0000b", b"a\\ud83db") if json_escapes else (b"a\0b", None)
+    path.write_bytes(content % nul)
+    line = 3 if b"<top>" in content else 2
+    with pytest.raises(ValueError, match=rf"input:{line}: .*id 'a.*' ?has a NUL character|id 'a.*b': has a NUL"):
+        read(path)
+    if half is not None:
+        path.write_bytes(content % half)
+        with pytest.raises(ValueError, match=rf"input:{line}: .*id 'a.*b' has half a surrogate pair"):
+            read(path)
+
+
 def test_gzip_is_known_by_its_bytes_not_its_name(tmp_path):
     path = tmp_path / "plainly.txt"
     path.write_bytes(gzip.compress("q1\tflöhe\n".encode()))
@@ -106,6 +139,7 @@ def test_atomic_writer_gzips_by_name_with_equal_bytes_for_equal_text(tmp_path):
         '{"_id": "007", "text": "life of a flea", "metadata": {}}\n{"_id": 7, "text": "dog"}\n',
         '{"_id": null, "qid": "007", "query": "life of a flea"}\n{"id": "7", "title": "dog"}\n',
         "<top>\n<num> 007\n<title> life of a flea\n<top>\n<num>7\n<title>dog\n",
+        "<top><num>007<title>life of a flea<desc>x</top>\n<top>\n<num>7\n<title>dog\n<other>\nx\n</top>\n",
         "<top>\n<num> Number: 007 </num>\n<title> life of\n a flea\n<desc> Description: x\n</top>\n"
         "<top>\n<num>7\n<title>Topic: dog</title>\n</top>\n",
         '\n<?xml version="1.0" encoding="UTF-8"?>\n<topics><topic number="007"><query>life of\n a &#102;lea</query>'
@@ -116,6 +150,30 @@ def test_atomic_writer_gzips_by_name_with_equal_bytes_for_equal_text(tmp_path):
 )
 def test_topics_of_every_format_keep_ids_and_order(tmp_path, text):
     assert read_topics(file(tmp_path, text)) == [Query("007", "life of a flea"), Query("7", "dog")]
+
+
+@pytest.mark.parametrize("title", ["if a<b then what", "the <b> tag of <i>HTML</i>", "x < y > z", "a<title-like"])
+@pytest.mark.parametrize("end", ["</title>\n</top>", "\n<desc> Description:\nmore\n</top>", "\n\n</top>"])
+def test_a_trec_title_is_text_and_no_markup(tmp_path, title, end):
+    assert read_topics(file(tmp_path, f"<top>\n<num> Number: 1\n<title> {title}{end}\n")) == [Query("1", title)]
+
+
+@pytest.mark.parametrize(
+    ("grade", "message"),
+    [
+        ("99999999999", "grade 99999999999: expected one from -100000 to 100000; are the columns in order"),
+        ("9223372036854775808", "grade 9223372036854775808: expected one from"),
+        ("123456789012345678901234567890", "grade 12345678901234567890…: expected one from"),
+        ("-2000000000", "grade -2000000000: expected one from"),
+        ("9" * 5000, "grade '9999.*…': expected a whole number"),
+        ("1_0", "grade '1_0': expected a whole number"),
+        ("0.5", "grade '0.5': expected a whole number"),
+        ("\u0661", "expected a whole number"),
+    ],
+)
+def test_grades_are_bounded_with_file_and_line(tmp_path, grade, message):
+    with pytest.raises(ValueError, match=f"input:2: {message}"):
+        read_qrels(file(tmp_path, f"q 0 d 1\nq 0 e {grade}\n"))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +187,7 @@ def test_topics_of_every_format_keep_ids_and_order(tmp_path, text):
         ('{"_id": "q1", "txt": "flea"}\n', r"input:1: expected the field 'text' or .*, found \['_id', 'txt'\]"),
         ('{"_id": "q1", "text": ["flea"]}\n', r"input:1: query text \['flea'\]: expected a string"),
         ("\n<top>\n<num>1\n</top>\n", r"input:2: <top> without <title>"),
-        ("<topics><topic number='1'>\n", "input: neither TREC <top> records nor well-formed XML: no element found"),
+        ("<topics><topic number='1'>\n", r"input:1: neither TREC .* nor well-formed XML: no element found"),
         ("<topics><topic><query>a</query></topic></topics>", "topic 1: no number; expected <topic number=…> or one of"),
         (
             "<t><topic id='1'>a</topic><topic id='2'><gene>b</gene></topic></t>",
@@ -192,6 +250,9 @@ def test_a_run_is_read_by_score_and_among_ties_by_rank(tmp_path):
         ("q Q0 d 1 inf t\n", "input:1: qid q docid d: score 'inf': scores must be finite"),
         ("q Q0 d 1 high t\n", "input:1: qid q docid d: score 'high': expected a number"),
         ("q Q0 d first 1 t\n", "input:1: rank 'first': expected a whole number"),
+        ("q Q0 d 1_0 1 t\n", "input:1: rank '1_0': expected a whole number"),
+        ("q Q0 d 1 1_0 t\n", "input:1: qid q docid d: score '1_0': expected a number"),
+        ("q Q0 d " + "9" * 5000 + " 1 t\n", "input:1: rank '9999.*…': expected a whole number"),
         ("q Q0 d 1 2 t\nq Q0 e 2 1 t\nq Q0 d 3 0 t\n", "input:3: qid q docid d occurs before on line 1"),
     ],
 )
@@ -329,6 +390,31 @@ def test_a_json_array_of_requests_is_read_too(tmp_path):
 def test_bad_candidates_name_file_and_line(tmp_path, line, message):
     with pytest.raises(ValueError, match=message):
         list(read_candidates(file(tmp_path, request("q0") + "\n" + line + "\n")))
+
+
+def test_an_array_of_requests_names_the_line_of_a_bad_one_and_what_follows_it(tmp_path):
+    good = request("q0")
+    for text, message in [
+        (f"[\n{good},\n\n{{]", r"input:4: request 2: not valid JSON"),
+        (f"[{good}\n {good}]", r"input:1: request 1: not valid JSON: expected ',' or '\]' after it, got '{"),
+        (f"[{good},\n]", r"input:2: request 2: not valid JSON"),
+        (f"[{good}", "input:1: request 1: not valid JSON: expected ',' or '\\]' after it, got ''"),
+        (f"[{good}]\n{good}", "input: not valid JSON: .* follows the array"),
+        ("[" + "[" * 100_000, "input:1: request 1: JSON nested too deeply"),
+        (f"[{good},\n{good}]", r"input:2: request 2: qid q0 was given before at .*input:1: request 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            list(read_candidates(file(tmp_path, text)))
+    assert list(read_candidates(file(tmp_path, " [ ] \n"))) == []
+
+
+@pytest.mark.parametrize(
+    "passage", ['{"flea": "lives"}', '{"id": 5, "n": [1]}', '{"text": 3}', "[" * 9, '{"a":' * 100_000]
+)
+def test_a_passage_that_is_itself_json_is_text(tmp_path, passage):
+    line = request("q", [{"docid": "d", "score": 1, "doc": passage}])
+    (ranking,) = read_candidates(file(tmp_path, line))
+    assert (ranking.candidates[0].text, ranking.candidates[0].title) == (passage, None)
 
 
 # ------------------------------------------------------------------------------------------------------------ corpus
