@@ -1,12 +1,15 @@
 """The command line: what it prints, where, and with which exit status."""
 
+import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from pipes import piped
 
 import click
 import pytest
@@ -96,11 +99,13 @@ def test_evaluate_prints_a_table_and_what_was_missing(run_file, qrels):
     result = invoke("evaluate", run_file, "--qrels", qrels, "-m", "RR", "-m", "R@1", "--per-query")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "query      RR     R@1",
-        "q1     0.5000  0.0000",
-        "q2     0.0000  0.0000",
-        "all    0.2500  0.0000",
+        "query           RR     R@1",
+        "q1          0.5000  0.0000",
+        "q2          0.0000  0.0000",
+        "all         0.2500  0.0000",
+        "of the run  0.5000  0.0000",
         "2 queries, 1 of them missing from the run (counted 0)",
+        "of the run: means over the 1 judged queries that it has",
         "1 queries of the run have no judgments (not counted)",
     ]
 
@@ -110,10 +115,59 @@ def test_evaluate_for_machines(run_file, qrels):
     assert record == {
         "means": {"RR": 0.25},
         "queries": 2,
+        "means_of_answered": {"RR": 0.5},
+        "answered": 1,
         "relevance_level": 1,
         "missing": ["q2"],
         "unjudged": ["q7"],
     }
+
+
+def test_evaluate_reads_a_run_and_judgments_from_pipes_to_their_last_line(tmp_path):
+    run = "".join(f"q{n} Q0 d{n} 1 2.0 t\n" for n in range(3000)).encode()
+    qrels = "".join(f"q{n} 0 d{n} 1\n" for n in range(3000)).encode()
+    with piped(run) as first, piped(gzip.compress(qrels)) as second:
+        piped_in = invoke("evaluate", first, "--qrels", second, "-m", "RR", "--json")
+    (tmp_path / "qrels").write_bytes(qrels)
+    stdin = CliRunner().invoke(main, ["evaluate", "-", "--qrels", str(tmp_path / "qrels"), "-mRR", "--json"], input=run)
+    for result in (piped_in, stdin):
+        assert json.loads(result.stdout)["means"] == {"RR": 1.0}
+        assert json.loads(result.stdout)["queries"] == 3000
+
+
+def test_rerank_takes_candidates_and_judgments_from_pipes(files, model):
+    plain = invoke(*rerank_arguments(files, model), "--qrels", files["qrels"], "--json")
+    arguments = rerank_arguments(files, model)
+    with piped(files["candidates"].read_bytes()) as candidates, piped(files["qrels"].read_bytes()) as qrels:
+        arguments[arguments.index(files["candidates"])] = candidates
+        arguments[arguments.index(files["output"])] = files["output"].with_name("again")
+        again = invoke(*arguments, "--qrels", qrels, "--json")
+    assert again.exit_code == 0, again.stderr
+    assert json.loads(again.stdout)["evaluation"] == json.loads(plain.stdout)["evaluation"]
+    manifests = (files["output"].with_name(name) / "manifest.json" for name in ("run", "again"))
+    known, found = (json.loads(path.read_text())["identity"] for path in manifests)
+    assert found == known
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("topics.xml.gz", "<topics><topic number='1'>flea</topic>"), ("array.json.gz", "[{}, {}]")]
+)
+def test_a_gzip_broken_off_in_what_is_read_whole_is_named(files, tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode() + os.urandom(2000).hex().encode())[:-20])
+    if name.startswith("topics"):
+        result = invoke("retrieve", "--index", tmp_path, "--topics", path, "--output", tmp_path / "cand.jsonl")
+    else:
+        result = invoke("rerank", "--candidates", path, "--model", "none", "--output", files["output"])
+    assert result.exit_code == 5 and f"{name}:1: damaged gzip" in result.stderr
+
+
+def test_docids_that_never_meet_are_told_once_with_examples_of_both(files, model, tmp_path):
+    files["qrels"].write_text("q0 0 clef:d1 1\nq1 0 clef:d\u00e92 1\n")
+    result = invoke(*rerank_arguments(files, model), "--qrels", files["qrels"])
+    assert result.exit_code == 0
+    assert result.stderr.count("none of its documents is judged, for any of 2 queries") == 1
+    assert re.search(r"For qid q0 it has the docids 'd.', 'd.', the qrels 'clef:d1'; check", result.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------- errors
@@ -570,5 +624,9 @@ def test_means_say_over_how_many_queries_they_are_where_not_all_that_were_run_ar
     files["qrels"].write_text("q0 0 d1 1\nq1 0 d2 1\nother 0 d1 1\nanother 0 d1 1\n")
     some = invoke(*rerank_arguments(files, model), "--qrels", files["qrels"])
     assert "means over 4 judged queries, 2 of them missing from the run (counted 0)" in some.stdout
+    assert "means over the 2 judged queries that the run has\n" in some.stdout
+    whole, part = re.findall(r"^nDCG@10 +(\S+) +(\S+)$", some.stdout, re.MULTILINE)
+    assert part[0] != "0.0000"
+    assert [2 * float(value) for value in whole] == pytest.approx(list(map(float, part)), abs=2e-4)
     files["qrels"].write_text("q0 0 d1 1\nq1 0 d2 1\nq2 0 d1 1\n")
     assert "means over" not in invoke(*rerank_arguments(files, model), "--qrels", files["qrels"]).stdout

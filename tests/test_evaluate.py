@@ -1,5 +1,8 @@
+import logging
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from headrank_pipeline.experiment.evaluate import evaluate, parse_measure
@@ -124,3 +127,115 @@ def test_published_bm25_score_of_dl19_is_reproduced_from_its_candidates(shared_d
 
 def test_one_measure_may_be_given_bare():
     assert evaluate({"q": {"a": 1.0}}, {"q": {"a": 1}}, "nDCG@10").means == {"nDCG@10": 1.0}
+
+
+# ----------------------------------------------------------------------------------------- numbers and ids at the edge
+
+
+@pytest.mark.parametrize(
+    ("grade", "message"),
+    [
+        (0.5, r"qid q1 docid d1: grade 0\.5: expected a whole number, got float"),
+        (np.float32(1.5), "grade .*1.5.*: expected a whole number"),
+        (float("nan"), "grade nan: expected a whole number"),
+        (None, "grade None: expected a whole number, got NoneType"),
+        ("one", "grade 'one': expected a whole number"),
+        (99_999_999_999, "grade 99999999999: expected one from -100000 to 100000"),
+        (-99_999_999_999, "grade -99999999999: expected one from"),
+        (2**63 - 1, "grade 9223372036854775807: expected one from"),
+        (2**63, "grade 9223372036854775808: expected one from"),
+        (2e9, "grade 2000000000.0: expected one from"),
+        (100_001, "grade 100001: expected one from"),
+    ],
+)
+def test_a_grade_that_is_no_whole_number_or_too_large_is_refused(grade, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(RUN, {"q1": {"d1": grade, "d2": 1}}, ["RR"])
+
+
+@pytest.mark.parametrize("grade", [2, 2.0, np.int64(2), np.float32(2), "2", 100_000])
+def test_a_grade_that_is_whole_is_taken_whatever_its_type(grade):
+    assert evaluate(RUN, {"q1": {"d1": grade}}, ["RR"]).means == {"RR": 0.5}
+
+
+def test_the_relevance_level_is_a_grade():
+    for level in (0, 1.5, 2**63, 100_001):
+        with pytest.raises(ValueError, match=f"relevance level {level}: expected a grade from 1 to 100000"):
+            evaluate(RUN, GRADES, ["RR"], relevance_level=level)
+
+
+@pytest.mark.parametrize("docid", ["d\0", "d\ud83d"])
+def test_ids_that_an_evaluator_cannot_read_are_refused_in_runs_and_judgments(docid):
+    with pytest.raises(ValueError, match=r"run: qid q1: docid 'd.* has "):
+        evaluate({"q1": {docid: 1.0}}, {"q1": {"d1": 1}}, ["RR"])
+    with pytest.raises(ValueError, match=r"qrels: qid q1: docid 'd.* has "):
+        evaluate({"q1": {"d1": 1.0}}, {"q1": {docid: 1}}, ["RR"])
+
+
+def test_numbers_as_ids_are_taken_where_nothing_is_lost_and_else_refused_by_name():
+    expected = {"RR": 0.5}
+    assert evaluate({1: {7: 2.0, 8: 1.0}}, {"1": {"8": 1}}, ["RR"]).means == expected
+    assert evaluate({"1": {"7": 2.0, "8": 1.0}}, {np.int64(1): {8: 1}}, ["RR"]).means == expected
+    with pytest.raises(TypeError, match=r"run: qid 1\.0: expected str, got float"):
+        evaluate({1.0: {"d1": 1.0}}, {"1": {"d1": 1}}, ["RR"])
+    with pytest.raises(TypeError, match=r"qrels: qid q1: docid \('d', 1\): expected str, got tuple"):
+        evaluate(RUN, {"q1": {("d", 1): 1}}, ["RR"])
+    with pytest.raises(ValueError, match="run: qid 1 occurs twice, once as '1'"):
+        evaluate({1: {"d1": 1.0}, "1": {"d2": 1.0}}, {"1": {"d1": 1}}, ["RR"])
+    with pytest.raises(ValueError, match="run: qid q1 docid 7 occurs twice"):
+        evaluate({"q1": {7: 1.0, "7": 2.0}}, {"q1": {"7": 1}}, ["RR"])
+
+
+@pytest.mark.parametrize(
+    ("run_names", "grade_names"), [(("qid", "docno"), ("qid", "docno", "label")),
+                                   (("query_id", "doc_id"), ("query_id", "doc_id", "relevance"))],
+)  # fmt: skip
+def test_frames_are_runs_and_judgments(run_names, grade_names):
+    run = pd.DataFrame([("q1", "d1", 0.5), ("q1", "d2", 0.9)], columns=[*run_names, "score"])
+    qrels = pd.DataFrame([("q1", "d1", 1)], columns=grade_names)
+    assert evaluate(run, qrels, ["RR"]).means == {"RR": 0.5}
+    numbered = pd.DataFrame([(1, 10, 0.5), (1, 20, 0.9)], columns=[*run_names, "score"])
+    assert evaluate(numbered, {"1": {"10": 1}}, ["RR"]).means == {"RR": 0.5}
+
+
+def test_frames_that_cannot_be_read_say_what_they_lack():
+    frame = pd.DataFrame([("q1", "d1", 0.5)], columns=["qid", "docno", "score"])
+    with pytest.raises(ValueError, match=r"run: data frame lacks a column score; found \['qid', 'docno'\]"):
+        evaluate(frame[["qid", "docno"]], GRADES, ["RR"])
+    with pytest.raises(ValueError, match="run: qid q1 docid d1 occurs twice"):
+        evaluate(pd.concat([frame, frame]), GRADES, ["RR"])
+    with pytest.raises(TypeError, match=r"run: qid 1\.0: expected str, got float"):
+        evaluate(frame.assign(qid=1.0), GRADES, ["RR"])
+    with pytest.raises(TypeError, match="qid q1 docid d1: score 'high': expected a number, got str"):
+        evaluate(frame.assign(score="high"), GRADES, ["RR"])
+
+
+@pytest.mark.parametrize("run", [["q1"], 3, [{"d1": 1.0}], {"q1": ["d1"]}])
+def test_what_is_no_run_is_refused_by_its_type(run):
+    with pytest.raises(TypeError, match=r"run: .*expected"):
+        evaluate(run, GRADES, ["RR"])
+
+
+def test_a_query_that_is_ranked_twice_is_refused():
+    ranking = Ranking(Query("q1", "flea"), (Candidate("d1", 1.0),))
+    with pytest.raises(ValueError, match="qid q1 is ranked twice"):
+        evaluate([ranking, ranking], GRADES, ["RR"])
+
+
+def test_a_run_of_a_part_of_the_queries_has_both_means():
+    result = evaluate(RUN, {**GRADES, "q2": {"d9": 1}, "q3": {"d9": 1}}, ["RR"])
+    assert result.means == {"RR": pytest.approx(0.5 / 3)}
+    assert (result.means_of_answered, result.answered) == ({"RR": 0.5}, 1)
+    assert result.to_dict()["means_of_answered"] == {"RR": 0.5}
+    assert "means_of_answered" not in evaluate(RUN, GRADES, ["RR"]).to_dict()
+
+
+def test_a_run_and_judgments_that_share_no_document_are_told_with_examples(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert evaluate(RUN, {"q1": {"x:d1": 1, "x:d\u00e9": 1, "x:d3": 1}}, ["RR"]).means == {"RR": 0.0}
+    (told,) = caplog.messages
+    assert "the run: none of its documents is judged, for any of 1 queries" in told
+    assert "it has the docids 'd1', 'd2', the qrels 'x:d1', 'x:d\\xe9'; check" in told
+    caplog.clear()
+    evaluate(RUN, {"q1": {"d3": 0}}, ["RR"])
+    assert not caplog.messages

@@ -29,7 +29,10 @@ __all__ = ["evaluate"]
 def evaluate(
     run: Path, qrels: Path, measures: tuple[str, ...], relevance_level: int, per_query: bool, as_json: bool
 ) -> None:
-    """Evaluate a TREC run, or the run.trec of a run directory; queries that it lacks count 0."""
+    """Evaluate a TREC run, or the run.trec of a run directory; queries that it lacks count 0.
+
+    RUN and --qrels may be pipes, or - for standard input.
+    """
     from headrank_pipeline.experiment.directory import RunDirectory
     from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES
     from headrank_pipeline.experiment.evaluate import evaluate as evaluate_run
@@ -46,7 +49,13 @@ def evaluate(
     names = list(result.means)
     rows = [[qid, *(f"{values[name]:.4f}" for name in names)] for qid, values in result.per_query.items()]
     rows = rows if per_query else []
-    click.echo(table(["query", *names], [*rows, ["all", *(f"{result.means[name]:.4f}" for name in names)]]))
+    rows.append(["all", *(f"{result.means[name]:.4f}" for name in names)])
+    if result.missing:
+        answered = result.means_of_answered
+        rows.append(["of the run", *(f"{answered[name]:.4f}" for name in names)])
+    click.echo(table(["query", *names], rows))
     click.echo(f"{result.queries} queries, {len(result.missing)} of them missing from the run (counted 0)")
+    if result.missing:
+        click.echo(f"of the run: means over the {result.answered} judged queries that it has")
     if result.unjudged:
         click.echo(f"{len(result.unjudged)} queries of the run have no judgments (not counted)")

@@ -207,7 +207,7 @@ def rerank(
         refuse_typed("measures", "relevance_level", because="nothing is evaluated without --qrels")
     else:
         judgement = Judgement(qrels=qrels, measures=measures or DEFAULT_MEASURES, relevance_level=relevance_level)
-        read_qrels(qrels)  # a wrong name or line is told before a model is loaded, which may take minutes
+        read_qrels(judgement.opened)  # a wrong name or line is told before a model is loaded, which may take minutes
     supply = supply_from_file(candidates)
     next(supply.rankings(), None)  # so is a file of another kind
     with open_reranker(workers, **reranker) as opened:
@@ -379,6 +379,9 @@ def report(ctx: click.Context, outcome: Outcome, *, as_json: bool) -> None:
             missing = f", {len(judged.missing)} of them missing from the run (counted 0)" if judged.missing else ""
             if missing or judged.queries != totals["queries"]:
                 click.echo(f"means over {judged.queries} judged queries{missing}")
+            if missing:
+                click.echo(measures_table(outcome.judged, outcome.manifest["identity"]["tag"], answered=True))
+                click.echo(f"means over the {judged.answered} judged queries that the run has")
         rate = f", {totals['queries_per_second']:.2f} queries/s" if totals["queries_per_second"] else ""
         click.echo(f"{totals['queries']} queries, {len(totals['failed'])} failed{rate}: {outcome.directory.run}")
         for qid, message in outcome.failed.items():
@@ -387,12 +390,20 @@ def report(ctx: click.Context, outcome: Outcome, *, as_json: bool) -> None:
         ctx.exit(PARTIAL)
 
 
-def measures_table(judged: Judged, system: str) -> str:
-    """Return the measures of both stages, and the published first-stage scores where there are any."""
-    checks = {check.measure: check for check in judged.checks}
+def measures_table(judged: Judged, system: str, *, answered: bool = False) -> str:
+    """Return the measures of both stages, and the published first-stage scores where there are any.
+
+    Args:
+        judged: both evaluations.
+        system: heads the second column.
+        answered: take means over the judged queries that the run has, which nobody published.
+    """
+    stages = (judged.first_stage, judged.reranked)
+    first_stage, reranked = (stage.means_of_answered if answered else stage.means for stage in stages)
+    checks = {} if answered else {check.measure: check for check in judged.checks}
     rows = []
-    for name, value in judged.first_stage.means.items():
-        row = [name, f"{value:.4f}", f"{judged.reranked.means[name]:.4f}"]
+    for name, value in first_stage.items():
+        row = [name, f"{value:.4f}", f"{reranked[name]:.4f}"]
         if checks:
             check = checks.get(name)
             row += [f"{check.published:.4f}", check.verdict] if check else ["", ""]

@@ -7,25 +7,36 @@ listed, because pytrec_eval on its own would leave it out and so reward a run th
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from headrank_pipeline.records import Ranking
-from headrank_pipeline.trec import read_qrels, read_run
+from headrank_pipeline.records import Ranking, check_id
+from headrank_pipeline.trec import LARGEST_GRADE, check_grade, read_qrels, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DEFAULT_MEASURES", "Evaluation", "Measure", "evaluate", "parse_measure"]
+__all__ = ["DEFAULT_MEASURES", "Evaluation", "Measure", "evaluate", "evaluated", "parse_measure"]
 
 DEFAULT_MEASURES = ("nDCG@10", "R@100")
 
-Run = str | os.PathLike[str] | Mapping[str, Mapping[str, float]] | Iterable[Ranking]
-Qrels = str | os.PathLike[str] | Mapping[str, Mapping[str, int]]
+Run: TypeAlias = "str | os.PathLike[str] | Mapping[str, Mapping[str, float]] | Iterable[Ranking] | pd.DataFrame"
+Qrels: TypeAlias = "str | os.PathLike[str] | Mapping[str, Mapping[str, int]] | pd.DataFrame"
+
+_log = logging.getLogger(__name__)
+
+# What frames call their columns: PyTerrier's names and ir_measures'.
+_QID_COLUMNS = ("qid", "query_id")
+_DOCID_COLUMNS = ("docno", "doc_id", "docid")
+_SCORE_COLUMNS = ("score",)
+_GRADE_COLUMNS = ("label", "relevance", "grade")
 
 # What people write -> trec_eval's name, with and without a cutoff.
 _WITH_CUTOFF = {
@@ -96,6 +107,17 @@ class Evaluation:
         """Number of queries that the means are taken over."""
         return len(self.per_query)
 
+    @property
+    def answered(self) -> int:
+        """Number of these that the run has."""
+        return self.queries - len(self.missing)
+
+    @property
+    def means_of_answered(self) -> dict[str, float]:
+        """Measure -> mean over the judged queries that the run has: for a run of a part of the topics."""
+        lost = frozenset(self.missing)
+        return _means(self.means, [values for qid, values in self.per_query.items() if qid not in lost])
+
     def to_frame(self) -> pd.DataFrame:
         """Return one row per query: qid, then a column per measure."""
         import pandas as pd
@@ -107,6 +129,7 @@ class Evaluation:
         return {
             "means": dict(self.means),
             "queries": self.queries,
+            **({"means_of_answered": self.means_of_answered, "answered": self.answered} if self.missing else {}),
             "relevance_level": self.relevance_level,
             "missing": list(self.missing),
             "unjudged": list(self.unjudged),
@@ -123,14 +146,20 @@ def evaluate(
     trec_eval, and `trec.write_run` writes scores that survive it. Rankings are evaluated in their own order.
 
     Args:
-        run: a run file, ``{qid: {docid: score}}``, or rankings.
-        qrels: a qrels file (TREC or BEIR form) or ``{qid: {docid: grade}}``.
+        run: a run file, ``{qid: {docid: score}}``, rankings, or a data frame with qid, docno and score (or query_id and
+            doc_id). Ids that are whole numbers become strings; a file keeps '007' apart from '7', numbers do not.
+        qrels: a qrels file (TREC or BEIR form), ``{qid: {docid: grade}}``, or a data frame with qid, docno and label
+            (or relevance).
         measures: one or several of nDCG@k, R@k, P@k, MAP, MAP@k, RR, RR@k (also MRR), Success@k, and trec_eval's names
             (``ndcg_cut_10``).
         relevance_level: the lowest grade that counts as relevant; nDCG uses the grades themselves and ignores it.
 
+    A run and qrels of the same queries that share no docid give 0 everywhere; a warning then shows docids of both.
+
     Raises:
-        ValueError: an unknown measure, no query in common, a score that is not finite.
+        TypeError: an id that is neither a string nor a whole number, a score that is no number, anything but a run.
+        ValueError: an unknown measure, no query in common, a score that is not finite, a grade that is no whole number
+            or too large, a query or a document that occurs twice.
         FileNotFoundError: a missing file.
 
     Examples:
@@ -140,11 +169,21 @@ def evaluate(
         >>> result.missing
         ('q2',)
     """
+    result, strangers = evaluated(run, qrels, measures, relevance_level=relevance_level)
+    if strangers:
+        _log.warning("%s", strangers)
+    return result
+
+
+def evaluated(
+    run: Run, qrels: Qrels, measures: str | Sequence[str] = DEFAULT_MEASURES, *, relevance_level: int = 1
+) -> tuple[Evaluation, str | None]:
+    """Return what `evaluate` does, and its warning where run and qrels share no docid, for a caller that tells it."""
     parsed = [parse_measure(name) for name in ([measures] if isinstance(measures, str) else measures)]
     if not parsed:
         raise ValueError("no measures given; name at least one, for example nDCG@10")
-    if relevance_level < 1:
-        raise ValueError(f"relevance level {relevance_level}: expected a grade of at least 1")
+    if not isinstance(relevance_level, Integral) or not 1 <= relevance_level <= LARGEST_GRADE:
+        raise ValueError(f"relevance level {relevance_level!r}: expected a grade from 1 to {LARGEST_GRADE}")
     grades = _grades(qrels)
     scores = _scores(run)
     _check_common(scores, grades)
@@ -153,14 +192,19 @@ def evaluate(
         qid: {measure.name: measure.value(results[qid]) if qid in results else 0.0 for measure in parsed}
         for qid in grades
     }
-    means = {m.name: math.fsum(values[m.name] for values in per_query.values()) / len(per_query) for m in parsed}
-    return Evaluation(
-        means=means,
+    result = Evaluation(
+        means=_means([measure.name for measure in parsed], per_query.values()),
         per_query=per_query,
         relevance_level=relevance_level,
         missing=tuple(qid for qid in grades if qid not in scores),
         unjudged=tuple(qid for qid in scores if qid not in grades),
     )
+    name = str(run) if isinstance(run, str | os.PathLike) else "the run"
+    return result, _strangers(name, scores, grades)
+
+
+def _means(names: Iterable[str], values: Collection[Mapping[str, float]]) -> dict[str, float]:
+    return {name: math.fsum(found[name] for found in values) / len(values) for name in names}
 
 
 def parse_measure(name: str) -> Measure:
@@ -220,23 +264,95 @@ def _unknown(name: str, base: str, cutoff: int | None) -> str:
 def _grades(qrels: Qrels) -> dict[str, dict[str, int]]:
     if isinstance(qrels, str | os.PathLike):
         return read_qrels(qrels)
-    return {qid: {docid: int(grade) for docid, grade in judged.items()} for qid, judged in qrels.items()}
+    return {
+        qid: {docid: check_grade(grade, f"qid {qid} docid {docid}") for docid, grade in judged.items()}
+        for qid, judged in _by_query(qrels, "qrels", _GRADE_COLUMNS).items()
+    }
 
 
 def _scores(run: Run) -> dict[str, dict[str, float]]:
     if isinstance(run, str | os.PathLike):
         return {qid: {c.docid: c.score for c in candidates} for qid, candidates in read_run(run).items()}
-    if isinstance(run, Mapping):
-        return {qid: _finite(qid, scores) for qid, scores in run.items()}
-    # By rank: whole numbers are exact in float32, so that close scores and ties keep the order of the ranking.
-    return {r.query.qid: {docid: float(len(r) - rank) for rank, docid in enumerate(r.docids)} for r in run}
+    if isinstance(run, Mapping) or hasattr(run, "columns"):
+        return {
+            qid: {docid: _score(score, qid, docid) for docid, score in scores.items()}
+            for qid, scores in _by_query(run, "run", _SCORE_COLUMNS).items()
+        }
+    found: dict[str, dict[str, float]] = {}
+    for ranking in run if isinstance(run, Iterable) else [run]:
+        if not isinstance(ranking, Ranking):
+            raise TypeError(
+                f"run: expected a file, {{qid: {{docid: score}}}}, rankings or a data frame, got "
+                f"{type(ranking).__name__} {ranking!r}"
+            )
+        if ranking.query.qid in found:
+            raise ValueError(f"qid {ranking.query.qid} is ranked twice; a run holds every qid once, delete one of them")
+        # By rank: whole numbers are exact in float32, so that close scores and ties keep the order of the ranking.
+        found[ranking.query.qid] = {docid: float(len(ranking) - rank) for rank, docid in enumerate(ranking.docids)}
+    return found
 
 
-def _finite(qid: str, scores: Mapping[str, float]) -> dict[str, float]:
-    for docid, score in scores.items():
-        if not math.isfinite(score):
-            raise ValueError(f"qid {qid} docid {docid}: score {score!r} is not finite, evaluation needs finite scores")
-    return {docid: float(score) for docid, score in scores.items()}
+def _by_query(given: Any, what: str, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return qid -> docid -> value of a mapping or a frame, with ids as strings."""
+    found: dict[str, dict[str, Any]] = {}
+    if isinstance(given, Mapping):
+        for qid, values in given.items():
+            known = _known(found, _id("qid", qid, what), qid, what)
+            if not isinstance(values, Mapping):
+                raise TypeError(
+                    f"{what}: qid {qid}: expected {{docid: number}}, got {type(values).__name__} {values!r}"
+                )
+            for docid, value in values.items():
+                _put(known, _id("docid", docid, f"{what}: qid {qid}"), value, f"{what}: qid {qid}")
+        return found
+    if not hasattr(given, "columns"):
+        raise TypeError(f"{what}: expected a file, a mapping or a data frame, got {type(given).__name__} {given!r}")
+    names = [_column(given, known, what) for known in (_QID_COLUMNS, _DOCID_COLUMNS, columns)]
+    for qid, docid, value in zip(*(given[name] for name in names), strict=True):
+        name = _id("qid", qid, what)
+        _put(found.setdefault(name, {}), _id("docid", docid, f"{what}: qid {name}"), value, f"{what}: qid {name}")
+    return found
+
+
+def _known(found: dict[str, dict[str, Any]], name: str, qid: object, what: str) -> dict[str, Any]:
+    if name in found:
+        raise ValueError(f"{what}: qid {name} occurs twice, once as {qid!r}; give every query one id")
+    found[name] = {}
+    return found[name]
+
+
+def _put(known: dict[str, Any], docid: str, value: Any, where: str) -> None:
+    if docid in known:
+        raise ValueError(f"{where} docid {docid} occurs twice; a document is ranked or judged once, delete one of them")
+    known[docid] = value
+
+
+def _column(frame: Any, names: Sequence[str], what: str) -> str:
+    name = next((name for name in names if name in frame.columns), None)
+    if name is None:
+        raise ValueError(f"{what}: data frame lacks a column {' or '.join(names)}; found {list(frame.columns)}")
+    return name
+
+
+def _id(kind: str, value: Any, where: str) -> str:
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value))
+    try:
+        check_id(kind, value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {error}") from error
+    return str(value)
+
+
+def _score(score: Any, qid: str, docid: str) -> float:
+    where = f"qid {qid} docid {docid}"
+    try:
+        value = float(score)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{where}: score {score!r}: expected a number, got {type(score).__name__}") from error
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: score {score!r} is not finite, evaluation needs finite scores")
+    return value
 
 
 def _check_common(scores: Mapping[str, object], grades: Mapping[str, object]) -> None:
@@ -252,6 +368,21 @@ def _check_common(scores: Mapping[str, object], grades: Mapping[str, object]) ->
 def _sample(ids: Iterable[str]) -> str:
     known = list(ids)
     return f"{len(known)} queries ({', '.join(known[:3])}{', …' if len(known) > 3 else ''})"
+
+
+def _strangers(
+    name: str, scores: Mapping[str, Mapping[str, float]], grades: Mapping[str, Mapping[str, int]]
+) -> str | None:
+    """Return a warning where the run found something for judged queries, but no document that is judged for them."""
+    common = [qid for qid in grades if scores.get(qid)]
+    if not common or any(scores[qid].keys() & grades[qid].keys() for qid in common):
+        return None
+    qid = common[0]
+    found, judged = (", ".join(map(ascii, islice(side[qid], 2))) for side in (scores, grades))
+    return (
+        f"{name}: none of its documents is judged, for any of {len(common)} queries: every measure is 0. For qid {qid} "
+        f"it has the docids {found}, the qrels {judged}; check prefixes, the Unicode form and the order of columns"
+    )
 
 
 def _trec_eval(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from headrank_pipeline.experiment.benchmark import Reference, ReferenceCheck, check_references
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluate, parse_measure
+from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluated, parse_measure
 from headrank_pipeline.experiment.manifest import file_sha256, write_json
+from headrank_pipeline.files import Input, open_input
 from headrank_pipeline.trec import read_qrels
 
 __all__ = ["Judged", "Judgement", "judge"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +25,7 @@ class Judgement:
     """What to evaluate with.
 
     Args:
-        qrels: judgments file.
+        qrels: judgments: a file, a pipe, or ``-``; opened and digested here, and never again.
         measures: as in `evaluate`.
         relevance_level: lowest grade that counts as relevant for binary measures.
         references: published first-stage scores to check.
@@ -31,16 +35,16 @@ class Judgement:
         ValueError: an unknown measure.
     """
 
-    qrels: Path
+    qrels: str | os.PathLike[str]
     measures: Sequence[str] = DEFAULT_MEASURES
     relevance_level: int = 1
     references: Sequence[Reference] = ()
+    opened: Input = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for measure in self.measures:
             parse_measure(measure)
-        if not self.qrels.is_file():
-            raise FileNotFoundError(f"{self.qrels}: no such qrels file")
+        object.__setattr__(self, "opened", open_input(self.qrels, "qrels"))
 
     def check(self, qids: Sequence[str]) -> None:
         """Fail now rather than after hours of reranking.
@@ -51,7 +55,7 @@ class Judgement:
         Raises:
             ValueError: malformed qrels, or judgments of other queries only.
         """
-        judged = read_qrels(self.qrels)
+        judged = read_qrels(self.opened)
         if not any(qid in judged for qid in qids):
             raise ValueError(
                 f"{self.qrels}: judges none of the {len(qids)} queries of this run ({', '.join(qids[:3])}, …) but "
@@ -78,15 +82,18 @@ class Judged:
 
 def judge(directory: RunDirectory, judgement: Judgement) -> Judged:
     """Return the evaluations of both run files, read as they were written, and write evaluation.json."""
-    first_stage, reranked = (
-        evaluate(run, judgement.qrels, judgement.measures, relevance_level=judgement.relevance_level)
+    grades = read_qrels(judgement.opened)
+    (first_stage, strangers), (reranked, _) = (
+        evaluated(run, grades, judgement.measures, relevance_level=judgement.relevance_level)
         for run in (directory.first_stage_run, directory.run)
     )
+    if strangers:  # once: both runs have the same documents
+        _log.warning("%s", strangers)
     judged = Judged(first_stage, reranked, check_references(judgement.references, first_stage.means))
     record = {
         "measures": list(judgement.measures),
         "relevance_level": judgement.relevance_level,
-        "qrels_sha256": file_sha256(judgement.qrels),
+        "qrels_sha256": judgement.opened.sha256,
         "run_sha256": file_sha256(directory.run),
         "first_stage_run_sha256": file_sha256(directory.first_stage_run),
         **judged.to_dict(),

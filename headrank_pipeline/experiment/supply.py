@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
-from headrank_pipeline.experiment.manifest import file_sha256
+from headrank_pipeline.files import open_input
 from headrank_pipeline.pipeline import Source
 from headrank_pipeline.records import Query, Ranking
 from headrank_pipeline.trec import read_candidates
@@ -33,21 +33,22 @@ class Supply:
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
-def supply_from_file(path: Path, *, only: Collection[str] | None = None) -> Supply:
+def supply_from_file(path: str | PathLike[str], *, only: Collection[str] | None = None) -> Supply:
     """Return the candidates of a file.
 
     Args:
-        path: candidates JSONL.
+        path: candidates JSONL: a file, a pipe, or ``-``; opened once, and what was digested is what is read.
         only: qids to keep, or None for all of them.
 
     Raises:
         FileNotFoundError: no such file.
     """
-    identity: dict[str, Any] = {"candidates_sha256": file_sha256(path, "candidates")}
+    opened = open_input(path, "candidates")
+    identity: dict[str, Any] = {"candidates_sha256": opened.sha256}
     if only is None:
         return Supply(
             identity=identity,
-            rankings=lambda: read_candidates(path),
+            rankings=lambda: read_candidates(opened),
             retrieves=False,
             origins={"candidates": str(path)},
         )
@@ -55,7 +56,7 @@ def supply_from_file(path: Path, *, only: Collection[str] | None = None) -> Supp
     identity["qids_sha256"] = hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()
     return Supply(
         identity=identity,
-        rankings=lambda: (ranking for ranking in read_candidates(path) if ranking.query.qid in kept),
+        rankings=lambda: (ranking for ranking in read_candidates(opened) if ranking.query.qid in kept),
         retrieves=False,
         origins={"candidates": str(path)},
     )
