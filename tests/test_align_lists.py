@@ -210,3 +210,12 @@ def test_orders_given_and_reversed():
 def test_list_size_below_two_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
         sublist(WHOLE, 1, seed=0)
+
+
+@pytest.mark.parametrize("grade", [100_001, 10**30])
+def test_a_grade_beyond_what_evaluators_count_is_refused(tmp_path, grade):
+    path = tmp_path / "lists.jsonl"
+    path.write_text(json.dumps({"query": {"qid": "q", "text": "flea"}, "candidates": [
+        {"docid": "d", "score": 1, "doc": {"text": "A"}, "grade": grade}]}) + "\n")  # fmt: skip
+    with pytest.raises(ValueError, match=rf"lists.jsonl:1: qid q candidate 1 docid d: grade {str(grade)[:20]}.*: expected"):
+        read_lists(path)

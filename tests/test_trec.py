@@ -168,7 +168,7 @@ def test_a_trec_title_is_text_and_no_markup(tmp_path, title, end):
         ("9" * 5000, "grade '9999.*…': expected a whole number"),
         ("1_0", "grade '1_0': expected a whole number"),
         ("0.5", "grade '0.5': expected a whole number"),
-        ("\u0661", "expected a whole number"),
+        ("\u0661", "grade .*: expected a whole number"),
     ],
 )
 def test_grades_are_bounded_with_file_and_line(tmp_path, grade, message):
@@ -409,7 +409,7 @@ def test_an_array_of_requests_names_the_line_of_a_bad_one_and_what_follows_it(tm
 
 
 @pytest.mark.parametrize(
-    "passage", ['{"flea": "lives"}', '{"id": 5, "n": [1]}', '{"text": 3}', "[" * 9, '{"a":' * 100_000]
+    "passage", ['{"flea": "lives"}', '{"id": 5, "n": [1]}', '{"text": 3}', "[1]", '{"a":' * 100_000]
 )
 def test_a_passage_that_is_itself_json_is_text(tmp_path, passage):
     line = request("q", [{"docid": "d", "score": 1, "doc": passage}])

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from headrank_pipeline.files import atomic_writer, json_object_lines, numbered_lines
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Ranking
-from headrank_pipeline.trec import Qrels, candidate_line, read_candidates, read_qrels
+from headrank_pipeline.trec import Qrels, candidate_line, check_grade, read_candidates, read_qrels
 
 __all__ = [
     "GradedList",
@@ -163,7 +163,7 @@ def _check_grade(grade: Any, where: str) -> int:
         raise ValueError(f"{where}: grade {grade!r}: expected a whole number from 0")
     if grade < 0:
         raise ValueError(f"{where}: grade {grade} is negative; make it 0 (not relevant) or remove the passage")
-    return grade
+    return check_grade(grade, where)
 
 
 # --------------------------------------------------------------------------------------------------------- writing
