@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pipes import piped
 
 import pytest
 from graded_lists import overlap_lists
@@ -212,10 +213,27 @@ def test_list_size_below_two_is_refused():
         sublist(WHOLE, 1, seed=0)
 
 
+def test_lists_are_made_of_and_read_from_pipes_without_losing_one(tmp_path):
+    rankings = [
+        Ranking(Query(f"q{n}", "flea"), (Candidate("d1", 2.0, "Fleas live."), Candidate("d2", 1.0))) for n in range(300)
+    ]
+    write_candidates(tmp_path / "cand.jsonl", rankings)
+    candidates = (tmp_path / "cand.jsonl").read_bytes()
+    qrels = "".join(f"q{n} 0 d1 1\n" for n in range(300)).encode()
+    corpus = b"d1\tFleas live.\nd2\tDogs sleep.\n"
+    with piped(candidates) as first, piped(qrels) as second, piped(corpus) as third:
+        counts = write_lists(first, second, tmp_path / "lists.jsonl", corpus=third)
+    assert (counts.written, counts.without_judgements, counts.without_candidates) == (300, 0, 0)
+    with piped((tmp_path / "lists.jsonl").read_bytes()) as path:
+        assert read_lists(path) == read_lists(tmp_path / "lists.jsonl")
+
+
 @pytest.mark.parametrize("grade", [100_001, 10**30])
 def test_a_grade_beyond_what_evaluators_count_is_refused(tmp_path, grade):
     path = tmp_path / "lists.jsonl"
     path.write_text(json.dumps({"query": {"qid": "q", "text": "flea"}, "candidates": [
         {"docid": "d", "score": 1, "doc": {"text": "A"}, "grade": grade}]}) + "\n")  # fmt: skip
-    with pytest.raises(ValueError, match=rf"lists.jsonl:1: qid q candidate 1 docid d: grade {str(grade)[:20]}.*: expected"):
+    with pytest.raises(
+        ValueError, match=rf"lists.jsonl:1: qid q candidate 1 docid d: grade {str(grade)[:20]}.*: expected"
+    ):
         read_lists(path)

@@ -1,8 +1,10 @@
 """Saved first stages: no Java behind them, except to make what is saved."""
 
+import hashlib
 import logging
 import sys
 from pathlib import Path
+from pipes import piped
 from types import SimpleNamespace
 
 import pytest
@@ -161,3 +163,29 @@ def test_describe_changes_with_the_words_of_the_topics(tmp_path):
     (tmp_path / "run").write_text("q1 Q0 d1 1 2.5 t\n")
     one, other = (saved_run(tmp_path / "run", [Query("q1", text)]).describe() for text in ("flea", "fleas"))
     assert one != other
+
+
+def test_a_saved_run_its_topics_and_texts_may_come_through_pipes():
+    run, topics, corpus = b"q1 Q0 d1 1 2.0 t\n", b"q1\tflea\n", b"d1\tFleas live long.\n"
+    with piped(run) as first, piped(topics) as second, piped(corpus) as third:
+        source = saved_run(first, second, third)
+    (found,) = (source % 5).retrieve(source.queries())
+    assert found == Ranking(FLEA, (Candidate("d1", 2.0, "Fleas live long."),))
+    assert source.describe()["corpus_sha256"] == hashlib.sha256(corpus).hexdigest()
+
+
+def test_saved_candidates_may_come_through_a_pipe():
+    line = candidate_line(Ranking(FLEA, (Candidate("d1", 2.0, "Fleas live long."),))).encode()
+    with piped(line) as path:
+        source = saved_candidates(path)
+    assert [len(ranking) for ranking in (source % 5).retrieve(source.queries())] == [1]
+    assert source.describe()["sha256"] == hashlib.sha256(line).hexdigest()
+
+
+def test_a_saved_run_that_is_changed_after_it_was_opened_is_refused(tmp_path):
+    run = tmp_path / "run.trec"
+    run.write_text("q1 Q0 d1 1 2.0 t\n")
+    source = saved_run(run, [FLEA])
+    run.write_text("q1 Q0 d2 1 2.0 t\n")
+    with pytest.raises(ValueError, match="the run file was changed after it was first read"):
+        source.queries()

@@ -14,11 +14,11 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from headrank_pipeline.files import atomic_writer, json_object_lines, numbered_lines
+from headrank_pipeline.files import atomic_writer, file_sha256, json_object_lines, numbered_lines, open_input
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import Qrels, candidate_line, check_grade, read_candidates, read_qrels
@@ -131,8 +131,9 @@ def read_lists(path: PathLike) -> list[GradedList]:
         ValueError: an empty list, a candidate without text, a grade that is missing, negative or no whole number, a
             teacher score that some candidates of a list lack, or what `read_candidates` refuses; names file and line.
     """
+    opened = open_input(path, "graded lists")
     found: list[GradedList] = []
-    for (where, record), ranking in zip(json_object_lines(path, "graded lists"), read_candidates(path), strict=True):
+    for (where, record), ranking in zip(json_object_lines(opened), read_candidates(opened), strict=True):
         try:
             found.append(_graded(record, ranking))
         except ValueError as error:
@@ -201,7 +202,7 @@ def write_lists(
     """Write graded lists from first-stage candidates and judgments.
 
     Args:
-        candidates: candidates file, with texts unless `corpus` supplies them.
+        candidates: candidates file, with texts unless `corpus` supplies them; each of these may be a pipe or ``-``.
         qrels: judgments; a query without any is left out and counted.
         output: file to write; a name ending in .gz is gzipped.
         unjudged: ``zero`` grades a passage that nobody judged 0, ``drop`` leaves it out.
@@ -215,6 +216,7 @@ def write_lists(
     """
     if unjudged not in ("zero", "drop"):
         raise ValueError(f"unjudged {unjudged!r}: expected zero or drop")
+    qrels, candidates = open_input(qrels, "qrels"), open_input(candidates, "candidates")
     judgements = read_qrels(qrels)
     _refuse_negative(judgements, qrels)
     counts = ListCounts()
@@ -382,5 +384,4 @@ def lists_sha256(lists: Iterable[GradedList]) -> str:
 
 def describe_file(path: PathLike) -> dict[str, Any]:
     """Return name and SHA-256 of a data file, for manifests; the folder it lies in says nothing about it."""
-    with Path(path).open("rb") as file:
-        return {"file": Path(path).name, "sha256": file_digest(file, "sha256").hexdigest()}
+    return {"file": Path(path).name, "sha256": file_sha256(path, "graded lists")}

@@ -106,11 +106,13 @@ def select_heads(
     from headrank_pipeline.attention.model import load
     from headrank_pipeline.comparison.learning_figures import head_map
     from headrank_pipeline.experiment.progress import Progress
+    from headrank_pipeline.files import open_input
 
     model, config = named_model(model), SelectionConfig(**settings)
-    graded = read_lists(lists)
+    opened = open_input(lists, "graded lists")
+    graded = read_lists(opened)
     loaded = load(model, "all", device=device, dtype=dtype, revision=revision)
-    origin = describe_file(lists)
+    origin = describe_file(opened)
     with Progress(
         min(len(graded), config.max_lists or len(graded)), 0, unit=("list", "lists"), what="select heads"
     ) as bar:
@@ -212,11 +214,16 @@ def train(
     from headrank_pipeline.attention.model import load
     from headrank_pipeline.comparison.learning_figures import training_curves
     from headrank_pipeline.experiment.progress import Progress
+    from headrank_pipeline.files import open_input
 
     named = {name: value for name, value in common.items() if value is not None}
     config = configured(TrainingConfig(), named | dict(_setting(text) for text in settings))
-    origin = {"lists": describe_file(lists), "max_lists": max_lists} | ({"dev": describe_file(dev)} if dev else {})
-    data = TrainingData(read_lists(lists)[:max_lists], read_lists(dev) if dev else (), origin)
+    train_lists = open_input(lists, "graded lists")
+    dev_lists = open_input(dev, "graded lists") if dev else None
+    origin = {"lists": describe_file(train_lists), "max_lists": max_lists}
+    origin |= {} if dev_lists is None else {"dev": describe_file(dev_lists)}
+    held_out = () if dev_lists is None else read_lists(dev_lists)
+    data = TrainingData(read_lists(train_lists)[:max_lists], held_out, origin)
     model = named_model(model)
     loaded = load(model, heads, device=device, dtype=dtype, revision=revision)
     directory = output / "training"

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from headrank_pipeline.files import atomic_writer, file_sha256
+from headrank_pipeline.files import atomic_writer, open_input
 from headrank_pipeline.first_stage.encoder import Encoder, load_encoder
 from headrank_pipeline.first_stage.index import IDENTITY_FILE, IndexSummary, is_index, publish, refuse_strangers
 from headrank_pipeline.first_stage.jvm import versions
@@ -52,7 +52,7 @@ def build_dense_index(
     ``headrank-index.json``, which says what the index was made of. The same call continues an interrupted build.
 
     Args:
-        corpus: BEIR or ``{id, contents}`` JSONL, or TSV; plain or gzip.
+        corpus: BEIR or ``{id, contents}`` JSONL, or TSV; plain or gzip, a file, a pipe or ``-``.
         output: the folder to make.
         encoder: for the passages.
         kind: ``flat`` searches exactly; ``hnsw`` is faster on large corpora and misses some; ``lucene-hnsw`` is
@@ -79,8 +79,9 @@ def build_dense_index(
             f"kind 'lucene-hnsw': Lucene compares vectors of length 1, and {chosen.name} is used without "
             f"normalisation; pass --l2-norm (l2_norm=True) if its authors do, or build kind 'hnsw'"
         )
-    checksum = file_sha256(corpus)
-    passages, empty = _passages(corpus)
+    opened = open_input(corpus, "corpus")
+    checksum = opened.sha256
+    passages, empty = _passages(opened)
     draft = _draft(target, {"corpus_sha256": checksum, "encoder": chosen.describe(), "shard": _SHARD})
     _encode(passages, chosen, draft, on_progress or (lambda done, total: None))
     folder = draft / "index"

@@ -22,7 +22,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.files import file_sha256
+from headrank_pipeline.files import open_input
 from headrank_pipeline.first_stage.jvm import anserini_jar, find_java, versions
 from headrank_pipeline.passages import Passage, located_passages
 
@@ -91,7 +91,7 @@ def build_index(
     (``raw``, as BEIR JSON) are stored. A file ``headrank-index.json`` in the folder says what the index was made of.
 
     Args:
-        corpus: BEIR or ``{id, contents}`` JSONL, or TSV; plain or gzip.
+        corpus: BEIR or ``{id, contents}`` JSONL, or TSV; plain or gzip, a file, a pipe or ``-``.
         output: the folder to make.
         threads: of the indexer; with 1 the documents are numbered in the order of the corpus.
         multifield: keep the title in a field of its own.
@@ -111,12 +111,13 @@ def build_index(
     started = time.perf_counter()
     target = Path(output)
     _check_output(target, overwrite)
+    opened = open_input(corpus, "corpus")
     runtime = find_java()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".building", dir=target.parent) as scratch:
         shards, draft = Path(scratch) / "corpus", Path(scratch) / "index"
         shards.mkdir()
-        docs, empty = _write_shards(corpus, shards, threads)
+        docs, empty = _write_shards(opened, shards, threads)
         collection = "BeirMultifieldCollection" if multifield else "BeirFlatCollection"
         options = ["-storePositions", "-storeDocvectors", "-storeRaw", *(["-fields", "title"] if multifield else [])]
         if language != ENGLISH:
@@ -125,14 +126,18 @@ def build_index(
         command += ["-collection", collection, "-generator", "DefaultLuceneDocumentGenerator"]
         command += ["-threads", str(threads), "-input", str(shards), "-index", str(draft), *options]
         run_indexer(command, docs - empty)
-        checksum = file_sha256(corpus, "corpus")
-        identity = {"corpus": Path(corpus).name, "corpus_sha256": checksum, "docs": docs - empty, "empty_docs": empty}
+        identity = {
+            "corpus": Path(corpus).name,
+            "corpus_sha256": opened.sha256,
+            "docs": docs - empty,
+            "empty_docs": empty,
+        }
         identity |= {"collection": collection, "options": options, **versions()}
         if language != ENGLISH:
             identity["language"] = language
         (draft / IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
         publish(draft, target, Path(scratch) / "replaced")
-    summary = IndexSummary(target, docs - empty, empty, time.perf_counter() - started, checksum)
+    summary = IndexSummary(target, docs - empty, empty, time.perf_counter() - started, opened.sha256)
     _log.info("%s: %d documents indexed in %.1f s", target, summary.docs, summary.seconds)
     return summary
 

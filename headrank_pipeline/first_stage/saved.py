@@ -9,11 +9,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.files import file_sha256
-from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
+from headrank_pipeline.files import Input, open_input
+from headrank_pipeline.first_stage.texts import Lookup, is_stream, passage_lookup, with_texts
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.pipeline import Queries, Source, as_queries
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -32,7 +31,7 @@ def saved_run(
     """Return a first stage that answers from a TREC run file.
 
     Args:
-        path: the run, ``qid Q0 docid rank score tag``.
+        path: the run, ``qid Q0 docid rank score tag``; files and pipes are opened here, once.
         topics: the queries: a topics file, or the records.
         corpus: where the passages' text comes from: a corpus file, of which only the run's passages are kept, or what
             `passage_lookup` takes (a Lucene index, ``ir_datasets:ID``); without it candidates have no text.
@@ -42,13 +41,15 @@ def saved_run(
         FileNotFoundError: no such file; when made, not when first read.
         ValueError: a folder as corpus that holds no Lucene index; when first read, what `read_run` refuses.
     """
-    _check_files(run=path, topics=topics if isinstance(topics, str | os.PathLike) else None)
-    lookup = None if corpus is None or Path(corpus).is_file() else _lookup(corpus)
+    run_file = open_input(path, "run")
+    asked = open_input(topics, "topics") if isinstance(topics, str | os.PathLike) else topics
+    lookup = None if corpus is None or is_stream(corpus) else _lookup(corpus)
+    passages = None if corpus is None or lookup is not None else open_input(corpus, "corpus")
 
     @lru_cache(maxsize=2)
     def load(hits: int | None) -> dict[str, Ranking]:
-        queries = read_topics(topics) if isinstance(topics, str | os.PathLike) else list(as_queries(topics))
-        run = {qid: candidates[:hits] for qid, candidates in read_run(path).items()}
+        queries = read_topics(asked) if isinstance(asked, Input) else list(as_queries(asked))
+        run = {qid: candidates[:hits] for qid, candidates in read_run(run_file).items()}
         kept = {query.qid: query for query in queries if query.qid in run}
         if not kept:
             raise ValueError(f"{path}: none of its qids ({', '.join(list(run)[:3])}, …) is among the topics")
@@ -56,13 +57,12 @@ def saved_run(
             _log.warning("%s: %d of its %d queries are not among the topics", path, len(run) - len(kept), len(run))
         if lookup is not None:
             return {qid: Ranking(q, with_texts(run[qid], lookup, f"{path}: qid {qid}")) for qid, q in kept.items()}
-        if corpus is not None:
-            _add_text({qid: run[qid] for qid in kept}, corpus, path)
+        if passages is not None:
+            _add_text({qid: run[qid] for qid in kept}, passages, path)
         return {qid: Ranking(query, tuple(run[qid])) for qid, query in kept.items()}
 
     description = {"stage": "saved_run", "path": str(path), "corpus": None if corpus is None else str(corpus)}
-    file = None if corpus is None or lookup is not None else Path(corpus)
-    return SavedSource(Path(path), load, description, file, allow_missing)
+    return SavedSource(run_file, load, description, passages, allow_missing)
 
 
 def _lookup(corpus: PathLike) -> Lookup:
@@ -82,26 +82,26 @@ def saved_candidates(path: PathLike, *, allow_missing: bool = False) -> SavedSou
     Raises:
         FileNotFoundError: no such file; when made, not when first read.
     """
-    _check_files(candidates=path)
+    opened = open_input(path, "candidates")
 
     @lru_cache(maxsize=2)
     def load(hits: int | None) -> dict[str, Ranking]:
-        found = {ranking.query.qid: ranking.cut(hits) if hits else ranking for ranking in read_candidates(path)}
+        found = {ranking.query.qid: ranking.cut(hits) if hits else ranking for ranking in read_candidates(opened)}
         if not found:
             raise ValueError(f"{path}: no requests in it; expected one JSON object with query and candidates a line")
         return found
 
-    return SavedSource(Path(path), load, {"stage": "saved_candidates", "path": str(path)}, None, allow_missing)
+    return SavedSource(opened, load, {"stage": "saved_candidates", "path": str(path)}, None, allow_missing)
 
 
 @dataclass(frozen=True)
 class SavedSource(Source):
     """A saved first stage; made by `saved_run` and `saved_candidates`, and read when first asked."""
 
-    path: Path
+    path: Input
     load: Callable[[int | None], dict[str, Ranking]]
     description: dict[str, Any]
-    corpus: Path | None
+    corpus: Input | None
     allow_missing: bool
     hits: int | None = None
 
@@ -140,18 +140,12 @@ class SavedSource(Source):
         texts = json.dumps([[query.qid, query.text] for query in self.queries()])
         return {
             **self.description,
-            "sha256": file_sha256(self.path),
+            "sha256": self.path.sha256,
             "queries_sha256": hashlib.sha256(texts.encode()).hexdigest(),
-            "corpus_sha256": None if self.corpus is None else file_sha256(self.corpus),
+            "corpus_sha256": None if self.corpus is None else self.corpus.sha256,
             "hits": self.hits,
             "allow_missing": self.allow_missing,
         }
-
-
-def _check_files(**files: PathLike | None) -> None:
-    for purpose, path in files.items():
-        if path is not None and not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such {purpose} file (looked from {Path.cwd()})")
 
 
 def _add_text(run: dict[str, list[Candidate]], corpus: PathLike, path: PathLike) -> None:

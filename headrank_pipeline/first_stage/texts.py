@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from headrank_pipeline.files import Input
 from headrank_pipeline.first_stage.index import is_index
 from headrank_pipeline.passages import Passage, passage_from_raw, read_corpus
 from headrank_pipeline.records import Candidate
 
-__all__ = ["PASSAGES_FILE", "Lookup", "passage_lookup", "stored_passages", "with_texts", "write_passages"]
+__all__ = ["PASSAGES_FILE", "Lookup", "is_stream", "passage_lookup", "stored_passages", "with_texts", "write_passages"]
 
 PASSAGES_FILE = "passages.jsonl"
 _OFFSETS_FILE = "passages.offsets.npy"
@@ -40,14 +41,21 @@ def passage_lookup(texts: str | os.PathLike[str]) -> Lookup:
     name, path = os.fspath(texts), Path(texts)
     if name.startswith(_DATASET):
         return lambda docids: _from_dataset(name.removeprefix(_DATASET), docids)
-    if path.is_file():
-        load = lru_cache(maxsize=1)(lambda: {passage.docid: passage for passage in read_corpus(path)})
+    if is_stream(texts):
+        load = lru_cache(maxsize=1)(lambda: {passage.docid: passage for passage in read_corpus(texts)})
         return lambda docids: {docid: known for docid in docids if (known := load().get(docid)) is not None}
     if path.is_dir() and (path / PASSAGES_FILE).is_file():
         return stored_passages(path)
     if path.is_dir() and not is_index(path):
         raise ValueError(f"{path}: expected a Lucene index (segments_*) or a corpus file to take passages from")
     return _from_index(texts)
+
+
+def is_stream(texts: str | os.PathLike[str]) -> bool:
+    """Return whether passages come from a corpus file or a pipe; the other kinds are folders and names of indexes."""
+    if isinstance(texts, Input) or os.fspath(texts) == "-":
+        return True
+    return Path(texts).exists() and not Path(texts).is_dir()
 
 
 def with_texts(candidates: Iterable[Candidate], lookup: Lookup, where: str) -> tuple[Candidate, ...]:
