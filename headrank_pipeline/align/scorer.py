@@ -11,7 +11,15 @@ from torch import Tensor
 from headrank_pipeline.align.lists import GradedList
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
-from headrank_pipeline.attention.scoring import ScoringRule, check_finite, passage_mass
+from headrank_pipeline.attention.scoring import (
+    ScoringRule,
+    calibrated,
+    check_finite,
+    check_places,
+    combined,
+    passage_mass,
+    place_shares,
+)
 from headrank_pipeline.attention.template import PromptTemplate
 
 __all__ = ["ListScorer", "Reading", "mean_ndcg", "ndcg"]
@@ -51,9 +59,6 @@ class ListScorer:
         self.rule = reading.rule
         budget = reader.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
         self.builder = PromptBuilder(reader.tokenizer, reading.template, max_prompt_tokens=budget)
-        weights = reader.heads.weights or (1.0,) * len(reader.heads.heads)
-        total = sum(weights) if reading.rule.heads == "mean" else 1.0
-        self._weights = torch.tensor(weights, device=reader.device) / total
 
     def prompts(self, lists: Sequence[GradedList]) -> list[Prompt]:
         """Return the prompt of each list."""
@@ -62,9 +67,18 @@ class ListScorer:
     def forward(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         """Return the scores [P] of each prompt's passages from exactly one forward pass, in the present gradient mode.
 
+        A rule that reads both orders is trained in the one that the prompt has: each is an order like any other.
+
         Raises:
-            ValueError: a rule with calibration, which would need a second pass that gradients must follow too.
+            ValueError: a rule with calibration, which would need a second pass that gradients must follow too; one
+                whose scores can be negative, of which losses take no logarithms; or places that there are not.
         """
+        check_places(self.rule, self.builder.template, self.reader.heads)
+        if self.rule.normalise == "zscore":
+            raise ValueError(
+                f"{self.reading.name} standardises heads, whose scores can be negative; losses take logarithms: train "
+                f"with normalise 'mass' or 'log'"
+            )
         if self.rule.content_free is not None:
             raise ValueError(
                 f"{self.reading.name} subtracts a content-free query; train with a rule that does not "
@@ -72,7 +86,7 @@ class ListScorer:
             )
         read = self.reader.forward(prompts, support=self.rule.support)
         return [
-            self._combined(passage_mass(one, prompt.passages, self.rule))
+            self._combined(passage_mass(one, prompt.passages, self.rule), prompt)
             for one, prompt in zip(read, prompts, strict=True)
         ]
 
@@ -83,33 +97,40 @@ class ListScorer:
             reads = self.reader.read(prompts, support=support)
         else:
             pairs = [(prompt, self.builder.with_query(prompt, self.rule.content_free)) for prompt in prompts]
-            reads = [_difference(*pair) for pair in self.reader.read_calibrated(pairs, support=support)]
+            reads = [calibrated(*pair) for pair in self.reader.read_calibrated(pairs, support=support)]
         return [passage_mass(read, prompt.passages, self.rule) for read, prompt in zip(reads, prompts, strict=True)]
 
     def scores(self, lists: Sequence[GradedList]) -> list[Tensor]:
         """Return the scores [P] of each list, batched by length, without gradients.
 
         Raises:
-            ValueError: attention that is not finite, naming the list and the head.
+            ValueError: attention that is not finite, naming the list and the head, or places that there are not.
         """
+        check_places(self.rule, self.builder.template, self.reader.heads)
         found = []
         for start in range(0, len(lists), _READ_AT_ONCE):
             part = lists[start : start + _READ_AT_ONCE]
-            for graded, mass in zip(part, self.masses(self.prompts(part)), strict=True):
-                check_finite(mass, self.reader.heads.heads, graded.qid)
-                found.append(self._combined(mass))
+            orders = [
+                self._scored(part, turned=turned) for turned in ((False, True) if self.rule.both_orders else (False,))
+            ]
+            found += [torch.stack(scores).mean(0) for scores in zip(*orders, strict=True)]
         return found
 
-    def _combined(self, mass: Tensor) -> Tensor:
-        """Return the heads' sum or mean [P], in float32 whatever autocast makes of products."""
+    def _scored(self, lists: Sequence[GradedList], *, turned: bool) -> list[Tensor]:
+        prompts = [self.builder.build(graded.ranking, turned=turned) for graded in lists]
+        found = []
+        for graded, prompt, mass in zip(lists, prompts, self.masses(prompts), strict=True):
+            check_finite(mass, self.reader.heads.heads, graded.qid)
+            found.append(self._combined(mass, prompt))
+        return found
+
+    def _combined(self, mass: Tensor, prompt: Prompt) -> Tensor:
+        """Return the scores [P], in float32 whatever autocast makes of products."""
+        heads = self.reader.heads
+        shares = place_shares(self.rule, heads, prompt.places)
         with torch.autocast(mass.device.type, enabled=False):
-            return self._weights @ mass
-
-
-def _difference(read: Tensor, content_free: Tensor) -> Tensor:
-    """Return [H, min(N, M)]; the tokens of the two queries, the last ones, are not comparable and belong to none."""
-    shared = min(read.shape[1], content_free.shape[1])
-    return read[:, :shared] - content_free[:, :shared]
+            divisor = None if shares is None else torch.from_numpy(shares).to(mass.device)
+            return combined(mass, self.rule, heads.weights, divisor)
 
 
 def ndcg(scores: Tensor, grades: Tensor, *, cutoff: int = 10) -> Tensor:

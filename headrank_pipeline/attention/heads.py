@@ -17,11 +17,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from headrank_pipeline.attention.places import Places
 from headrank_pipeline.files import atomic_writer
 
 __all__ = ["HeadSet", "all_heads", "published_heads", "resolve_heads"]
 
-_KEYS = {"name", "model", "revision", "heads", "weights", "selection", "source"}
+_KEYS = {"name", "model", "revision", "heads", "weights", "selection", "source", "places"}
 _WINDOW = re.compile(r"layers:(\d+)-(\d+)")
 
 
@@ -37,9 +38,12 @@ class HeadSet:
         weights: one finite weight per head, together more than 0, or None for equal weights.
         selection: how they were selected (criterion, data, lambda, scores), free form.
         source: citation or file.
+        places: how their attention goes by place in the prompt, or None where it was not measured; a mapping is read
+            as `Places.describe` gives it.
 
     Raises:
-        ValueError: no heads, a pair that is not two whole numbers from 0, a duplicate, or weights that do not fit.
+        ValueError: no heads, a pair that is not two whole numbers from 0, a duplicate, or weights or places that do
+            not fit.
 
     Examples:
         >>> HeadSet("two", ((3, 1), (0, 2))).depth
@@ -53,6 +57,7 @@ class HeadSet:
     weights: tuple[float, ...] | None = None
     selection: Mapping[str, Any] = field(default_factory=dict, compare=False)
     source: str | None = None
+    places: Places | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(_pair(self.name, head) for head in self.heads))
@@ -74,6 +79,18 @@ class HeadSet:
                     f"head set {self.name!r}: weights add up to {total:g}; expected more than 0 (single ones may be "
                     f"negative), as scores are their weighted mean; leave them out for equal weights"
                 )
+
+        self._check_places()
+
+    def _check_places(self) -> None:
+        if self.places is None:
+            return
+        if not isinstance(self.places, Places):
+            object.__setattr__(self, "places", Places.of(self.places))
+        if len(self.places.heads) != len(self.heads):
+            raise ValueError(
+                f"head set {self.name!r}: places holds {len(self.places.heads)} curves for {len(self.heads)} heads"
+            )
 
     @property
     def depth(self) -> int:
@@ -128,11 +145,19 @@ class HeadSet:
             "weights": None if self.weights is None else list(self.weights),
             "selection": dict(self.selection),
             "source": self.source,
+            **({} if self.places is None else {"places": self.places.describe()}),
         }
 
-    def digest(self) -> str:
-        """Return a SHA-256 over the heads and weights: what decides the scores, whatever the set is called."""
-        return sha256(json.dumps([self.heads, self.weights]).encode()).hexdigest()
+    def digest(self, *, places: bool = False) -> str:
+        """Return a SHA-256 over the heads and weights: what decides the scores, whatever the set is called.
+
+        Args:
+            places: over the place curves, too: they decide where a rule divides by them.
+        """
+        parts: list[Any] = [self.heads, self.weights]
+        if places and self.places is not None:
+            parts.append(self.places.describe())
+        return sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def all_heads(layers: int, heads: int, *, first: int = 0, last: int | None = None) -> HeadSet:

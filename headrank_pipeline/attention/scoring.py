@@ -1,4 +1,8 @@
-"""From attention per token to one score per passage: calibrate, sum heads, filter, pool. [H, N] -> [N] -> [P]."""
+"""From attention per token to one score per passage.
+
+Published methods calibrate, sum heads, filter and pool: [H, N] -> [N] -> [P]. What looks at single heads (their own
+normalisation, their own place curves) pools first: [H, N] -> [H, P] -> [P].
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.tap import Support
+from headrank_pipeline.attention.template import PromptTemplate
 
-__all__ = ["ScoringRule", "check_finite", "passage_mass", "pool_tokens", "token_scores"]
+__all__ = [
+    "ScoringRule",
+    "calibrated",
+    "check_finite",
+    "check_places",
+    "combined",
+    "passage_mass",
+    "passage_scores",
+    "place_shares",
+    "pool_tokens",
+    "token_scores",
+]
+
+# A share of attention below this counts as this where logarithms are taken: one head that sees nothing of a passage
+# must not decide alone.
+_LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +46,17 @@ class ScoringRule:
         content_free: the query whose attention is subtracted (``"N/A"`` in ICR), or None for no calibration.
         filter_deviations: drop a passage's tokens at or below mean - k * standard deviation (ICR: k = 2), or None.
         length_exponent: divide a passage's sum by its number of tokens to this power; 0 is the sum, 1 the mean.
+        both_orders: read every list in the prompt's order and in its reverse; scores are the mean of both.
+        place_profile: divide by the mean share that attention has at a passage's place, whatever stands there, as the
+            head set carries it: ``set`` the score by the set's curve, ``heads`` the mass of each head by its own.
+            Curves are scaled to a mean of 1 over the list's places.
+        normalise: of each head over the passages of a list, before heads are put together: ``mass`` leaves it,
+            ``zscore`` standardises it (scores can be negative), ``log`` takes logarithms of shares, so that scores are
+            the heads' geometric mean, scaled to sum to 1, whatever `heads` says.
+        temperature: of each head's softmax over the logarithms of its masses, before `normalise`; below 1 sharpens.
+
+    Raises:
+        ValueError: a temperature that is not above 0, or fields that do not go together.
     """
 
     support: Support = "passages"
@@ -32,10 +64,158 @@ class ScoringRule:
     content_free: str | None = None
     filter_deviations: float | None = None
     length_exponent: float = 0.0
+    both_orders: bool = False
+    place_profile: Literal["set", "heads"] | None = None
+    normalise: Literal["mass", "zscore", "log"] = "mass"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature {self.temperature!r}: expected a number above 0; 1 leaves masses as they are"
+            )
+        if self.content_free is not None:
+            for name, used in (
+                ("place_profile", self.place_profile is not None),
+                ("normalise 'log'", self.normalise == "log"),
+                ("temperature", self.temperature != 1.0),
+            ):
+                if used:
+                    raise ValueError(
+                        f"{name}: not with a content-free query, whose subtraction leaves negative attention; give "
+                        f"content_free=null, or leave it out"
+                    )
+        if self.place_profile == "set" and (self.normalise, self.temperature) != ("mass", 1.0):
+            raise ValueError(
+                "place_profile 'set': the set's curve is that of its plain score; with normalise or temperature divide "
+                "each head by its own (place_profile=heads)"
+            )
 
     def describe(self) -> dict[str, Any]:
-        """Return the rule as JSON-ready values."""
-        return asdict(self)
+        """Return the rule as JSON-ready values, without fields that are as they were before they existed."""
+        since = {"both_orders": False, "place_profile": None, "normalise": "mass", "temperature": 1.0}
+        return {name: value for name, value in asdict(self).items() if name not in since or value != since[name]}
+
+    @property
+    def pools_first(self) -> bool:
+        """Whether passages are pooled for each head, before heads are put together."""
+        return self.place_profile == "heads" or self.normalise != "mass" or self.temperature != 1.0
+
+
+def check_places(rule: ScoringRule, template: PromptTemplate, heads: HeadSet) -> None:
+    """Raise ValueError where a rule asks for places that the prompt or the head set does not have."""
+    wanted = [name for name in ("both_orders", "place_profile") if getattr(rule, name)]
+    if wanted and template.passages == "isolated":
+        raise ValueError(f"{wanted[0]}: isolated passages have no place in the prompt; leave it out")
+    if rule.place_profile is None:
+        return
+    if heads.places is None:
+        raise ValueError(
+            f"place_profile: head set {heads.name!r} carries no place curve; headrank select-heads writes one where "
+            f"orders are random and passages causal; select again, or leave place_profile out"
+        )
+    if heads.places.support != rule.support:
+        raise ValueError(
+            f"place_profile: the curve of head set {heads.name!r} is that of a softmax over {heads.places.support}, "
+            f"the rule's runs over {rule.support}; select heads with this rule (--system), or leave place_profile out"
+        )
+
+
+def place_shares(rule: ScoringRule, heads: HeadSet, places: np.ndarray) -> np.ndarray | None:
+    """Return what the rule divides by: [P] or [H, P] float64, None where it does not.
+
+    Args:
+        rule: which curves.
+        heads: carries them.
+        places: [P] int64, of each passage in the prompt, from 0.
+    """
+    if rule.place_profile is None or not len(places):
+        return None
+    assert heads.places is not None
+    curves = heads.places.at(len(places)) if rule.place_profile == "set" else heads.places.heads_at(len(places))
+    shares: np.ndarray = curves[..., places]
+    return shares
+
+
+def passage_scores(
+    attention: Tensor,
+    content_free: Tensor | None,
+    passages: np.ndarray,
+    places: np.ndarray,
+    rule: ScoringRule,
+    heads: HeadSet,
+) -> np.ndarray:
+    """Return one score per passage, [P] float64.
+
+    Args:
+        attention: [H, N] float32.
+        content_free: [H, M] float32, same passages under the content-free query, or None.
+        passages: [P, 2] int64, half-open token spans.
+        places: [P] int64, of each passage in the prompt, from 0.
+        rule: everything else.
+        heads: [H], weights and place curves.
+    """
+    shares = place_shares(rule, heads, places)
+    if not rule.pools_first:
+        pooled = pool_tokens(token_scores(attention, content_free, rule, heads.weights), passages, rule)
+        return pooled if shares is None else pooled / shares
+    read = attention if content_free is None else calibrated(attention, content_free)
+    divisor = None if shares is None else torch.from_numpy(shares).to(read.device)
+    scores: np.ndarray = (
+        combined(passage_mass(read.double(), passages, rule), rule, heads.weights, divisor).cpu().numpy()
+    )
+    return scores
+
+
+def combined(
+    mass: Tensor, rule: ScoringRule, weights: Sequence[float] | None = None, shares: Tensor | None = None
+) -> Tensor:
+    """Return the score of each passage from every head's mass on it, differentiably.
+
+    Args:
+        mass: [H, P].
+        rule: how heads are normalised and put together.
+        weights: one per head, or None for equal weights.
+        shares: [P] or [H, P], what `place_shares` returns; None divides by nothing.
+
+    Returns:
+        [P] in the dtype of `mass`.
+
+    Examples:
+        >>> combined(torch.tensor([[0.2, 0.8], [0.4, 0.6]]), ScoringRule(normalise="zscore")).round(decimals=3).tolist()
+        [-1.0, 1.0]
+        >>> combined(torch.tensor([[0.2, 0.8], [0.8, 0.2]]), ScoringRule(normalise="log")).round(decimals=3).tolist()
+        [0.5, 0.5]
+    """
+    weight = torch.tensor(weights or [1.0] * len(mass), dtype=mass.dtype, device=mass.device)
+    if rule.heads == "mean" or rule.normalise == "log":
+        weight = weight / weight.sum()
+    if shares is not None and shares.dim() == 2:
+        mass = mass / shares.to(mass.dtype)
+    if rule.temperature != 1.0:
+        mass = torch.softmax(_log_shares(mass) / rule.temperature, dim=1)
+    if rule.normalise == "log":
+        return torch.softmax(weight @ _log_shares(mass), dim=0)
+    if rule.normalise == "zscore" and mass.shape[1]:
+        centred = mass - mass.mean(1, keepdim=True)
+        deviation = centred.square().mean(1, keepdim=True).sqrt()
+        even = deviation <= 1e-6 * mass.abs().amax(1, keepdim=True)  # rounding, which must not become an order
+        mass = torch.where(even, 0.0, centred / torch.where(even, 1.0, deviation))
+    scores = weight @ mass
+    return scores / shares.to(scores.dtype) if shares is not None and shares.dim() == 1 else scores
+
+
+def _log_shares(mass: Tensor) -> Tensor:
+    """Return [H, P], the logarithm of each passage's share of a head's mass; an even share of a head without any."""
+    total = mass.sum(1, keepdim=True)
+    shares = mass / total.clamp_min(torch.finfo(mass.dtype).tiny)
+    return shares.clamp_min(_LEAST_SHARE).log()
+
+
+def calibrated(attention: Tensor, content_free: Tensor) -> Tensor:
+    """Return [H, min(N, M)]; the tokens of the two queries, the last ones, are not comparable and belong to none."""
+    shared = min(attention.shape[1], content_free.shape[1])
+    return attention[:, :shared] - content_free[:, :shared]
 
 
 def check_finite(values: Tensor, heads: Sequence[tuple[int, int]], qid: str) -> None:
@@ -50,8 +230,8 @@ def check_finite(values: Tensor, heads: Sequence[tuple[int, int]], qid: str) -> 
     if not finite.all():
         layer, head = min(heads[index] for index in (~finite).nonzero()[:, 0].tolist())
         raise ValueError(
-            f"qid {qid}: the attention of head {layer}-{head} is not finite; the usual cause is an overflow in half "
-            f"precision: try --dtype float32, and if it is that already, the weights are broken"
+            f"qid {qid}: the attention of head {layer}-{head} is not finite; an overflow in half precision is the "
+            f"usual cause: try --dtype float32, and if it is that already, the weights are broken"
         )
 
 

@@ -42,8 +42,8 @@ class PromptTemplate:
             token of its own (before digits and white space), as CoRe's code does.
         trailing_columns: tokens more at the end of each passage (CoRe: 1).
         reverse: turn the order round: as given, this writes the best candidate last, next to the query.
-        shuffle_seed: write the passages in an order drawn by this seed, the query's id and their docids, whatever the
-            order of the candidates; None: in the order of the candidates.
+        shuffle_seed: write the passages in an order drawn by this seed, the query's id and their docids, which does
+            not depend on the order of the candidates; None: in that order.
         passage_words: keep that many words of a text (separated by white space), or None for all.
         passage_tokens: keep that many tokens of a text, or None for all.
         passages: ``causal``: a passage sees those before it. ``isolated``: it sees the opening and itself only, and all

@@ -30,7 +30,8 @@ def order_sensitivity(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return how rankings of one system differ when it is given the same candidates in other orders.
 
-    Runs belong together when their rerankers are equal but for ``reverse`` and ``shuffle_seed``; their candidates must be equal as sets.
+    Runs belong together when their rerankers are equal but for ``reverse`` and ``shuffle_seed``; their candidates must
+    be equal as sets.
 
     Args:
         runs: finished runs, two or more of each system of interest; systems with one run are left out.
@@ -52,7 +53,8 @@ def order_sensitivity(
     if not several:
         raise ValueError(
             "order sensitivity needs two or more runs of one system on the same candidates in different orders "
-            "(--option shuffle_seed=1 or reverse=true, or shuffled candidate files); there is only one run of each system here"
+            "(--option shuffle_seed=1 or reverse=true, or shuffled candidate files); there is only one run of each "
+            "system here"
         )
     summary, per_query = [], []
     for group in several:

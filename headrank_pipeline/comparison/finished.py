@@ -102,9 +102,9 @@ class FinishedRun:
         return next((path for path in known if path.is_file() and HeadSet.load(path).digest() == recorded), None)
 
     def prompt_candidates(self, qid: str) -> list[Candidate]:
-        """Return the reranked candidates of a query in the order in which the prompt gives them, with their first scores.
+        """Return the reranked candidates of a query, with first-stage scores, in the order of the prompt.
 
-        Of a system that reads both orders, the first one.
+        That is the first order of a system that reads two.
         """
         read = self.first_stage[qid][: self.depth]
         docids = [candidate.docid for candidate in read]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from headrank_pipeline.attention.isolated import cached_passages
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
-from headrank_pipeline.attention.scoring import check_finite, pool_tokens, token_scores
+from headrank_pipeline.attention.scoring import check_finite, check_places, passage_scores
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.recipe import Recipe
@@ -31,8 +33,8 @@ class AttentionReranker(Reranker):
         max_prompt_tokens: budget of a prompt; None for all positions of the model.
 
     Raises:
-        ValueError: a budget beyond the model's positions, chat markup that the tokenizer does not know, or a passage
-            cache without isolated passages.
+        ValueError: a budget beyond the model's positions, chat markup that the tokenizer does not know, a passage
+            cache without isolated passages, or a rule about places that the prompt or the head set does not have.
     """
 
     def __init__(self, reader: AttentionReader, recipe: Recipe, *, max_prompt_tokens: int | None = None) -> None:
@@ -46,6 +48,7 @@ class AttentionReranker(Reranker):
                 f"{recipe.name}: a passage cache needs isolated passages, causal ones depend on those before them; add "
                 f"--passages isolated, or leave the cache out"
             )
+        check_places(recipe.rule, recipe.template, reader.heads)
         self.reader = reader
         self.builder = PromptBuilder(reader.tokenizer, recipe.template, max_prompt_tokens=budget)
         self.recipe = replace(recipe, template=self.builder.template)
@@ -69,33 +72,54 @@ class AttentionReranker(Reranker):
         attempts: list[Ranking | Failure] = list(rankings)
         rule = self.recipe.rule
         waiting: deque[tuple[int, Prompt, dict[str, int]]] = deque()  # built, and not yet scored
+        read: dict[int, list[tuple[Prompt, tuple[Tensor, ...]]]] = defaultdict(list)  # by index, one per order
 
         def lists() -> Iterator[tuple[Prompt, ...]]:
             for index in _longest_first(rankings):
                 try:
-                    prompt = self.builder.build(rankings[index])
-                    blank = rule.content_free
-                    prompts = (prompt,) if blank is None else (prompt, self.builder.with_query(prompt, blank))
+                    orders = [self._prompts(rankings[index], turned=turned) for turned in self._orders]
                 except ValueError as error:
                     attempts[index] = Failure(rankings[index].query, error)
                     continue
-                waiting.append((index, prompt, self._cached(prompt)))
-                yield prompts
+                for prompts in orders:
+                    waiting.append((index, prompts[0], self._cached(prompts[0])))
+                    yield prompts
 
-        # the passages, then what is asked about them
-        passes = 1 if rule.content_free is None and self.recipe.template.passages == "causal" else 2
         needed = lists() if self.reader.fast.build_ahead else list(lists())
         for readings in self.reader.stream(needed, support=rule.support):
             index, prompt, kept = waiting.popleft()
-            notes = {**rankings[index].notes, **prompt.counts, "forward_passes": passes, **kept}
-            ranking = replace(rankings[index], notes=notes)
-            try:
-                for read in readings:
-                    check_finite(read, self.reader.heads.heads, ranking.query.qid)
-                attempts[index] = ranking.rescored(self._scores(prompt, *readings))
-            except ValueError as error:
-                attempts[index] = Failure(ranking.query, error, notes)
+            read[index].append((prompt, readings))
+            if len(read[index]) == len(self._orders):
+                attempts[index] = self._rescored(rankings[index], read.pop(index), kept)
         return attempts
+
+    @property
+    def _orders(self) -> tuple[bool, ...]:
+        """Whether the prompt's order is turned round, for each order in which a list is read."""
+        return (False, True) if self.recipe.rule.both_orders else (False,)
+
+    def _prompts(self, ranking: Ranking, *, turned: bool) -> tuple[Prompt, ...]:
+        """Return the prompt of a ranking, and that of the content-free query where the rule has one."""
+        prompt, blank = self.builder.build(ranking, turned=turned), self.recipe.rule.content_free
+        return (prompt,) if blank is None else (prompt, self.builder.with_query(prompt, blank))
+
+    def _rescored(
+        self, ranking: Ranking, read: Sequence[tuple[Prompt, tuple[Tensor, ...]]], kept: Mapping[str, int]
+    ) -> Ranking | Failure:
+        """Return a ranking with the mean of its scores over the orders in which it was read."""
+        # the passages, then what is asked about them
+        passes = 1 if self.recipe.rule.content_free is None and self.recipe.template.passages == "causal" else 2
+        tokens = sum(prompt.counts["prompt_tokens"] for prompt, _ in read)
+        counts = {**read[0][0].counts, "prompt_tokens": tokens, "forward_passes": passes * len(read), **kept}
+        ranking = replace(ranking, notes={**ranking.notes, **counts})
+        try:
+            for _, readings in read:
+                for attention in readings:
+                    check_finite(attention, self.reader.heads.heads, ranking.query.qid)
+            scores = np.mean([self._scores(prompt, *readings) for prompt, readings in read], axis=0)
+            return ranking.rescored(scores.tolist())
+        except ValueError as error:
+            return Failure(ranking.query, error, ranking.notes)
 
     def _cached(self, prompt: Prompt) -> dict[str, int]:
         """Return how many of the passages lay in the passage cache before the query came, where there is one."""
@@ -103,19 +127,17 @@ class AttentionReranker(Reranker):
             return {}
         return {"passages": len(prompt.passages), "passages_cached": cached_passages(self.reader, prompt)}
 
-    def _scores(self, prompt: Prompt, read: Tensor, blank: Tensor | None = None) -> list[float]:
-        rule = self.recipe.rule
-        scores: list[float] = pool_tokens(
-            token_scores(read, blank, rule, self.reader.heads.weights), prompt.passages, rule
-        ).tolist()
-        return scores
+    def _scores(self, prompt: Prompt, read: Tensor, blank: Tensor | None = None) -> np.ndarray:
+        return passage_scores(read, blank, prompt.passages, prompt.places, self.recipe.rule, self.reader.heads)
 
     def describe(self) -> dict[str, Any]:
         """Return everything that can change a score, with digests of the template and the heads."""
-        template = self.recipe.template.describe()
+        template, read = self.recipe.template.describe(), self.reader.describe()
+        if self.recipe.rule.place_profile is not None:
+            read["heads"] = {**read["heads"], "places_sha256": self.reader.heads.digest(places=True)}
         return {
             "system": self.recipe.name,
-            **self.reader.describe(),
+            **read,
             "template": {**template, "sha256": sha256(repr(sorted(template.items())).encode()).hexdigest()},
             "rule": self.recipe.rule.describe(),
             "max_prompt_tokens": self.builder.max_prompt_tokens,

@@ -105,7 +105,7 @@ def _logarithms(ranking: Ranking) -> list[float]:
         worst = ranking.candidates[-1]
         raise ValueError(
             f"qid {ranking.query.qid}: interpolation of logarithms: expected scores of at least 0, got {worst.score} "
-            f"for docid {worst.docid}; mix the scores themselves (a calibrated system's can be negative)"
+            f"for docid {worst.docid}; mix the scores themselves (calibrated or standardised ones can be negative)"
         )
     least = min((score for score in ranking.scores if score > 0), default=1.0)
     return [math.log(max(score, least)) for score in ranking.scores]
