@@ -43,6 +43,15 @@ def test_z_scores_are_centred():
     assert normalised([5.0, 1.0], "z-score") == [1.0, -1.0]
 
 
+@pytest.mark.parametrize("normalisation", ["min-max", "z-score"])
+def test_the_largest_scores_there_are_mix_as_their_order_says(normalisation):
+    first = ranking(1e308, 5e307, -1e308)
+    mixed = interpolated(Reversing(), 1.0, normalisation=normalisation).rerank(first)
+    small = interpolated(Reversing(), 1.0, normalisation=normalisation).rerank(ranking(1.0, 0.5, -1.0))
+    assert mixed.docids == small.docids == ("d0", "d1", "d2")
+    assert mixed.scores == pytest.approx(small.scores)
+
+
 class Failing(Reversing):
     """Cannot rerank one of the queries, and knows which."""
 

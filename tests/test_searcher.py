@@ -167,6 +167,26 @@ def test_wrong_batches_are_refused(searcher, queries, qids, error, message):
         searcher.batch_search(queries, qids)
 
 
+@pytest.mark.parametrize(
+    ("k", "error", "message"),
+    [(-1, ValueError, "k -1: expected at least 1 hit"), (0, ValueError, "k 0: expected"), (2.0, TypeError, "k 2"),
+     (True, TypeError, "k True: expected a whole number of hits, got bool")],
+)  # fmt: skip
+def test_a_number_of_hits_that_is_none_is_refused(searcher, k, error, message):
+    with pytest.raises(error, match=message):
+        searcher.search("flea", k)
+    with pytest.raises(error, match=message):
+        searcher.batch_search(["flea"], ["q"], k)
+
+
+def test_a_faiss_searcher_without_texts_gets_a_hint_where_it_is_given():
+    start_jvm()
+    from pyserini.search.faiss import FaissSearcher
+
+    with pytest.raises(ValueError, match=r"FaissSearcher has no documents .*; pass texts=LuceneSearcher\(INDEX\)"):
+        RerankingSearcher(FaissSearcher.__new__(FaissSearcher), ShortestFirst())
+
+
 def test_a_depth_below_one_is_refused(lucene):
     with pytest.raises(ValueError, match="depth 0: expected at least 1"):
         RerankingSearcher(lucene, ShortestFirst(), depth=0)

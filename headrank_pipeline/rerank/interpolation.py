@@ -13,6 +13,8 @@ from headrank_pipeline.records import Ranking
 
 __all__ = ["Normalisation", "interpolated", "normalised"]
 
+_LARGEST = 1e150
+
 Normalisation = Literal["min-max", "z-score"]
 
 
@@ -50,9 +52,14 @@ def normalised(scores: Sequence[float], normalisation: Normalisation = "min-max"
         [1.0, 0.5, 0.0]
         >>> normalised([7.0, 7.0], "z-score")
         [0.0, 0.0]
+        >>> normalised([1e308, 0.0, -1e308])
+        [1.0, 0.5, 0.0]
     """
     if not scores:
         return []
+    largest = max(map(abs, scores))
+    if largest > _LARGEST:  # the difference of two such scores, or its square, would be infinite
+        scores = [score / largest for score in scores]
     if normalisation == "min-max":
         base, scale = min(scores), max(scores) - min(scores)
     else:

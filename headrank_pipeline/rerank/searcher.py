@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from os import PathLike
 from typing import Any, Protocol
 
@@ -24,6 +25,9 @@ from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.tie_rule import six_decimal_scores
 
 __all__ = ["Hit", "RerankingSearcher", "Searcher"]
+
+
+_TEXTS_HINT = "pass texts=LuceneSearcher(INDEX) with an index of the same collection that stores passages"
 
 
 class Searcher(Protocol):
@@ -92,7 +96,7 @@ class RerankingSearcher:
 
     Raises:
         TypeError: a path or name in place of a searcher or reranker.
-        ValueError: a depth below 1.
+        ValueError: a depth below 1, or a searcher without documents (FAISS) and no `texts`.
     """
 
     def __init__(
@@ -106,6 +110,10 @@ class RerankingSearcher:
         self.reranker = reranker
         self.depth = depth
         self.texts = first_stage if texts is None else texts
+        if not hasattr(self.texts, "batch_doc"):
+            raise ValueError(
+                f"{type(self.texts).__name__} has no documents (no batch_doc) to take texts from; {_TEXTS_HINT}"
+            )
 
     @property
     def num_docs(self) -> int:
@@ -123,9 +131,10 @@ class RerankingSearcher:
 
         Raises:
             TypeError: a Lucene query object, which has no text to rerank with.
-            ValueError: an empty query, or a hit whose text cannot be had.
+            ValueError: an empty query, a `k` below 1, or a hit whose text cannot be had.
         """
         _check_text(q)
+        _check_hits(k)
         found = self.first_stage.search(q, max(k, self.depth), *arguments, **options)
         return self._reranked([(Query("search", q), list(found))], k, threads=1)[0]
 
@@ -150,9 +159,10 @@ class RerankingSearcher:
 
         Raises:
             TypeError: a Lucene query object or an id that is not a string.
-            ValueError: another number of queries than of qids, a qid given twice, an empty query, or a hit whose text
-                cannot be had.
+            ValueError: another number of queries than of qids, a qid given twice, an empty query, a `k` below 1, or a
+                hit whose text cannot be had.
         """
+        _check_hits(k)
         if len(queries) != len(qids) or len(set(qids)) != len(qids):
             raise ValueError(
                 f"{len(queries)} queries and {len(set(qids))} different qids of {len(qids)}: expected equal"
@@ -220,10 +230,17 @@ def _passage(document: Any, docid: str) -> tuple[str | None, str]:
     if raw is None:
         problem = "is not in the index" if document is None else "has no stored text (raw) in the index"
         raise ValueError(
-            f"docid {docid} {problem} that texts come from; SPLADE, dense and -slim indexes store none: "
-            f"pass texts=LuceneSearcher(INDEX) with an index of the same collection that does"
+            f"docid {docid} {problem} that texts come from; SPLADE, dense and -slim indexes store none: {_TEXTS_HINT}"
         )
     return passage_from_raw(raw, docid)
+
+
+def _check_hits(k: object) -> None:
+    """A slice to -1 would leave out the last hit without a word; Lucene refuses such a number."""
+    if isinstance(k, bool) or not isinstance(k, Integral):
+        raise TypeError(f"k {k!r}: expected a whole number of hits, got {type(k).__name__}")
+    if k < 1:
+        raise ValueError(f"k {k}: expected at least 1 hit")
 
 
 def _check_text(q: object) -> None:
