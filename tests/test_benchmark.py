@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ def test_scifact_states_every_first_stage_parameter_and_its_published_scores():
         ("hits: 100", "hits: 10", "depth 100 is above first_stage.hits 10"),
         ("  b: 0.4", "  b: 0.4\n  b: 0.5", "key 'b' occurs twice, again on line 18"),
         ("  b: 0.4", "  b: [0.4", "not valid YAML"),
+        ("  b: 0.4", "  ? [b, c]\n  : 0.4", "not valid YAML: key on line 17: expected a word, got a sequence"),
+        ("  b: 0.4", "  b: 2026-13-01", "not valid YAML: month must be in"),
+        ("  b: 0.4", "  b: " + "9" * 5000, "not valid YAML: Exceeds the limit"),
+        ("  b: 0.4", "  b: " + "[" * 3000, "not valid YAML: nested too deeply"),
+        ("  b: 0.4", "  b: 0.4" + " " * 100_000, "longer than 100000 characters"),
+        ("  k1: 0.9", "  k1: &k 0.9\n  x: *k", "not valid YAML: alias on line 17; write the value out"),
         ("  ir_datasets:", "  embedded: demo\n  ir_datasets:", "collection: embedded cannot stand beside"),
     ],
 )
@@ -61,6 +68,17 @@ def test_a_mistake_is_named_with_its_key_and_what_was_expected(tmp_path, old, ne
     with pytest.raises(ValueError, match=message) as caught:
         load_benchmark(path)
     assert all(line.startswith(f"{path}: ") for line in str(caught.value).splitlines())
+
+
+def test_an_alias_is_refused_before_it_unpacks(tmp_path):
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 30))]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"bomb\.yaml: not valid YAML: alias on line 2"):
+        load_benchmark(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**21
+    tracemalloc.stop()
 
 
 def test_a_file_that_is_no_mapping_and_a_missing_file(tmp_path):

@@ -39,6 +39,7 @@ Verdict = Literal["OK", "near", "FAIL"]
 
 # Pyserini's two-click reproductions call a score OKish up to this difference.
 _NEAR = 0.0005
+_LARGEST_DEFINITION = 100_000
 _EXCLUDING = ("bright/aops", "bright/leetcode", "bright/theoremqa-questions")
 _NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
@@ -172,13 +173,18 @@ def load_benchmark(path: str | os.PathLike[str]) -> Benchmark:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not YAML, an unknown or repeated key, a missing key, a value of the wrong type or range.
+        ValueError: not YAML, an alias, an unknown or repeated key, a missing key, a value of the wrong type or range.
     """
     with open_text(path, "benchmark") as file:
-        try:
-            data = yaml.load(file, Loader=_UniqueKeyLoader)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        text = file.read(_LARGEST_DEFINITION + 1)
+    if len(text) > _LARGEST_DEFINITION:
+        raise ValueError(f"{path}: longer than {_LARGEST_DEFINITION} characters; expected a definition of a page")
+    try:
+        data = yaml.load(text, Loader=_DefinitionLoader)
+    except RecursionError as error:
+        raise ValueError(f"{path}: not valid YAML: nested too deeply to be read") from error
+    except (yaml.YAMLError, ValueError) as error:  # no month 13, numbers of thousands of digits
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a mapping of keys, got {type(data).__name__}")
     try:
@@ -288,12 +294,20 @@ def _verdict(measured: float, published: float) -> Verdict:
     return "near" if abs(measured - published) <= _NEAR + 1e-9 else "FAIL"
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML takes the last of two equal keys without a word; a definition must not."""
+class _DefinitionLoader(yaml.SafeLoader):
+    """YAML of definitions: no aliases, a few of which unpack to gigabytes, and no key twice, the last of which wins."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            line = self.line + 1
+            raise yaml.YAMLError(f"alias on line {line}; write the value out, definitions have no aliases")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"key on line {key.start_mark.line + 1}: expected a word, got a {key.id}")
             if key.value in seen:
                 line = key.start_mark.line + 1
                 raise yaml.YAMLError(f"key {key.value!r} occurs twice, again on line {line}; delete one")
