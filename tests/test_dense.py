@@ -281,6 +281,25 @@ def test_a_bad_corpus_is_refused(tmp_path, encoder_folder, text, message):
 # ------------------------------------------------------------------------------------------------------------ searching
 
 
+@pytest.mark.parametrize("kind", ["flat", "lucene"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_an_index_whose_files_were_cut_off_is_refused_by_name_or_finds_the_same(index, lucene, tmp_path, kind, share):
+    folder = index if kind == "flat" else lucene
+    expected, refused = list(dense(folder).retrieve([FLEA])), []
+    for file in sorted(path.name for path in folder.iterdir()):
+        damaged = tmp_path / file / "index"
+        shutil.copytree(folder, damaged)
+        whole = (damaged / file).read_bytes()
+        (damaged / file).write_bytes(whole[: int(share * len(whole))])
+        try:
+            assert list(dense(damaged).retrieve([FLEA])) == expected
+        except ValueError as error:
+            assert str(damaged) in str(error), error
+            refused.append(file)
+    known = {"index", "docid", "passages.offsets.npy"} if kind == "flat" else {"segments_1", "_0.cfs"}
+    assert known <= {"_0.cfs" if file.startswith("_0") else file for file in refused}
+
+
 def test_what_is_removed_goes_before_the_cutoff(index):
     [everything] = docids(dense(index))
     first, second, third, *_ = everything

@@ -20,6 +20,22 @@ from headrank_pipeline.trec import read_qrels, read_run, read_topics, write_run
 FLEA = Query("q1", "flea")
 
 
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_an_index_whose_files_were_cut_off_is_refused_by_name_or_finds_the_same(tiny_index, tmp_path, share):
+    expected, refused = list(bm25(tiny_index).retrieve([FLEA])), []
+    for file in sorted(path.name for path in tiny_index.iterdir()):
+        damaged = tmp_path / file / "index"
+        shutil.copytree(tiny_index, damaged)
+        whole = (damaged / file).read_bytes()
+        (damaged / file).write_bytes(whole[: int(share * len(whole))])
+        try:
+            assert list(bm25(damaged).retrieve([FLEA])) == expected
+        except ValueError as error:
+            assert str(damaged) in str(error), error
+            refused.append(file)
+    assert {"_0.fdt", "_0.si", "headrank-index.json", "segments_1"} <= set(refused)
+
+
 def docids(source, *queries: Query) -> list[list[str]]:
     return [list(ranking.docids) for ranking in source.retrieve(queries or [FLEA])]
 

@@ -165,7 +165,14 @@ class _Searcher:
     def _faiss(self, folder: str) -> Any:
         from pyserini.search.faiss import FaissSearcher
 
-        opened = FaissSearcher(folder, self.encoder)  # searched with vectors: it never calls the encoder
+        try:
+            opened = FaissSearcher(folder, self.encoder)  # searched with vectors: it never calls the encoder
+        except (RuntimeError, AssertionError, UnicodeDecodeError, MemoryError) as error:
+            told = str(error) or "vectors and docids are not equally many"
+            raise ValueError(
+                f"{self.index}: FAISS could not read this index: {told.splitlines()[-1]}; it is damaged or was cut "
+                f"off: copy or build it again"
+            ) from error
         if opened.index.metric_type != 0:
             raise ValueError(f"{self.index}: ranks by distance; expected a FAISS index of inner products")
         if self.ef_search is not None:

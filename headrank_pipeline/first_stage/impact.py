@@ -14,7 +14,7 @@ from typing import Any
 
 from headrank_pipeline.files import file_sha256
 from headrank_pipeline.first_stage.index import is_index, refuse_unknown, refuse_vectors
-from headrank_pipeline.first_stage.jvm import start_jvm, versions
+from headrank_pipeline.first_stage.jvm import reading_index, start_jvm, versions
 from headrank_pipeline.first_stage.removal import Removal
 from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
 from headrank_pipeline.pipeline import Queries, Source, as_queries
@@ -107,7 +107,9 @@ class _Impact(Source):
     def _search(self, chunk: Sequence[Query]) -> dict[str, Any]:
         limit = self.hits + self.removal.spare(chunk)
         texts, qids = [query.text for query in chunk], [query.qid for query in chunk]
-        found: dict[str, Any] = self.searcher.open().batch_search(texts, qids, k=limit, threads=self.threads)
+        searcher = self.searcher.open()
+        with reading_index(self.searcher.index):
+            found: dict[str, Any] = searcher.batch_search(texts, qids, k=limit, threads=self.threads)
         return found
 
     def _ranking(self, query: Query, found: Sequence[Any]) -> Ranking:
@@ -151,7 +153,8 @@ class _Searcher:
                     self._opened = self._prebuilt(self.index, LuceneImpactSearcher, settings)
             except JavaException as error:
                 if "onnx" not in settings:
-                    raise
+                    with reading_index(self.index):
+                        raise
                 raise FileNotFoundError(
                     f"encoder {self.encoder!r}: Anserini could not start it; expected a name it knows, and a network "
                     f"where the model was not fetched before: {error}"

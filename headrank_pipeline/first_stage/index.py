@@ -160,7 +160,12 @@ def index_identity(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     file = Path(folder) / IDENTITY_FILE
     if not file.is_file():
         return None
-    identity: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        identity = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid JSON ({error}); it was cut off: copy or build the index again") from error
+    if not isinstance(identity, dict):
+        raise ValueError(f"{file}: expected an object that says what the index was made of, got {identity!r}")
     return identity
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from headrank_pipeline.pipeline import MissingPrerequisite
 
-__all__ = ["JavaRuntime", "anserini_jar", "find_java", "start_jvm", "versions"]
+__all__ = ["JavaRuntime", "anserini_jar", "find_java", "reading_index", "start_jvm", "versions"]
 
 OLDEST_JAVA = 21
 _VECTOR_MODULE = "jdk.incubator.vector"
@@ -103,6 +103,24 @@ def start_jvm() -> JavaRuntime:
         _started = _Started(os.getpid(), _running_java() or _start(find_java()))
     _read_lists_of_indexes()
     return _started.runtime
+
+
+@contextmanager
+def reading_index(index: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what Java says about an index that it cannot read into one error that names it; the JVM must run.
+
+    Raises:
+        ValueError: inside the block Java failed: the index is damaged, cut off, or no index.
+    """
+    from jnius import JavaException
+
+    try:
+        yield
+    except JavaException as error:
+        raise ValueError(
+            f"{index}: Lucene could not read this index: {str(error).splitlines()[0]}; it is damaged or was cut off: "
+            f"copy or build it again"
+        ) from error
 
 
 def anserini_jar() -> Path:

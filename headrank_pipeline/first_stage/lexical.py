@@ -21,7 +21,7 @@ from headrank_pipeline.first_stage.index import (
     refuse_unknown,
     refuse_vectors,
 )
-from headrank_pipeline.first_stage.jvm import start_jvm, versions
+from headrank_pipeline.first_stage.jvm import reading_index, start_jvm, versions
 from headrank_pipeline.first_stage.removal import Removal
 from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
 from headrank_pipeline.passages import passage_from_raw
@@ -183,7 +183,8 @@ class _Searcher:
             else:
                 from pyserini.search.lucene import LuceneSearcher
 
-                self._opened = LuceneSearcher(str(self.index))
+                with reading_index(self.index):
+                    self._opened = LuceneSearcher(str(self.index))
             if self.language != ENGLISH:
                 self._opened.set_language(self.language)
             # Lucene refuses queries of more than 1024 different words; a long question as a query has more.

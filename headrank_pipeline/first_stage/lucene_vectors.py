@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from headrank_pipeline.first_stage.index import run_indexer
-from headrank_pipeline.first_stage.jvm import anserini_jar, find_java
+from headrank_pipeline.first_stage.jvm import anserini_jar, find_java, reading_index
 
 __all__ = ["CONSTRUCTION", "NEIGHBOURS", "LuceneVectors", "write_lucene_vectors"]
 
@@ -90,9 +90,10 @@ class LuceneVectors:
     def __init__(self, folder: str, ef_search: int | None) -> None:
         self._folder, self._ef_search = folder, ef_search or _NARROWEST
         self._searchers: dict[int, Any] = {}
-        reader = self._searcher(self._ef_search).reader
-        self.num_docs = int(reader.numDocs())
-        self.dimension = _dimension(reader, folder)
+        with reading_index(folder):
+            reader = self._searcher(self._ef_search).reader
+            self.num_docs = int(reader.numDocs())
+            self.dimension = _dimension(reader, folder)
 
     def batch_search(self, vectors: np.ndarray, qids: Sequence[str], *, k: int, threads: int) -> dict[str, list[_Hit]]:
         """Return qid -> the `k` nearest documents that the graph leads to, one query after the other."""
@@ -107,7 +108,8 @@ class LuceneVectors:
                 f"qid {qid}: the encoder made a vector of length {length:.4f}; {self._folder} holds vectors of length "
                 f"1: give the encoder that it was built with, normalised"
             )
-        found = searcher.search(vector.tolist(), k)
+        with reading_index(self._folder):
+            found = searcher.search(vector.tolist(), k)
         return [_Hit(str(hit.docid), 2.0 * float(hit.score) - 1.0) for hit in found]
 
     def _searcher(self, breadth: int) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 
 from headrank_pipeline.files import Input
 from headrank_pipeline.first_stage.index import is_index
+from headrank_pipeline.first_stage.jvm import reading_index
 from headrank_pipeline.passages import Passage, passage_from_raw, read_corpus
 from headrank_pipeline.records import Candidate
 
@@ -89,7 +90,10 @@ def stored_passages(folder: Path) -> Lookup:
     @lru_cache(maxsize=1)
     def places() -> tuple[dict[str, int], Any]:
         docids = (folder / "docid").read_text(encoding="utf-8").split("\n")
-        return {docid: place for place, docid in enumerate(docids)}, np.load(folder / _OFFSETS_FILE)
+        try:
+            return {docid: place for place, docid in enumerate(docids)}, np.load(folder / _OFFSETS_FILE)
+        except (ValueError, EOFError) as error:
+            raise _cut(folder / _OFFSETS_FILE, error) from error
 
     def lookup(docids: Sequence[str]) -> dict[str, Passage]:
         place_of, offsets = places()
@@ -98,12 +102,19 @@ def stored_passages(folder: Path) -> Lookup:
             for docid in docids:
                 if docid not in place_of:
                     continue
-                file.seek(int(offsets[place_of[docid]]))
-                record = json.loads(file.readline())
-                found[docid] = Passage(record["_id"], record["text"], record["title"])
+                try:
+                    file.seek(int(offsets[place_of[docid]]))
+                    record = json.loads(file.readline())
+                    found[docid] = Passage(record["_id"], record["text"], record["title"])
+                except (ValueError, LookupError, TypeError) as error:
+                    raise _cut(folder / PASSAGES_FILE, error) from error
         return found
 
     return lookup
+
+
+def _cut(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"{file}: could not be read ({error}); it is damaged or was cut off: build the index again")
 
 
 def _from_index(index: str | os.PathLike[str]) -> Lookup:
@@ -112,7 +123,9 @@ def _from_index(index: str | os.PathLike[str]) -> Lookup:
     source: Any = bm25(index)  # opens local and prebuilt indexes alike, with the same errors
 
     def lookup(docids: Sequence[str]) -> dict[str, Passage]:
-        documents = source.searcher.open().batch_doc(list(docids), 1)
+        searcher = source.searcher.open()
+        with reading_index(index):
+            documents = searcher.batch_doc(list(docids), 1)
         found: dict[str, Passage] = {}
         for docid, document in documents.items():
             raw = document.raw()
