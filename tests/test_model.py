@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from importlib.util import find_spec
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_encoder import tiny_encoder
 from tiny_models import tiny_model
 from transformers import AutoTokenizer, Qwen3Config, Qwen3VLConfig
 
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.model import choose_dtype, source_of
+from headrank_pipeline.attention.model import choose_dtype, load, source_of
 from headrank_pipeline.attention.tap import has_flash_attention
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -100,6 +102,40 @@ def test_a_folder_without_weights_is_missing_something_and_a_damaged_one_is_inva
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=f"{folder.name}: no weights to be had"):
         reranked(folder)
+
+
+class RunsCode:
+    """What a pickle of weights may hold."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("it-ran",))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [pickle.dumps(RunsCode(), protocol=2), b"hello", b"", b"\x80\x02"],
+    ids=["code", "no pickle", "empty", "cut off"],
+)
+def test_weights_that_are_a_pickle_of_other_things_are_never_unpacked(tmp_path, monkeypatch, weights):
+    monkeypatch.chdir(tmp_path)
+    folder = tiny_model(tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(weights)
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=r"model .*pickled: (its weights .*\*\.bin|no weights)"
+    ) as told:
+        load(str(folder), "all")
+    assert "weights_only" not in str(told.value) and not (tmp_path / "it-ran").exists()
+
+
+def test_weights_that_are_a_pickle_of_tensors_load(tmp_path):
+    folder = tiny_model(tmp_path / "pickled")
+    weights = load_file(folder / "model.safetensors")
+    whole = load(str(folder), "all").model.state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    for name, tensor in load(str(folder), "all").model.state_dict().items():
+        assert torch.equal(tensor, whole[name])
 
 
 def test_a_folder_that_holds_no_model_is_told_from_one_that_is_not_there(tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -321,7 +322,8 @@ def reading_weights(name: str) -> Iterator[None]:
     Raises:
         FileNotFoundError: there are none.
         MissingPrerequisite: they are quantised, and the library or the GPU that this needs is not there.
-        ValueError: a damaged file, or weights of other shapes than the configuration says.
+        ValueError: a damaged file, a pickle of more than tensors, or weights of other shapes than the configuration
+            says.
     """
     try:
         with quiet_transformers():
@@ -330,6 +332,11 @@ def reading_weights(name: str) -> Iterator[None]:
         raise FileNotFoundError(f"model {name}: no weights to be had: {str(error).splitlines()[0]}") from error
     except SafetensorError as error:
         raise ValueError(f"model {name}: a damaged weight file ({error}); copy or download it again") from error
+    except (UnpicklingError, EOFError, KeyError) as error:  # torch's message advises to run what the file holds
+        raise ValueError(
+            f"model {name}: its weights (*.bin) are a pickle that holds other things than tensors, or a damaged one; "
+            f"such a file can run code and is never unpacked: name a model whose weights are safetensors"
+        ) from error
     except ImportError as error:
         raise MissingPrerequisite(
             f"model {name}: its weights are quantised ({_first_line(error)}); install what they need, or name the "

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import numpy as np
@@ -155,11 +156,16 @@ def _asking_nobody(name: str) -> Iterator[None]:
     """Refuse code that a model brings: Pyserini lets transformers ask standard input whether to run it.
 
     Raises:
-        ValueError: a model whose architecture is code in its own folder.
+        ValueError: a model whose architecture is code in its own folder, or whose weights are more than tensors.
     """
     before, sys.stdin = sys.stdin, io.StringIO()
     try:
         yield
+    except (UnpicklingError, EOFError, KeyError) as error:
+        raise ValueError(
+            f"encoder {name}: its weights (*.bin) are a pickle that holds other things than tensors, or a damaged one; "
+            f"such a file can run code and is never unpacked: name an encoder whose weights are safetensors"
+        ) from error
     except ValueError as error:
         if "custom code" not in str(error):
             raise
