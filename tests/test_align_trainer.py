@@ -193,7 +193,7 @@ def test_lora_without_peft_is_a_missing_prerequisite(folder, monkeypatch):
 
 
 def test_unknown_choice_of_weights_is_refused(folder):
-    with pytest.raises(ValueError, match="expected lora, heads, qk or all"):
+    with pytest.raises(ValueError, match="expected one of lora, lora-all, heads"):
         set_movable(fresh(folder).model, "some")
 
 

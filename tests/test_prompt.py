@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import logging
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CONTROLS, tiny_tokenizer
-from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from headrank_pipeline.attention.markup import LLAMA3, PLAIN
+from headrank_pipeline.attention.markup import LLAMA3, PLAIN, neutralised
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.template import PromptTemplate
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -262,3 +264,109 @@ def test_spans_cover_exactly_the_passages_for_any_text(passages, title, recipe, 
         assert set(range(*prompt.passages[index])) == overlapping - taken
         taken |= overlapping
         cursor = end + len(template.separator)
+
+
+# ---------------------------------------------------------------------------------- tokenizers of other makes
+
+
+def with_tokens(*tokens: str | AddedToken, special: bool = False, **named: str) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer with tokens added to it."""
+    copied = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tiny_tokenizer().backend_tokenizer.to_str()),
+        eos_token="<|im_end|>",
+        **named,
+    )
+    copied.add_tokens(list(tokens), special_tokens=special)
+    return copied
+
+
+def words_tokenizer() -> PreTrainedTokenizerFast:
+    """One that knows words only and writes <unk> for all else, as SentencePiece does without byte fallback."""
+    words = ["<unk>", "Birds", "fly", "Query", ":", "how", "do", "birds", "?"]
+    backend = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+def test_an_added_word_is_left_whole_and_markup_is_not(caplog):
+    tokenizer = with_tokens("COVID-19", "<think2>", "[TOOL]")
+    prompt = PromptBuilder(tokenizer, HEADRANK.template, max_prompt_tokens=4096).build(
+        ranking("COVID-19 spreads <think2> and [TOOL]", query="what is COVID-19?")
+    )
+    assert "COVID-19 spreads < think2> and [ TOOL]" in prompt.text
+    assert prompt.counts["control_tokens_neutralised"] == 2
+    assert (prompt.token_ids == tokenizer.convert_tokens_to_ids("COVID-19")).sum() == 2
+
+
+def test_an_added_token_that_begins_with_a_space_ends(request):
+    tokenizer = with_tokens(" <sep>", " - -", special=True)
+    prompt = PromptBuilder(tokenizer, HEADRANK.template, max_prompt_tokens=4096).build(ranking("a <sep> b - - c"))
+    assert "a < sep> b -  - c" in prompt.text
+    assert prompt.counts["control_tokens_neutralised"] == 2
+
+
+@settings(max_examples=60)
+@given(st.text(alphabet="a <-", max_size=12), st.lists(st.text(alphabet="a <-", min_size=2, max_size=4), max_size=3))
+def test_breaking_up_control_tokens_ends_and_leaves_none(text, tokens):
+    tokens = [token for token in tokens if len(token.strip()) > 1]
+    pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if tokens else None
+    left, found = neutralised(text, pattern)
+    assert not any(token in left for token in tokens)
+    assert (left == text) == (found == 0)
+
+
+def test_characters_that_a_tokenizer_cannot_spell_are_counted_and_said(caplog):
+    builder = PromptBuilder(words_tokenizer(), HEADRANK.template, max_prompt_tokens=4096)
+    assert "unknown_tokens" not in builder.build(ranking("Birds fly")).counts
+    with caplog.at_level(logging.WARNING):
+        prompt = builder.build(ranking("Birds fly \u6771\u4eac", "Birds <unk>"))
+    assert prompt.counts["unknown_tokens"] == 1 + 3  # "<unk>" is broken up: three signs that are no words
+    assert prompt.counts["control_tokens_neutralised"] == 1
+    assert caplog.text.count("are unknown to the tokenizer (<unk>)") == 1
+
+
+def test_plain_markup_begins_as_the_tokenizer_does():
+    begins = with_tokens("<s>", special=True, bos_token="<s>")
+    silent = PromptBuilder(begins, HEADRANK.template, max_prompt_tokens=4096).build(ranking("Birds fly."))
+    assert begins.bos_token_id not in silent.token_ids
+    begins.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", begins.bos_token_id)]
+    )
+    plain = replace(HEADRANK.template, chat=PLAIN)
+    builder = PromptBuilder(begins, plain, max_prompt_tokens=4096)
+    prompt = builder.build(ranking("Birds fly."))
+    assert prompt.token_ids[0] == begins.bos_token_id and (prompt.token_ids == begins.bos_token_id).sum() == 1
+    assert prompt.text.startswith("<s>Here are some paragraphs:")
+    assert builder.template.describe()["chat"]["user"] == "<s>"
+    chatml = PromptBuilder(begins, HEADRANK.template, max_prompt_tokens=4096).build(ranking("Birds fly."))
+    assert begins.bos_token_id not in chatml.token_ids
+
+
+CHINESE = "\u6771\u4eac\u662f\u65e5\u672c\u7684\u9996\u90fd" * 700
+
+
+@pytest.mark.parametrize("recipe", [HEADRANK, ICR, QRHEAD, CORE], ids=lambda recipe: recipe.name)
+def test_text_without_spaces_is_cut_by_tokens(recipe):
+    words = recipe.template.passage_words
+    prompt = PromptBuilder(tiny_tokenizer(), recipe.template, max_prompt_tokens=100_000).build(
+        ranking(CHINESE, "Birds fly.")
+    )
+    assert len(prompt.shown[0].text) < len(CHINESE) / 3
+    assert prompt.counts["passages_cut"] == 1 and prompt.counts["tokens_dropped"] > 1000
+    start, end = prompt.passages[0]
+    assert end - start <= 4 * words + 20  # label and title come on top
+
+
+def test_a_budget_of_tokens_per_passage_may_be_given_or_none():
+    few = PromptBuilder(tiny_tokenizer(), replace(HEADRANK.template, passage_tokens=50), max_prompt_tokens=100_000)
+    assert len(few.build(ranking(CHINESE)).shown[0].text) <= 50
+    whole = replace(HEADRANK.template, passage_words=None)
+    everything = PromptBuilder(tiny_tokenizer(), whole, max_prompt_tokens=100_000).build(ranking(CHINESE))
+    assert everything.shown[0].text == CHINESE and everything.counts["tokens_dropped"] == 0
+
+
+def test_english_at_its_word_limit_loses_no_token():
+    text = "Immunohistochemistry, 2-deoxy-D-glucose (2-DG), p<0.05; " * 60
+    prompt = PromptBuilder(tiny_tokenizer(), replace(HEADRANK.template, passage_words=240), max_prompt_tokens=100_000)
+    counts = prompt.build(ranking("Birds fly over the old harbour. " * 80, text[:300])).counts
+    assert counts["words_dropped"] == 240 and counts["tokens_dropped"] == 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,8 +22,10 @@ __all__ = [
     "PHI",
     "PLAIN",
     "Chat",
+    "begun",
     "chat_of",
     "control_pattern",
+    "control_tokens",
     "neutralised",
 ]
 
@@ -64,6 +66,8 @@ _TELLING = {
     "<|start_of_role|>": GRANITE,
     "[INST]": MISTRAL,
 }
+# Some families do not mark theirs as special: Qwen3 <think>, others <unused0> or [TOOL].
+_LIKE_MARKUP = re.compile(r"<\S+>|\[\S+\]")
 _ORDINARY = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -93,6 +97,31 @@ def chat_of(tokenizer: PreTrainedTokenizerFast) -> Chat:
     return PLAIN
 
 
+def begun(chat: Chat, tokenizer: PreTrainedTokenizerFast) -> Chat:
+    """Return plain markup with the token that begins a text, where the tokenizer puts one there itself.
+
+    Base models of Llama 2, Mistral and Gemma have never seen a text without it. Turn markup names its own.
+    """
+    begin = tokenizer.bos_token_id
+    if chat.name != PLAIN.name or begin is None or tokenizer("a")["input_ids"][0] != begin:
+        return chat
+    return replace(chat, user=f"{tokenizer.bos_token}{chat.user}")
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerFast) -> set[str]:
+    """Return the tokens that steer a model: special ones, and added ones that look like markup.
+
+    Other added tokens (``COVID-19``) are words. Tokens of a single character are none: they occur in any text.
+    """
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    added = tokenizer.get_added_vocab()
+    return {
+        token
+        for token in added
+        if len(token.strip()) > 1 and (token in special or _LIKE_MARKUP.fullmatch(token.strip()))
+    }
+
+
 def control_pattern(tokenizer: PreTrainedTokenizerFast, *spelled: str) -> re.Pattern[str] | None:
     """Return a pattern of the tokenizer's control tokens, or None where it has none.
 
@@ -100,7 +129,7 @@ def control_pattern(tokenizer: PreTrainedTokenizerFast, *spelled: str) -> re.Pat
         tokenizer: any.
         spelled: control words that it spells in ordinary tokens.
     """
-    found = {token for token in tokenizer.get_added_vocab() if len(token.strip()) > 1} | set(spelled)
+    found = control_tokens(tokenizer) | set(spelled)
     controls = sorted(found, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, controls))) if controls else None
 
@@ -117,6 +146,12 @@ def neutralised(text: str, controls: re.Pattern[str] | None) -> tuple[str, int]:
     """
     total, found = 0, 1
     while found and controls is not None:
-        text, found = controls.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        text, found = controls.subn(_broken_up, text)
         total += found
     return text, total
+
+
+def _broken_up(match: re.Match[str]) -> str:
+    """Return a control token with a space inside it: before one at its beginning, it would still be that token."""
+    inside = len(match[0]) - len(match[0].lstrip()) + 1
+    return f"{match[0][:inside]} {match[0][inside:]}"

@@ -8,6 +8,7 @@ duplicate, nested and quoted passages get their own spans. What is written and r
 
 from __future__ import annotations
 
+import logging
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrank_pipeline.attention.markup import chat_of, control_pattern, neutralised
+from headrank_pipeline.attention.markup import begun, chat_of, control_pattern, control_tokens, neutralised
 from headrank_pipeline.attention.template import PromptTemplate
 from headrank_pipeline.passages import text_of
 from headrank_pipeline.records import Candidate, Ranking
@@ -30,6 +31,15 @@ __all__ = ["Prompt", "PromptBuilder"]
 # A passage cut below this many tokens says nothing; a list that leaves less is refused instead.
 MIN_PASSAGE_TOKENS = 8
 
+# Tokens per word of the word limit beyond which a passage is cut all the same, and the least such limit. English takes
+# 1.3, and its tables and formulas below 4; text without white space between words is a few words of any length.
+_TOKENS_PER_WORD, _FEWEST_TOKENS = 4, 64
+
+# The share of unknown tokens that is worth a warning.
+_MANY_UNKNOWN = 0.05
+
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -41,7 +51,8 @@ class Prompt:
         rows: half-open span of the row tokens.
         prefix: number of leading tokens that do not depend on the query.
         counts: ``prompt_tokens``, and what was changed to fit: ``passages_cut``, ``words_dropped``,
-            ``tokens_dropped`` (the budget's and the token limit's part), ``control_tokens_neutralised``.
+            ``tokens_dropped`` (the budget's and the token limit's part), ``control_tokens_neutralised``, and
+            ``unknown_tokens``, where the tokenizer could not spell something.
         shown: title and text of each passage as they stand in the prompt.
         text: the whole prompt.
         boundaries: [P + 1] int64, only with isolated passages: where the tokens of each passage (label, title, text,
@@ -138,14 +149,16 @@ class PromptBuilder:
                 f"tokenizer {type(tokenizer).__name__} gives no character offsets; "
                 f"save the model folder with a fast tokenizer (tokenizer.json)"
             )
-        self.template = template.written_for(template.chat or chat_of(tokenizer))
+        self.template = template.written_for(begun(template.chat or chat_of(tokenizer), tokenizer))
         self.max_prompt_tokens = max_prompt_tokens
         self._encode = tokenizer.backend_tokenizer
         self._encode.no_truncation()
         self._encode.no_padding()
         added = tokenizer.get_added_vocab()
-        controls = [token for token in added if len(token.strip()) > 1]
-        self._control_ids = np.array(sorted(added[token] for token in controls), dtype=np.int64)
+        self._unknown_token, self._warned = tokenizer.unk_token, False
+        self._unknown_id = tokenizer.unk_token_id  # what a tokenizer writes for characters that it cannot spell
+        controls = {added[token] for token in control_tokens(tokenizer)} - {self._unknown_id}
+        self._control_ids = np.array(sorted(controls), dtype=np.int64)
         assert self.template.chat is not None
         markup = self.template.chat.user + self.template.chat.assistant
         self._controls = control_pattern(tokenizer, *re.findall(r"\[/?INST\]", markup))
@@ -245,7 +258,9 @@ class PromptBuilder:
                 f"qid {qid}: {len(lengths)} passages do not fit: the query and the frame of the prompt take {rest} of "
                 f"{self.max_prompt_tokens} tokens, which leaves fewer than {MIN_PASSAGE_TOKENS} per passage; {advice}"
             )
-        limit = self.template.passage_tokens
+        limit, words = self.template.passage_tokens, self.template.passage_words
+        if limit is None and words is not None:
+            limit = max(_FEWEST_TOKENS, _TOKENS_PER_WORD * words)
         return caps if limit is None else [min(cap, limit) for cap in caps]
 
     def _layout(self, query: str, shown: Sequence[Candidate], order: Sequence[int]) -> _Layout:
@@ -328,8 +343,9 @@ class PromptBuilder:
         query_start, query_end = tokens.span(*layout.query)
         instruction, _ = tokens.span(layout.instruction, layout.query[1])
         rows = self._rows(instruction, query_start, query_end, length)
-        self._check_controls(tokens.ids, passages, (query_start, query_end))
-        counts = {"prompt_tokens": length, **counts}
+        content = self._content(length, passages, (query_start, query_end))
+        self._check_controls(tokens.ids[content])
+        counts = {"prompt_tokens": length, **counts, **self._unknown(tokens.ids[content])}
         prefix, boundaries = min(rows[0], query_start), tokens.boundaries if isolated else None
         return Prompt(tokens.ids, passages, rows, prefix, counts, tuple(shown), layout.text, boundaries, order)
 
@@ -339,12 +355,31 @@ class PromptBuilder:
         end = {"end": length, "query+1": min(query_end + 1, length)}.get(last, query_end)
         return start, end
 
-    def _check_controls(self, ids: np.ndarray, passages: np.ndarray, query: tuple[int, int]) -> None:
-        content = np.zeros(len(ids), dtype=bool)
+    def _content(self, length: int, passages: np.ndarray, query: tuple[int, int]) -> np.ndarray:
+        """Return [N] bool: the tokens of passages and query."""
+        content = np.zeros(length, dtype=bool)
         for start, end in [*passages.tolist(), query]:
             content[start : max(start, end - self.template.trailing_columns)] = True
-        if np.isin(ids[content], self._control_ids).any():
+        return content
+
+    def _check_controls(self, content: np.ndarray) -> None:
+        if np.isin(content, self._control_ids).any():
             raise ValueError("a control token survived in a passage or query; report the text and the tokenizer")
+
+    def _unknown(self, content: np.ndarray) -> dict[str, int]:
+        """Return how many tokens of passages and query are no more than "unknown", where any are."""
+        if self._unknown_id is None or not (found := int((content == self._unknown_id).sum())):
+            return {}
+        if found > _MANY_UNKNOWN * len(content) and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%d of %d tokens of a query and its passages are unknown to the tokenizer (%s): the model cannot read "
+                "these texts; choose one that was made for their language",
+                found,
+                len(content),
+                self._unknown_token,
+            )
+        return {"unknown_tokens": found}
 
 
 def _cap(lengths: Sequence[int], room: int) -> int:

@@ -43,7 +43,8 @@ __all__ = ["Outcome", "RunPlan", "execute"]
 logger = logging.getLogger(__name__)
 
 _HOPELESS = 3  # so many failures without a success are a fault of the set-up, not of the queries
-_LOSSES = ("passages_cut", "tokens_dropped", "control_tokens_neutralised")  # notes that a user must hear about
+# Notes that a user must hear about.
+_LOSSES = ("passages_cut", "tokens_dropped", "control_tokens_neutralised", "unknown_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
