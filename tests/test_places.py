@@ -10,15 +10,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from graded_lists import overlap_lists
 from tiny_models import tiny_model
 
-from headrank_pipeline.align.lists import GradedList
+from headrank_pipeline.align.export import export
+from headrank_pipeline.align.head_table import SelectionConfig, measure_heads
+from headrank_pipeline.align.lists import GradedList, arranged, save_lists
+from headrank_pipeline.align.place_curves import PlaceSums
 from headrank_pipeline.align.scorer import ListScorer
+from headrank_pipeline.align.selection import criterion_scores, select_heads
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
-from headrank_pipeline.attention.places import Places
+from headrank_pipeline.attention.places import Places, relative_places
 from headrank_pipeline.attention.reader import AttentionReader, FastPath
 from headrank_pipeline.attention.scoring import ScoringRule, combined, passage_mass
+from headrank_pipeline.cli import main
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 from headrank_pipeline.rerank.interpolation import interpolated
@@ -369,3 +376,164 @@ def test_a_trained_folder_brings_its_curves_and_rule(folder, loaded, tmp_path):
     found = headrank(trained, device="cpu").rerank(ranking(6))
     expected = reranker_of(loaded, place_profile="heads", normalise="log", shuffle_seed=2).rerank(ranking(6))
     assert by_docid(found) == pytest.approx(by_docid(expected), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+
+
+def shape(places, kind):
+    if kind == "flat":
+        return np.ones_like(places)
+    curve = 0.5 + places if kind == "line" else 0.6 + 1.6 * np.exp(-places / 0.06) + np.exp((places - 1) / 0.1)
+    return curve / curve.mean()
+
+
+def drawn(kind, lists, lengths, heads=20, seed=0):
+    """Curves of heads that pick few passages, times a shape, and what no noise would leave at the last length."""
+    chance, sums, whole = np.random.default_rng(seed), PlaceSums(heads), []
+    for number in range(lists):
+        length = lengths[number % len(lengths)]
+        order = chance.permutation(length)
+        mass = chance.gamma(0.5, 1.0, (heads, length)) * shape(relative_places(length)[order], kind)
+        sums.add(torch.tensor(mass), order)
+        if length == lengths[-1]:
+            shares = np.empty_like(mass)
+            shares[:, order] = mass / mass.sum(1, keepdims=True) * length
+            whole.append(shares)
+    return sums.table("all"), np.mean(whole, axis=0)
+
+
+@pytest.mark.parametrize(("kind", "ratio"), [("flat", 1.0), ("line", 2.7), ("U", 3.1)])
+def test_fitted_curves_are_nearer_the_truth_than_means_of_places(kind, ratio):
+    table, means = drawn(kind, 75, [20])
+    truth = drawn(kind, 4000, [20], heads=1)[1]
+    at = relative_places(20)
+    fitted = np.stack([np.interp(at, table.points, curve) for curve in table.curves])
+    wrong, wrong_means = (np.sqrt(((found - truth) ** 2).mean()) for found in (fitted, means))
+    assert wrong < (0.9 if kind == "U" else 0.6) * wrong_means
+    assert np.median(table.flatness) == pytest.approx(ratio, rel=0.15)
+    assert np.median(means.max(1) / means.min(1)) > 1.2 * ratio  # noise alone makes places differ
+    assert wrong / 2 < table.errors.mean() < 2 * wrong
+    assert table.errors[0].tolist() != table.errors[1].tolist()
+
+
+def test_lists_of_other_lengths_are_put_on_one_curve():
+    table, _ = drawn("line", 600, [5, 30, 12])
+    middle = np.median(table.curves, axis=0)
+    assert np.diff(middle).min() > 0 and middle[10] == pytest.approx(1.0, abs=0.1)
+    assert (table.lists, table.passages, table.support) == (600, 47 / 3, "all")
+    short, _ = drawn("line", 30, [2])  # no more than two places are ever seen
+    assert np.isfinite(short.curves).all() and np.isfinite(short.errors).all()
+
+
+def test_a_sums_curve_weighs_heads_by_their_attention():
+    table, _ = drawn("line", 50, [8], heads=3)
+    table = replace(table, mass=np.array([1.0, 3.0, 0.0]))
+    places = table.of([1, 0], [1.0, 2.0])
+    assert places.curve == pytest.approx((3 * table.curves[1] + 2 * table.curves[0]) / 5, abs=1e-6)
+    assert places.heads[0] == pytest.approx(table.curves[1], abs=1e-6)
+    assert places.error == pytest.approx((3 * table.errors[1] + 2 * table.errors[0]) / 5, abs=1e-6)
+    assert table.of([2]).curve == pytest.approx(table.curves[2], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def everything(folder):
+    return load(folder, "all", device="cpu")
+
+
+def test_the_curve_of_a_set_is_that_of_its_scores(everything):
+    """What a reranker of the chosen heads gives passages by their place, over the same lists in the same orders."""
+    lists, config = overlap_lists(30, passages=8), SelectionConfig("ndcg", num_heads=3)
+    chosen = select_heads(everything, HEADRANK, lists, config).heads
+    scorer = ListScorer(AttentionReader(replace(everything, heads=chosen)), HEADRANK)
+    shares = np.zeros(8)
+    for graded in lists:
+        part = arranged(graded, None, "random", seed=0)
+        (scores,) = scorer.scores([part])
+        shares += scores.numpy() / float(scores.sum()) * 8 / 30
+    assert chosen.places.support == "passages" and (chosen.places.lists, chosen.places.passages) == (30, 8.0)
+    wrong = np.abs(np.interp(relative_places(8), chosen.places.points, chosen.places.curve) - shares)
+    assert (wrong <= 3 * np.interp(relative_places(8), chosen.places.points, chosen.places.error)).all()
+    assert np.corrcoef(chosen.places.at(8), shares)[0, 1] > 0.8
+    divided = HEADRANK.varied({"place_profile": "set"})
+    flat = np.mean([s.numpy() / float(s.sum()) for s in ListScorer(scorer.reader, divided).scores(
+        [arranged(graded, None, "random", seed=0) for graded in lists])], axis=0) * 8  # fmt: skip
+    assert flat.max() / flat.min() < shares.max() / shares.min()
+
+
+def test_places_are_those_in_the_prompt_whatever_order_candidates_have(everything):
+    reader, lists = AttentionReader(everything), overlap_lists(15, passages=8)
+    there, back = (
+        measure_heads(ListScorer(reader, HEADRANK.varied({"reverse": turned})), lists).places.curves - 1
+        for turned in (False, True)
+    )
+    alike, mirrored = ((there * other).sum() for other in (back, back[:, ::-1]))
+    assert alike > 2 * abs(mirrored)
+
+
+def test_places_are_measured_where_there_are_some(everything):
+    lists, isolated = overlap_lists(3), HEADRANK.varied({"passages": "isolated"})
+    for reading, config in (
+        (isolated, SelectionConfig("ndcg", num_heads=2)),
+        (ICR, SelectionConfig("ndcg", num_heads=2)),
+        (HEADRANK, SelectionConfig("ndcg", num_heads=2, order="given")),
+    ):
+        found = select_heads(everything, reading, lists, config)
+        assert found.heads.places is None and np.isnan(found.table.values["flatness"]).all()
+    for reading in (isolated, ICR):
+        with pytest.raises(ValueError, match="flatness_weight: how attention goes by place was not measured"):
+            select_heads(everything, reading, lists, SelectionConfig("ndcg", num_heads=2, flatness_weight=1.0))
+    with pytest.raises(ValueError, match="flatness_weight: with order 'given' a place holds what is relevant"):
+        SelectionConfig(flatness_weight=1.0, order="given")
+    with pytest.raises(ValueError, match="flatness_weight: a layer window takes all heads"):
+        SelectionConfig("layer-window", flatness_weight=1.0)
+    with pytest.raises(ValueError, match="flatness_weight -1: expected a number from 0"):
+        SelectionConfig(flatness_weight=-1)
+
+
+def test_heads_that_go_less_by_place_are_preferred_by_weight(everything):
+    lists = overlap_lists(12, passages=8)
+    table = measure_heads(ListScorer(AttentionReader(everything), HEADRANK), lists)
+    logs = np.log(table.values["flatness"])
+    z = {name: (v - v.mean()) / v.std() for name, v in (("flat", logs), ("ndcg", table.values["ndcg"]))}
+    assert criterion_scores(table, "ndcg", flatness_weight=0.7).tolist() == pytest.approx(
+        (z["ndcg"] - 0.7 * z["flat"]).tolist()
+    )
+    assert criterion_scores(table, "ndcg").tolist() == table.values["ndcg"].tolist()
+    weighted = select_heads(everything, HEADRANK, lists, SelectionConfig("ndcg", num_heads=3, flatness_weight=50.0))
+    flattest = sorted(range(16), key=lambda i: logs[i])[:3]
+    assert set(weighted.heads.heads) == {table.heads[i] for i in flattest}
+    assert weighted.heads.selection["flatness_weight"] == 50.0
+    assert "layer-window" in weighted.candidates
+
+
+def test_the_command_measures_tells_and_keeps_places(folder, tmp_path):
+    save_lists(tmp_path / "lists.jsonl", overlap_lists(6))
+    arguments = [
+        "select-heads",
+        "--model",
+        folder,
+        "--lists",
+        tmp_path / "lists.jsonl",
+        "--num-heads",
+        2,
+        "--no-figure",
+    ]
+    arguments += ["--output", tmp_path / "heads.json", "--device", "cpu", "--flatness-weight", 0.5]
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    heads = HeadSet.load(tmp_path / "heads.json")
+    assert f"the largest mean share of attention is {heads.places.ratio:.2f} times the smallest" in result.output
+    assert heads.selection["flatness_weight"] == 0.5
+    header, *rows = (tmp_path / "heads.tsv").read_text().splitlines()
+    column = header.split("\t").index("flatness")
+    assert len(rows) == 16 and all(float(row.split("\t")[column]) >= 1 for row in rows)
+    found = headrank(folder, tmp_path / "heads.json", options={"place_profile": "set"}, device="cpu").rerank(ranking(5))
+    assert len(set(found.docids)) == 5
+
+
+def test_an_exported_model_keeps_curves_only_where_its_rule_divides_by_them(loaded, tmp_path):
+    for options, kept in (({}, None), ({"place_profile": "heads"}, U)):
+        export(loaded, reranker_of(loaded, **options).recipe, tmp_path / "model")
+        assert HeadSet.load(tmp_path / "model" / "heads.json").places == kept
+        assert headrank(tmp_path / "model", device="cpu").recipe.rule.place_profile == options.get("place_profile")

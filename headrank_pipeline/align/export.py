@@ -61,7 +61,9 @@ def export(
     try:
         _write_weights(loaded, draft, loaded.model.dtype if dtype == "auto" else _DTYPES[dtype])
         loaded.tokenizer.save_pretrained(draft)
-        replace(loaded.heads, model=name, revision=None).save(draft / "heads.json")
+        # Training changes how attention goes by place: curves stay only where the trained rule divides by them.
+        places = loaded.heads.places if reading.rule.place_profile else None
+        replace(loaded.heads, model=name, revision=None, places=places).save(draft / "heads.json")
         _write_recipe(reading, draft / "recipe.json")
         with atomic_writer(draft / "README.md") as file:
             file.write(_card(name, loaded, reading, made_by or {}))

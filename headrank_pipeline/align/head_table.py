@@ -14,12 +14,13 @@ from torch import Tensor
 
 from headrank_pipeline.align import measures
 from headrank_pipeline.align.lists import GradedList, Order, arranged
-from headrank_pipeline.align.scorer import ListScorer, ndcg
+from headrank_pipeline.align.place_curves import PlaceSums, PlaceTable
+from headrank_pipeline.align.scorer import ListScorer, Reading, ndcg
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.scoring import check_finite
 from headrank_pipeline.files import atomic_writer
 
-__all__ = ["BINARY_MEASURES", "CRITERIA", "Criterion", "HeadTable", "SelectionConfig", "measure_heads"]
+__all__ = ["BINARY_MEASURES", "CRITERIA", "Criterion", "HeadTable", "SelectionConfig", "has_places", "measure_heads"]
 
 Criterion = Literal["entropy-regularised", "discrimination", "qrscore", "ndcg", "core", "layer-window"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
@@ -37,6 +38,8 @@ class SelectionConfig:
         criterion: one of `CRITERIA`; ``discrimination`` is the entropy-regularised one with lambda 0.
         num_heads: how many to keep (a layer window keeps all heads of its layers instead).
         entropy_weight: lambda, of the entropy term.
+        flatness_weight: of the term that prefers heads whose attention goes little by place; 0 leaves it out. It is
+            z(log flatness), subtracted from the criterion's score, which is made a z-score for that.
         depth_cap: largest share of the model's layers that may be kept, or None.
         window: layers of the layer window (Selective-ICR: 4).
         temperature: of CoRe's contrastive score.
@@ -51,6 +54,7 @@ class SelectionConfig:
     criterion: Criterion = "entropy-regularised"
     num_heads: int = 16
     entropy_weight: float = 0.25
+    flatness_weight: float = 0.0
     depth_cap: float | None = None
     window: int = 4
     temperature: float = 0.1
@@ -70,6 +74,14 @@ class SelectionConfig:
             raise ValueError(f"depth_cap {self.depth_cap!r}: expected a share above 0 and at most 1, for example 0.7")
         if self.temperature <= 0:
             raise ValueError(f"temperature {self.temperature!r}: expected a number above 0")
+        if not 0 <= self.flatness_weight < float("inf"):
+            raise ValueError(f"flatness_weight {self.flatness_weight!r}: expected a number from 0")
+        if self.flatness_weight and self.criterion == "layer-window":
+            raise ValueError("flatness_weight: a layer window takes all heads of its layers; leave it out")
+        if self.flatness_weight and self.order != "random":
+            raise ValueError(
+                f"flatness_weight: with order {self.order!r} a place holds what is relevant; measure with order random"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,8 @@ class HeadTable:
         counts: lists ``used``, and those left out: ``one_grade``; ``no_positive`` and ``no_negative`` (they count for
             the graded measures only); ``prompt_tokens`` (mean, rounded).
         calibrated: whether a content-free query was subtracted, which leaves nothing that has an entropy.
+        places: how attention goes by place, which only random orders of causal passages show, without calibration;
+            otherwise None. Its flatness is a measure, too, NaN where it is None.
     """
 
     heads: tuple[tuple[int, int], ...]
@@ -94,6 +108,7 @@ class HeadTable:
     constant: np.ndarray
     counts: Mapping[str, int]
     calibrated: bool = False
+    places: PlaceTable | None = None
 
     def usable(self) -> np.ndarray:
         """Return [H] bool: heads that are not constant on every list."""
@@ -111,6 +126,11 @@ class HeadTable:
                 score = np.nan if scores is None else scores[index]
                 cells = [str(layer), str(head), *(f"{n:.6f}" for n in numbers), str(self.constant[index])]
                 file.write("\t".join([*cells, f"{score:.6f}", str(int((layer, head) in picked))]) + "\n")
+
+
+def has_places(reading: Reading, config: SelectionConfig) -> bool:
+    """Return whether lists that are read so show how attention goes by place."""
+    return config.order == "random" and reading.template.passages == "causal" and reading.rule.content_free is None
 
 
 def measure_heads(
@@ -133,6 +153,8 @@ def measure_heads(
     """
     config = config or SelectionConfig()
     sums = _Sums.empty(scorer.reader.heads.heads)
+    if has_places(scorer.reading, config):
+        sums.places = PlaceSums(len(sums.heads))
     for done, graded in enumerate(lists, start=1):
         if config.max_lists is not None and done > config.max_lists:
             break
@@ -160,6 +182,7 @@ class _Sums:
     layer_ndcg: Tensor
     constant: Tensor
     counts: Counter[str] = field(default_factory=Counter)
+    places: PlaceSums | None = None
 
     @classmethod
     def empty(cls, heads: tuple[tuple[int, int], ...]) -> _Sums:
@@ -176,6 +199,8 @@ class _Sums:
         self.counts["used"] += 1
         self.counts["passages"] += len(graded)
         self.counts["prompt_tokens"] += len(prompt)
+        if self.places is not None:
+            self.places.add(mass, prompt.places)
         self.constant += measures.constant_heads(mass)
         self.sums["discrimination"] += measures.discrimination(mass, grades)
         self.sums["entropy"] += measures.normalised_entropy(mass)
@@ -203,6 +228,8 @@ class _Sums:
         share = {name: used for name in GRADED_MEASURES} | {name: binary for name in BINARY_MEASURES}
         values = {name: total.numpy() / share[name] if share[name] else np.full(len(self.heads), np.nan)
                   for name, total in self.sums.items()}  # fmt: skip
+        places = None if self.places is None else self.places.table(scorer.rule.support)
+        values["flatness"] = np.full(len(self.heads), np.nan) if places is None else places.flatness
         return HeadTable(
             heads=self.heads,
             layers=scorer.reader.source.layers,
@@ -218,4 +245,5 @@ class _Sums:
                 "prompt_tokens": round(self.counts["prompt_tokens"] / used),
             },
             calibrated=scorer.rule.content_free is not None,
+            places=places,
         )

@@ -21,6 +21,7 @@ from headrank_pipeline.align.head_table import (
     Criterion,
     HeadTable,
     SelectionConfig,
+    has_places,
     measure_heads,
 )
 from headrank_pipeline.align.lists import GradedList
@@ -49,10 +50,19 @@ _NO_ENTROPY = (
 )
 
 
-def criterion_scores(table: HeadTable, criterion: Criterion, *, entropy_weight: float = 0.25) -> np.ndarray:
+_NO_PLACES = (
+    "flatness_weight: how attention goes by place was not measured, as isolated passages have no place and calibrated "
+    "attention no shares; leave it out, or choose with causal passages and a rule without a content-free query"
+)
+
+
+def criterion_scores(
+    table: HeadTable, criterion: Criterion, *, entropy_weight: float = 0.25, flatness_weight: float = 0.0
+) -> np.ndarray:
     """Return one score per head, [H] float64, higher is better; minus infinity for constant heads.
 
-    z-scores are taken over the heads that are not constant, whatever the depth cap.
+    z-scores are taken over the heads that are not constant, whatever the depth cap. With a weight of flatness the score
+    is z(criterion) - weight * z(log flatness).
 
     Raises:
         ValueError: a criterion that the lists or the rule do not allow.
@@ -70,6 +80,11 @@ def criterion_scores(table: HeadTable, criterion: Criterion, *, entropy_weight: 
     if np.isnan(scores).any():
         raise ValueError(f"{criterion}: no list has passages both at and below the relevance level; lower it, or "
                          f"choose by discrimination or ndcg")  # fmt: skip
+    if flatness_weight:
+        if table.places is None:
+            raise ValueError(_NO_PLACES)
+        flatness = _z_scores(np.log(table.values["flatness"]), usable)
+        scores = _z_scores(scores, usable) - flatness_weight * flatness
     return np.where(usable, scores, -np.inf)
 
 
@@ -89,7 +104,7 @@ def choose_heads(
     Raises:
         ValueError: fewer usable heads than asked for.
     """
-    scores = criterion_scores(table, config.criterion, entropy_weight=config.entropy_weight)
+    scores = _scores(table, config)
     deepest = table.layers if config.depth_cap is None else max(1, int(config.depth_cap * table.layers))
     allowed = [i for i, (layer, _) in enumerate(table.heads) if layer < deepest and np.isfinite(scores[i])]
     if config.criterion == "layer-window":
@@ -109,6 +124,13 @@ def choose_heads(
         model=about.pop("model", None),
         revision=about.pop("revision", None),
         selection=_provenance(table, config, [float(scores[i]) for i in picked]) | about,
+        places=None if table.places is None else table.places.of(picked),
+    )
+
+
+def _scores(table: HeadTable, config: SelectionConfig) -> np.ndarray:
+    return criterion_scores(
+        table, config.criterion, entropy_weight=config.entropy_weight, flatness_weight=config.flatness_weight
     )
 
 
@@ -116,6 +138,7 @@ def _provenance(table: HeadTable, config: SelectionConfig, scores: Sequence[floa
     kept: dict[str, Any] = {
         "criterion": config.criterion,
         "lambda": config.entropy_weight if config.criterion == "entropy-regularised" else None,
+        "flatness_weight": config.flatness_weight or None,
         "temperature": config.temperature if config.criterion == "core" else None,
         "depth_cap": config.depth_cap,
         "order": config.order,
@@ -198,7 +221,7 @@ def select_heads(
         "reading": reading.name,
         "rule": reading.rule.describe(),
     }
-    scores = criterion_scores(table, config.criterion, entropy_weight=config.entropy_weight)
+    scores = _scores(table, config)
     chosen = choose_heads(table, config, provenance=provenance)
     logger.info("%s: %d heads from %d lists (%s)", chosen.name, len(chosen.heads), table.counts["used"], table.counts)
     return Selection(chosen, scores, table, _candidates(table, config, loaded, provenance))
@@ -208,6 +231,8 @@ def _refuse_in_vain(config: SelectionConfig, loaded: LoadedModel, reading: Readi
     """Raise ValueError before a long pass whose criterion or number of heads cannot be met at its end."""
     if config.criterion == "entropy-regularised" and reading.rule.content_free is not None:
         raise ValueError(_NO_ENTROPY)
+    if config.flatness_weight and not has_places(reading, config):
+        raise ValueError(_NO_PLACES)
     if config.criterion != "layer-window" and config.num_heads > len(loaded.heads.heads):
         raise ValueError(f"{config.num_heads} heads wanted, the model has {len(loaded.heads.heads)}")
 
@@ -218,7 +243,9 @@ def _candidates(
     found: dict[str, tuple[HeadSet, TruncationCost]] = {}
     for criterion in CRITERIA:
         try:
-            chosen = choose_heads(table, replace(config, criterion=criterion), provenance=provenance)
+            weight = 0.0 if criterion == "layer-window" else config.flatness_weight
+            other = replace(config, criterion=criterion, flatness_weight=weight)
+            chosen = choose_heads(table, other, provenance=provenance)
         except ValueError as error:
             logger.warning("no candidate set: %s", error)
             continue

@@ -92,8 +92,9 @@ class Places:
         return np.stack([self._at(curve, passages) for curve in self.heads])
 
     def _at(self, curve: Sequence[float], passages: int) -> np.ndarray:
-        values: np.ndarray = np.interp(relative_places(passages), self.points, curve)
-        return values / values.mean()
+        values = np.interp(relative_places(passages), self.points, curve)
+        shares: np.ndarray = values / values.mean()
+        return shares
 
 
 def relative_places(passages: int) -> np.ndarray:

@@ -69,6 +69,8 @@ def lists(
 @click.option("--criterion", type=click.Choice(_CRITERIA), default="entropy-regularised", show_default=True)
 @click.option("--num-heads", default=16, show_default=True)
 @click.option("--lambda", "entropy_weight", default=0.25, show_default=True, help="Weight of the entropy term.")
+@click.option("--flatness-weight", default=0.0, show_default=True,
+              help="Weight of a term against heads whose attention goes by place.")  # fmt: skip
 @click.option("--depth-cap", type=float, help="Largest share of the layers that may be kept, for example 0.7.")
 @click.option("--window", default=4, show_default=True, help="Layers of the layer window.")
 @click.option("--temperature", default=0.1, show_default=True, help="Of CoRe's contrastive score.")
@@ -135,6 +137,11 @@ def select_heads(
     click.echo(table(["criterion", "heads", "layers", "FLOPs", "chosen"], _selection_rows(found, config.criterion)))
     counts = ", ".join(f"{value} {name}" for name, value in found.table.counts.items())
     click.echo(f"lists: {counts}; {found.heads.selection['constant_heads']} constant heads")
+    if (places := found.heads.places) is not None:
+        click.echo(
+            f"places: the largest mean share of attention is {places.ratio:.2f} times the smallest; even is 1, the "
+            f"standard error {max(places.error):.2f} at most"
+        )
     click.echo(f"{found.heads.name}: {output}")
 
 
