@@ -15,7 +15,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.template import prompt_order
 from headrank_pipeline.cli.comparison import ANALYSES as CLI_ANALYSES
 from headrank_pipeline.cli.comparison import analyze as analyze_command
-from headrank_pipeline.comparison.analysis import Zone, middle_zone, score_positions
+from headrank_pipeline.comparison.analysis import Zone, middle_zone, place_shares, score_positions
 from headrank_pipeline.comparison.analysis_report import ANALYSES, analyze, save_analysis
 from headrank_pipeline.comparison.biases import length_bias, order_sensitivity
 from headrank_pipeline.comparison.compare import FIRST_STAGE
@@ -131,6 +131,51 @@ def test_places_of_a_shuffled_prompt_are_drawn_again(tmp_path):
     assert frame["spread_before"].argmax() == order.index("a") // 4
     ranks = [(LETTERS.index(docid) + 0.5) / 8 for docid in order]
     assert list(frame["rank_irrelevant"]) == pytest.approx([np.mean(ranks[:4]), np.mean(ranks[4:])])
+
+
+def test_shares_by_place_by_hand(tmp_path):
+    found = tuple(Candidate(docid, 8.0 - place, "w") for place, docid in enumerate("abcd"))
+    other = tuple(Candidate(docid, 8.0 - place, "w") for place, docid in enumerate("dcba"))
+    lists = [Ranking(Query("q1", "flea"), found), Ranking(Query("q2", "flea"), other), Ranking(Query("q3", "flea"))]
+    write_candidates(tmp_path / "two.jsonl", [*lists, Ranking(Query("q4", "flea"), found[:3])])
+    scores = {"a": 4.0, "b": 2.0, "c": 1.0, "d": 1.0}
+    paths = [
+        run_of(tmp_path, tmp_path / "two.jsonl", "", scores=scores, name=f"r{r}", reverse=r) for r in (False, True)
+    ]
+    negative = run_of(tmp_path, tmp_path / "two.jsonl", "", scores={**scores, "d": -1.0}, name="negative")
+    frame = place_shares(read_finished_runs([*paths, negative])).set_index("system")
+    # q1: 2, 1, .5, .5 of 8 scores, q2 backwards; q4 has fewer passages than parts
+    assert list(frame.loc["rFalse", "share"]) == pytest.approx([1.25, 0.75, 0.75, 1.25])
+    assert list(frame.loc["rFalse", "error"]) == pytest.approx(np.array([0.75, 0.25, 0.25, 0.75]) / math.sqrt(2))
+    assert set(frame.loc["rFalse", "queries"]) == {2}
+    assert list(frame.loc["rTrue", "share"]) == pytest.approx([1.25, 0.75, 0.75, 1.25])
+    assert set(frame["order"]) == {"as given", "as given, reversed"}
+    assert frame.loc["negative", "share"].isna().all()
+    (run,) = read_finished_runs([run_of(tmp_path, tmp_path / "two.jsonl", "", scores=scores, name="halves", depth=3)])
+    halves = place_shares([run], places=2)  # a b, c of a b c; d c, b of d c b: the middle one is in the second half
+    expected = (np.array([4 / 7 * 3, 3 / 7 * 3 / 2]) * 2 + np.array([1 / 4 * 3, 3 / 4 * 3 / 2])) / 3
+    assert list(halves["share"]) == pytest.approx(expected.tolist())
+
+
+def test_shares_of_shuffled_prompts_are_by_their_own_places(tmp_path):
+    order = [LETTERS[i] for i in prompt_order("q1", LETTERS, shuffle_seed=2)]
+    scores = {docid: 1.0 + place for place, docid in enumerate(order)}  # goes by place and nothing else
+    [run] = read_finished_runs([run_of(tmp_path, lettered(tmp_path), "", scores=scores, seed=2)])
+    frame = place_shares([run])
+    assert list(frame["share"]) == pytest.approx([n / 4.5 for n in range(1, 9)])
+    assert set(frame["order"]) == {"shuffled, seed 2"}
+
+
+def test_the_position_analysis_shows_shares_before_and_after(made):
+    names = ["good-1", "good-2"]
+    found = analyze([made / "runs" / name for name in names], qrels=made / "qrels.txt", only=["position"])
+    table = found.tables[0]
+    assert [row[0] for row in table.rows] == names
+    frame = found.frames["place-shares"]
+    share = frame.loc[frame["system"] == "good-1", "share"]
+    assert len(share) == 20 and table.rows[0][6] == pytest.approx(share.max() / share.min())
+    picture = next(picture for picture in found.pictures if picture.name == "place-shares")
+    assert "Squares: good-1, the first run given." in picture.caption
 
 
 def test_positive_scores_are_compared_by_their_logarithms(tmp_path):
@@ -281,9 +326,10 @@ def test_without_a_flag_everything_that_applies_is_done_and_the_rest_told(made, 
     found = analyze([made / "runs" / "good-1", made / "runs" / "good-2"], qrels=made / "qrels.txt")
     assert list(found.skipped) == ["scatter", "head-map"]  # the two runs have other candidates, and read no heads
     assert "candidates_sha256" in found.skipped["scatter"]
-    names = ["middle-zone", "position", "order-sensitivity", "order-sensitivity-per-query", "length-bias"]
-    assert list(found.frames) == names
-    assert [p.name for p in found.pictures] == ["middle-zone", "score-spread", "position", "order", "length-bias"]
+    names = ["middle-zone", "position", "place-shares", "order-sensitivity", "order-sensitivity-per-query"]
+    assert list(found.frames) == [*names, "length-bias"]
+    pictures = ["middle-zone", "place-shares", "score-spread", "position", "order", "length-bias"]
+    assert [p.name for p in found.pictures] == pictures
     for picture in found.pictures:
         assert picture.png.startswith(b"\x89PNG")
         assert "good-1, good-2 (made by commit" in picture.caption
@@ -291,7 +337,7 @@ def test_without_a_flag_everything_that_applies_is_done_and_the_rest_told(made, 
     written = save_analysis(found, tmp_path)
     assert {path.suffix for path in written} == {".png", ".csv", ".md", ".html"}
     page = (tmp_path / "analysis.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert "scatter left out" in page
 
 

@@ -18,7 +18,7 @@ __all__ = ["analyze", "compare"]
 FIELDS = ("benchmark", "candidates", "depth", "topics", "qrels")
 ANALYSES = {
     "middle-zone": "Promotion of passages from the middle of the prompt.",
-    "position": "Spread of scores, and final ranks, by place in the prompt.",
+    "position": "Share and spread of scores, and final ranks, by place in the prompt.",
     "order-sensitivity": "Agreement between runs of a system given other orders.",
     "length-bias": "CoRe's test: short relevant against long irrelevant passages.",
     "scatter": "Every query against the baseline.",

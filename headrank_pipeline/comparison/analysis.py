@@ -20,7 +20,7 @@ from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.comparison.significance import bootstrap_ratio
 from headrank_pipeline.experiment.journal import Entry
 
-__all__ = ["Grades", "Scale", "Zone", "middle_zone", "score_positions"]
+__all__ = ["Grades", "Scale", "Zone", "middle_zone", "place_shares", "score_positions"]
 
 Grades = Mapping[str, Mapping[str, int]]
 Scale = Literal["auto", "raw", "rank"]
@@ -164,6 +164,60 @@ def score_positions(
                 {"system": run.name, "scale": _SCALE_NAMES[kind], "queries": len(lists), "centre": centre, **named}
             )
     return pd.DataFrame(rows)
+
+
+# --------------------------------------------------------------------------------------------------- shares by place
+
+
+def place_shares(runs: Sequence[FinishedRun], *, places: int = 20) -> pd.DataFrame:
+    """Return the mean share of a list's scores that passages get by their place in the prompt; 1 is an even share.
+
+    Judgments are not needed: over shuffled prompts no place is better than another, and what differs is the reranker's.
+    In first-stage order the better passages stand first, and the curve shows that, too.
+
+    Args:
+        runs: finished runs; those with scores below 0 (calibrated, standardised) have no shares, and nan.
+        places: parts of the prompt, fewer where most lists have fewer passages; lists of fewer passages than parts are
+            left out.
+
+    Returns:
+        Columns ``system, order`` (of the prompt), ``queries, centre`` (share of the list), ``share`` and its standard
+        ``error`` over queries. A run without a list of 2 is left out.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        lists = [(run.prompt_order(qid), entry) for qid, entry in run.scored.items() if len(entry.docids) > 1]
+        if not lists:
+            continue
+        parts = max(2, min(places, int(np.median([len(order) for order, _ in lists]))))
+        table = np.stack([_shares(order, entry, parts) for order, entry in lists if len(order) >= parts])
+        if (table < 0).any():
+            table[:] = np.nan
+        means, errors = table.mean(axis=0), table.std(axis=0) / math.sqrt(len(table))
+        for part in range(parts):
+            rows.append(
+                {
+                    "system": run.name,
+                    "order": run.order,
+                    "queries": len(table),
+                    "centre": (part + 0.5) / parts,
+                    "share": means[part],
+                    "error": errors[part],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _shares(order: Sequence[str], entry: Entry, parts: int) -> Array:
+    """[parts]: mean share of a list's scores by part of the prompt, negative where any score is."""
+    scores = dict(zip(entry.docids, entry.scores, strict=True))
+    values, size = np.array([scores[docid] for docid in order]), len(order)
+    if values.min() < 0:
+        return np.full(parts, -1.0)
+    shares = values / values.sum() * size if values.sum() > 0 else np.ones(size)
+    part = ((np.arange(size) + 0.5) / size * parts).astype(int)
+    means: Array = np.bincount(part, weights=shares, minlength=parts) / np.bincount(part, minlength=parts)
+    return means
 
 
 def _scale_of(scale: Scale, lists: Iterable[Sequence[float]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from headrank_pipeline.comparison.analysis import Grades, Scale, Zone, middle_zone, score_positions
+from headrank_pipeline.comparison.analysis import Grades, Scale, Zone, middle_zone, place_shares, score_positions
 from headrank_pipeline.comparison.biases import length_bias, order_sensitivity
 from headrank_pipeline.comparison.canvas import Picture, shortened
 from headrank_pipeline.comparison.comparable import find_qrels
@@ -22,6 +23,7 @@ from headrank_pipeline.comparison.run_figures import (
     length_bias_figure,
     middle_zone_figure,
     order_figure,
+    place_figure,
     position_figure,
     scatter_figure,
     spread_figure,
@@ -234,7 +236,38 @@ def _position(job: _Job) -> Part:
         f"the best. Middle: {zone.low:.0%} to {zone.high:.0%} of the prompt; ends: the rest. Every part: position.csv."
     )
     table = Table("Scores and ranks by place in the prompt", columns, rows, note)
-    return Section("Place in the prompt", tables=[table], pictures=pictures), {"position": frame}
+    shares = place_shares(job.runs)
+    drawn = shares.dropna()
+    if not drawn.empty:
+        pictures.insert(0, place_figure(drawn, origin=origin))
+    section = Section("Place in the prompt", tables=[_place_table(shares, zone), table], pictures=pictures)
+    return section, {"position": frame, "place-shares": shares}
+
+
+def _place_table(shares: pd.DataFrame, zone: Zone) -> Table:
+    columns = [
+        Column("system"),
+        Column("prompt order"),
+        Column("queries", "d"),
+        Column("first", ".2f", "mean share of the first part"),
+        Column("middle", ".2f"),
+        Column("last", ".2f"),
+        Column("largest / smallest", ".2f"),
+        Column("standard error", ".2f", "of a share, mean over places"),
+    ]
+    rows: list[list[Cell]] = []
+    for _, part in shares.groupby("system", sort=False):
+        share = part["share"].to_numpy()
+        middle = share[part["centre"].between(zone.low, zone.high)].mean()
+        known = [share[0], middle, share[-1], share.max() / share.min(), part["error"].mean()]
+        numbers: list[Cell] = [float(value) if math.isfinite(value) else None for value in known]
+        rows.append([part["system"].iloc[0], part["order"].iloc[0], int(part["queries"].iloc[0]), *numbers])
+    note = (
+        "Mean share of a list's scores by place, 1 being even; scores below 0 have none. Noise makes places differ, "
+        "too: compare with the standard error. Only over shuffled prompts (--option shuffle_seed=1) is the curve the "
+        "reranker's alone; in first-stage order the better passages stand first. Every place: place-shares.csv."
+    )
+    return Table("Share of scores by place in the prompt", columns, rows, note)
 
 
 def _position_row(part: pd.DataFrame, zone: Zone) -> list[Cell]:

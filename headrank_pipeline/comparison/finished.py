@@ -61,6 +61,16 @@ class FinishedRun:
         return template if isinstance(template, Mapping) else {}
 
     @property
+    def order(self) -> str:
+        """In which order the prompt gives the candidates, in words."""
+        seed, reranker = self.template.get("shuffle_seed"), self.identity["reranker"]
+        order = "as given" if seed is None else f"shuffled, seed {seed}"
+        rule = reranker.get("rule") if isinstance(reranker, Mapping) else None
+        if isinstance(rule, Mapping) and rule.get("both_orders"):
+            return f"{order}, and its reverse"
+        return f"{order}, reversed" if self.template.get("reverse") else order
+
+    @property
     def commit(self) -> str:
         """Short commit of the code that made the run, ``+`` where the checkout had changes, ``?`` where unknown."""
         git = self.manifest["environment"].get("git") or {}

@@ -21,6 +21,7 @@ __all__ = [
     "length_bias_figure",
     "middle_zone_figure",
     "order_figure",
+    "place_figure",
     "position_figure",
     "scatter_figure",
     "spread_figure",
@@ -248,6 +249,41 @@ def position_figure(frame: pd.DataFrame, *, origin: str) -> Picture:
         systems, panel, x="place in the prompt, % of the list", y="mean final rank, % of the list", legend=legend
     )
     return draw("position", "Final rank by place in the prompt", caption, _panel_size(len(systems)), content)
+
+
+def place_figure(frame: pd.DataFrame, *, origin: str) -> Picture:
+    """Draw the mean share of a list's scores by place in the prompt; of several runs the first in every panel.
+
+    Args:
+        frame: `analysis.place_shares`'s, of runs that have shares.
+        origin: what made it.
+    """
+    systems = list(dict.fromkeys(frame["system"]))
+    before = frame[frame["system"] == systems[0]]
+
+    def panel(axes: Any, system: str) -> None:
+        rows = frame[frame["system"] == system]
+        axes.axhline(1.0, color=GREY, linewidth=0.8, linestyle="--")
+        if system != systems[0]:
+            axes.plot(before["centre"] * 100, before["share"], color=ORANGE, marker="s", markersize=2.5, linewidth=1.0)
+        places, share, error = rows["centre"] * 100, rows["share"], rows["error"]
+        axes.fill_between(places, share - 2 * error, share + 2 * error, color=BLUE, alpha=0.15, linewidth=0)
+        axes.plot(places, share, color=BLUE, marker="o", markersize=3)
+        axes.set_title(f"{wrapped(system)}\nlargest / smallest: {share.max() / share.min():.2f}", fontsize=8)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 1.08 * float((frame["share"] + 2 * frame["error"]).max()))
+
+    several = len(systems) > 1
+    first = f" Squares: {systems[0]}, the first run given." if several else ""
+    caption = (
+        f"Mean share of a list's scores by place in the prompt, 1 being even, with twice the standard error over "
+        f"queries.{first} Only over shuffled prompts (shuffle_seed) is the curve the reranker's alone. {origin}"
+    )
+    legend: list[Legend] = [("this run", BLUE, "-", "o"), ("even", GREY, "--", "")]
+    if several:
+        legend.insert(1, ("first run", ORANGE, "-", "s"))
+    content = _panels(systems, panel, x="place in the prompt, % of the list", y="share of scores", legend=legend)
+    return draw("place-shares", "Share of scores by place in the prompt", caption, _panel_size(len(systems)), content)
 
 
 def order_figure(per_query: pd.DataFrame, *, measure: str, origin: str) -> Picture:
