@@ -163,6 +163,7 @@ def test_shares_of_shuffled_prompts_are_by_their_own_places(tmp_path):
     [run] = read_finished_runs([run_of(tmp_path, lettered(tmp_path), "", scores=scores, seed=2)])
     frame = place_shares([run])
     assert list(frame["share"]) == pytest.approx([n / 4.5 for n in range(1, 9)])
+    assert list(frame["fitted"]) == pytest.approx(list(frame["share"]), abs=0.01)
     assert set(frame["order"]) == {"shuffled, seed 2"}
 
 
@@ -172,10 +173,11 @@ def test_the_position_analysis_shows_shares_before_and_after(made):
     table = found.tables[0]
     assert [row[0] for row in table.rows] == names
     frame = found.frames["place-shares"]
-    share = frame.loc[frame["system"] == "good-1", "share"]
-    assert len(share) == 20 and table.rows[0][6] == pytest.approx(share.max() / share.min())
+    part = frame[frame["system"] == "good-1"]
+    smooth, rough = (part[name].max() / part[name].min() for name in ("fitted", "share"))
+    assert len(part) == 20 and table.rows[0][6] == pytest.approx(smooth) and smooth < rough
     picture = next(picture for picture in found.pictures if picture.name == "place-shares")
-    assert "Squares: good-1, the first run given." in picture.caption
+    assert "Dashes: good-1, the first run given." in picture.caption
 
 
 def test_positive_scores_are_compared_by_their_logarithms(tmp_path):

@@ -395,7 +395,7 @@ def drawn(kind, lists, lengths, heads=20, seed=0):
         length = lengths[number % len(lengths)]
         order = chance.permutation(length)
         mass = chance.gamma(0.5, 1.0, (heads, length)) * shape(relative_places(length)[order], kind)
-        sums.add(torch.tensor(mass), order)
+        sums.add(mass, order)
         if length == lengths[-1]:
             shares = np.empty_like(mass)
             shares[:, order] = mass / mass.sum(1, keepdims=True) * length

@@ -200,7 +200,7 @@ class _Sums:
         self.counts["passages"] += len(graded)
         self.counts["prompt_tokens"] += len(prompt)
         if self.places is not None:
-            self.places.add(mass, prompt.places)
+            self.places.add(mass.numpy(), prompt.places)
         self.constant += measures.constant_heads(mass)
         self.sums["discrimination"] += measures.discrimination(mass, grades)
         self.sums["entropy"] += measures.normalised_entropy(mass)

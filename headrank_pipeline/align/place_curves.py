@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from headrank_pipeline.attention.places import Places, relative_places
-from headrank_pipeline.attention.tap import Support
+
+if TYPE_CHECKING:  # it brings torch, which analyses of runs do without
+    from headrank_pipeline.attention.tap import Support
 
 __all__ = ["POINTS", "PlaceSums", "PlaceTable"]
 
@@ -110,24 +111,25 @@ class PlaceSums:
         self._products = np.zeros((self.heads, self.points))
         self._squares, self._mass = np.zeros(self.heads), np.zeros(self.heads)
 
-    def add(self, mass: Tensor, places: np.ndarray) -> None:
+    def add(self, mass: np.ndarray, places: np.ndarray) -> None:
         """Add one list.
 
         Args:
             mass: [H, P] attention on its passages, none of it negative.
             places: [P] int64, of each passage in the prompt, from 0.
         """
-        total = mass.double().sum(1, keepdim=True)
-        even = torch.full_like(mass, 1.0 / mass.shape[1], dtype=torch.float64)
-        parts = torch.where(total > 0, mass.double() / total.clamp_min(torch.finfo(torch.float64).tiny), even)
-        shares = parts.cpu().numpy() * mass.shape[1]
-        basis = _hats(relative_places(mass.shape[1])[places], self.points)
+        count = mass.shape[1]
+        mass = mass.astype(np.float64)
+        total = mass.sum(1)
+        seen = total[:, None] > 0
+        shares = np.where(seen, mass / np.where(seen, total[:, None], 1.0) * count, 1.0)
+        basis = _hats(relative_places(count)[places], self.points)
         self.lists += 1
-        self.passages += mass.shape[1]
+        self.passages += count
         self._normal += basis.T @ basis
         self._products += shares @ basis
         self._squares += (shares**2).sum(1)
-        self._mass += total[:, 0].cpu().numpy()
+        self._mass += total
 
     def table(self, support: Support) -> PlaceTable:
         """Return the curves of all lists so far, at least one."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrank_pipeline.attention.tap import Support
+if TYPE_CHECKING:  # it brings torch, which readers of head sets do without
+    from headrank_pipeline.attention.tap import Support
 
 __all__ = ["Places", "relative_places"]
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from headrank_pipeline.align.place_curves import PlaceSums
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.comparison.significance import bootstrap_ratio
 from headrank_pipeline.experiment.journal import Entry
@@ -182,7 +183,9 @@ def place_shares(runs: Sequence[FinishedRun], *, places: int = 20) -> pd.DataFra
 
     Returns:
         Columns ``system, order`` (of the prompt), ``queries, centre`` (share of the list), ``share`` and its standard
-        ``error`` over queries. A run without a list of 2 is left out.
+        ``error`` over queries, and ``fitted``: the smooth curve through the places, as `select-heads` fits it, since
+        noise alone makes the largest mean of many places larger than the smallest. A run without a list of 2 is left
+        out.
     """
     rows: list[dict[str, Any]] = []
     for run in runs:
@@ -194,6 +197,7 @@ def place_shares(runs: Sequence[FinishedRun], *, places: int = 20) -> pd.DataFra
         if (table < 0).any():
             table[:] = np.nan
         means, errors = table.mean(axis=0), table.std(axis=0) / math.sqrt(len(table))
+        fitted = _fitted(table)
         for part in range(parts):
             rows.append(
                 {
@@ -203,9 +207,21 @@ def place_shares(runs: Sequence[FinishedRun], *, places: int = 20) -> pd.DataFra
                     "centre": (part + 0.5) / parts,
                     "share": means[part],
                     "error": errors[part],
+                    "fitted": fitted[part],
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _fitted(table: Array) -> Array:
+    """[parts]: the smooth curve of shares [lists, parts]; nan where they are."""
+    fitted: Array = np.full(table.shape[1], np.nan)
+    if not np.isnan(table).any():
+        sums = PlaceSums(1, points=table.shape[1])
+        for shares in table:
+            sums.add(shares[None], np.arange(len(shares)))
+        fitted = sums.table("all").curves[0]
+    return fitted
 
 
 def _shares(order: Sequence[str], entry: Entry, parts: int) -> Array:

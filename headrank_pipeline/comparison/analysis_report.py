@@ -252,20 +252,21 @@ def _place_table(shares: pd.DataFrame, zone: Zone) -> Table:
         Column("first", ".2f", "mean share of the first part"),
         Column("middle", ".2f"),
         Column("last", ".2f"),
-        Column("largest / smallest", ".2f"),
+        Column("largest / smallest", ".2f", "of the smooth curve"),
         Column("standard error", ".2f", "of a share, mean over places"),
     ]
     rows: list[list[Cell]] = []
     for _, part in shares.groupby("system", sort=False):
         share = part["share"].to_numpy()
         middle = share[part["centre"].between(zone.low, zone.high)].mean()
-        known = [share[0], middle, share[-1], share.max() / share.min(), part["error"].mean()]
+        known = [share[0], middle, share[-1], part["fitted"].max() / part["fitted"].min(), part["error"].mean()]
         numbers: list[Cell] = [float(value) if math.isfinite(value) else None for value in known]
         rows.append([part["system"].iloc[0], part["order"].iloc[0], int(part["queries"].iloc[0]), *numbers])
     note = (
         "Mean share of a list's scores by place, 1 being even; scores below 0 have none. Noise makes places differ, "
-        "too: compare with the standard error. Only over shuffled prompts (--option shuffle_seed=1) is the curve the "
-        "reranker's alone; in first-stage order the better passages stand first. Every place: place-shares.csv."
+        "too: largest and smallest are those of a smooth curve. Only over shuffled prompts (--option shuffle_seed=1) "
+        "is it the reranker's alone; in first-stage order the better passages stand first. Every place: "
+        "place-shares.csv."
     )
     return Table("Share of scores by place in the prompt", columns, rows, note)
 

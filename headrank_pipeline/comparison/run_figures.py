@@ -252,7 +252,7 @@ def position_figure(frame: pd.DataFrame, *, origin: str) -> Picture:
 
 
 def place_figure(frame: pd.DataFrame, *, origin: str) -> Picture:
-    """Draw the mean share of a list's scores by place in the prompt; of several runs the first in every panel.
+    """Draw the mean share of a list's scores by place with its curve; of several runs the first one's in every panel.
 
     Args:
         frame: `analysis.place_shares`'s, of runs that have shares.
@@ -263,25 +263,28 @@ def place_figure(frame: pd.DataFrame, *, origin: str) -> Picture:
 
     def panel(axes: Any, system: str) -> None:
         rows = frame[frame["system"] == system]
-        axes.axhline(1.0, color=GREY, linewidth=0.8, linestyle="--")
+        axes.axhline(1.0, color=GREY, linewidth=0.8)
         if system != systems[0]:
-            axes.plot(before["centre"] * 100, before["share"], color=ORANGE, marker="s", markersize=2.5, linewidth=1.0)
+            axes.plot(before["centre"] * 100, before["fitted"], color=ORANGE, linestyle="--")
         places, share, error = rows["centre"] * 100, rows["share"], rows["error"]
         axes.fill_between(places, share - 2 * error, share + 2 * error, color=BLUE, alpha=0.15, linewidth=0)
-        axes.plot(places, share, color=BLUE, marker="o", markersize=3)
-        axes.set_title(f"{wrapped(system)}\nlargest / smallest: {share.max() / share.min():.2f}", fontsize=8)
+        axes.plot(places, share, "o", color=BLUE, markersize=2.5)
+        axes.plot(places, rows["fitted"], color=BLUE)
+        ratio = rows["fitted"].max() / rows["fitted"].min()
+        axes.set_title(f"{wrapped(system)}\nlargest / smallest: {ratio:.2f}", fontsize=8)
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 1.08 * float((frame["share"] + 2 * frame["error"]).max()))
 
     several = len(systems) > 1
-    first = f" Squares: {systems[0]}, the first run given." if several else ""
+    first = f" Dashes: {systems[0]}, the first run given." if several else ""
     caption = (
         f"Mean share of a list's scores by place in the prompt, 1 being even, with twice the standard error over "
-        f"queries.{first} Only over shuffled prompts (shuffle_seed) is the curve the reranker's alone. {origin}"
+        f"queries, and a smooth curve through them, of which largest and smallest are.{first} "
+        f"Only over shuffled prompts (shuffle_seed) is the curve the reranker's alone. {origin}"
     )
-    legend: list[Legend] = [("this run", BLUE, "-", "o"), ("even", GREY, "--", "")]
+    legend: list[Legend] = [("this run", BLUE, "-", "o"), ("even", GREY, "-", "")]
     if several:
-        legend.insert(1, ("first run", ORANGE, "-", "s"))
+        legend.insert(1, ("first run", ORANGE, "--", ""))
     content = _panels(systems, panel, x="place in the prompt, % of the list", y="share of scores", legend=legend)
     return draw("place-shares", "Share of scores by place in the prompt", caption, _panel_size(len(systems)), content)
 

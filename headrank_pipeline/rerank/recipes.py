@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from headrank_pipeline.attention.budget import BATCH_TOKENS, TokenBudget
 from headrank_pipeline.attention.heads import HeadSet
@@ -65,6 +65,10 @@ class Keywords(Loading, total=False):
     content_free: str | None
     filter_deviations: float | None
     length_exponent: float
+    both_orders: bool
+    place_profile: Literal["set", "heads"] | None
+    normalise: Literal["mass", "zscore", "log"]
+    temperature: float
 
 
 def headrank(
