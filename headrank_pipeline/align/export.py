@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -12,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from headrank_pipeline.align.scorer import Reading
-from headrank_pipeline.attention.model import LoadedModel
+from headrank_pipeline.attention.model import LoadedModel, save_weights
 from headrank_pipeline.files import atomic_writer
 
 __all__ = ["export"]
@@ -59,7 +57,7 @@ def export(
     draft = target / f".export.{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        _write_weights(loaded, draft, loaded.model.dtype if dtype == "auto" else _DTYPES[dtype])
+        save_weights(loaded.model, draft, loaded.model.dtype if dtype == "auto" else _DTYPES[dtype])
         loaded.tokenizer.save_pretrained(draft)
         # Training changes how attention goes by place: curves stay only where the trained rule divides by them.
         places = loaded.heads.places if reading.rule.place_profile else None
@@ -72,20 +70,6 @@ def export(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
-
-
-def _write_weights(loaded: LoadedModel, folder: Path, dtype: torch.dtype) -> None:
-    model = loaded.model
-    weights = {key: weight.detach().to(dtype).cpu().contiguous() for key, weight in model.state_dict().items()}
-    for key, weight in weights.items():
-        if not torch.isfinite(weight).all():
-            raise ValueError(f"{key} is not finite in {dtype}; export in float32 or bfloat16")
-    config = copy.deepcopy(model.config)
-    config.dtype, config.architectures = dtype, [type(model).__name__]
-    config.save_pretrained(folder)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    # safetensors writes for the owner's eyes only, whatever the umask says; others must read it as the rest.
-    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 
 
 def _write_recipe(reading: Reading, path: Path) -> None:

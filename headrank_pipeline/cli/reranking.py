@@ -41,7 +41,6 @@ __all__ = [
     "load_reranker",
     "measures_table",
     "model_option",
-    "named_model",
     "open_reranker",
     "path_option",
     "report",
@@ -71,21 +70,13 @@ PASSAGES_OPTION = click.option(
 )
 
 
-def named_model(name: str) -> str:
-    """Return the folder or name to load; ``embedded`` is what ships with the package, unless a folder is called so."""
-    if name != "embedded" or Path(name).is_dir():
-        return name
-    from headrank_pipeline.rerank.recipes import embedded_model
-
-    return str(embedded_model())
-
-
 def model_option(*, required: bool) -> Callable[[Command], Command]:
     """Return the option that names a model."""
     return click.option(
         "--model",
         required=required,
-        help="Folder, Hugging Face name or GGUF file of a model, or 'embedded': the small one that ships with this.",
+        help="Folder, Hugging Face name or GGUF file of a model; 'embedded', which ships with the package; or "
+        "'smollm2' (headrank doctor says how to install it).",
     )
 
 
@@ -239,7 +230,8 @@ def open_reranker(workers: int, **flags: Any) -> Iterator[Reranker | Workers]:
     """Give the reranker that the flags describe, in this process or in workers that end with the context."""
     if flags.get("offline"):
         _forbid_hub()  # in this process too, whose first stage may have an encoder
-    _advise_on_embedded(flags["model"], flags["system"], flags["first_stage_weight"])
+    if flags["system"] == "headrank" and flags.get("heads") is None and flags["first_stage_weight"] is None:
+        _advise_on_mixing(flags["model"] or "")
     if workers == 1:
         yield load_reranker(**flags)
         return
@@ -273,7 +265,6 @@ def load_reranker(
     **baseline: Any,
 ) -> Reranker:
     """Return the reranker that the flags describe, with its model loaded; `baseline` are the flags of baselines."""
-    model = named_model(model)
     named = {"passage_words": passage_words, "passages": passages}
     changes = dict(map(_option, options)) | {name: value for name, value in named.items() if value is not None}
     if offline:
@@ -333,16 +324,16 @@ def _mixed(reranker: Reranker, first_stage_weight: float | None, *, logs: bool) 
     return interpolated(reranker, first_stage_weight, logs=logs)
 
 
-def _advise_on_embedded(model: str | None, system: str, first_stage_weight: float | None) -> None:
-    if model is None or named_model(model) == model or system != "headrank" or first_stage_weight is not None:
-        return
-    from headrank_pipeline.rerank.recipes import embedded_first_stage_weight
+def _advise_on_mixing(model: str) -> None:
+    from headrank_pipeline.rerank.named_models import first_stage_weight
 
-    _log.info(
-        "the embedded model is there to try things out: alone it is below BM25 on the public collections that it was "
-        "measured on; --first-stage-weight %s --log-scores mixes the two as was chosen for it",
-        embedded_first_stage_weight(),
+    weight = first_stage_weight(model)
+    if weight is None:
+        return
+    because = (
+        "alone it is below BM25 on the public collections that it was measured on; " if model == "embedded" else ""
     )
+    _log.info("%s: %s--first-stage-weight %s --log-scores mixes the two as was chosen for it", model, because, weight)
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -7,10 +7,8 @@ prompts of each family of models included; docs/method.md lists where we differ.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -25,6 +23,7 @@ from headrank_pipeline.attention.tap import Support
 from headrank_pipeline.attention.template import Columns, Passages, PromptTemplate, Rows
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 from headrank_pipeline.rerank.brought import HEADS_FILE, Brought, brought_by
+from headrank_pipeline.rerank.named_models import embedded_first_stage_weight, embedded_model, named_model
 from headrank_pipeline.rerank.options import refuse_unknown
 from headrank_pipeline.rerank.recipe import CORE, ICR, QRHEAD, QRRANKER, Recipe, read_recipe
 
@@ -84,7 +83,8 @@ def headrank(
     softmax running over passage tokens only; scores of a list sum to 1. Reconstructed, see docs/method.md.
 
     Args:
-        model: a local folder, a Hugging Face name or a GGUF file; see `attention.model.load` for errors.
+        model: a local folder, a Hugging Face name, a GGUF file, ``embedded`` or ``smollm2`` (with `heads` the plain
+            model, without the aligned reranker); see `attention.model.load` for errors.
         heads: a HeadSet, a JSON file, a published name, ``"all"`` or ``"layers:10-13"``; None for the heads that a
             trained model brings along (heads.json, in its folder or at its revision on the hub).
         options: fields of `PromptTemplate` or `ScoringRule` to change, such as ``{"reverse": True}``; a trained
@@ -98,7 +98,7 @@ def headrank(
         ValueError: no heads were named and the model brings none, or a name that is neither a keyword nor an
             option.
     """
-    return _load(None, model, heads, options, given)
+    return _load(None, named_model(model, aligned=heads is None), heads, options, given)
 
 
 def icr(
@@ -169,18 +169,6 @@ def qrranker(
     return _load(QRRANKER, model, heads, options, given)
 
 
-def embedded_model() -> Path:
-    """Return the folder of the small Qwen3-architecture model that ships with the package (see its model card)."""
-    return Path(str(files("headrank_pipeline") / "resources" / "model"))
-
-
-def embedded_first_stage_weight() -> float:
-    """Return BM25's weight beside the logarithm of the embedded model's scores, chosen on its training lists."""
-    config = json.loads((embedded_model() / "config.json").read_text(encoding="utf-8"))
-    weight: float = config["headrank"]["bm25_interpolation"]["weight"]  # of the model
-    return 1.0 - weight
-
-
 def _load(
     recipe: Recipe | None,
     model: str | Path,
@@ -190,6 +178,7 @@ def _load(
 ) -> AttentionReranker:
     """Return a recipe's reranker; None for the recipe and the heads that the model brings along."""
     loading, options = _shared_out("headrank" if recipe is None else recipe.name, given, options or {})
+    model = named_model(model)
     brought = brought_by(model, loading.get("revision"))
     trained = read_recipe(brought.recipe)
     # Weights trained for isolated passages are not read with causal ones, whatever prompt and rule they are read by.

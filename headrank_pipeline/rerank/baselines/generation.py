@@ -26,8 +26,9 @@ from headrank_pipeline.attention.model import (
 )
 from headrank_pipeline.attention.vocabulary import check_vocabulary
 from headrank_pipeline.rerank.baselines.decoding import Decoding
+from headrank_pipeline.rerank.named_models import named_model
 
-__all__ = ["CausalModel", "Generated", "Loading"]
+__all__ = ["CausalModel", "Generated", "Loading", "load_causal"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class CausalModel:
     """A causal language model with its head, its tokenizer, and what identifies it.
 
     Args:
-        model: a local folder, a Hugging Face name or a GGUF file.
+        model: as `headrank` takes it.
         loading: how to load and feed it.
 
     Raises:
@@ -86,7 +87,7 @@ class CausalModel:
     """
 
     def __init__(self, model: str | Path, loading: Loading) -> None:
-        name, device = str(model), choose_device(loading.device)
+        name, device = str(named_model(model)), choose_device(loading.device)
         config = load_config(name, loading.revision)
         self.source = source_of(name, config, loading.revision)
         self.batch_tokens = loading.batch_tokens
@@ -95,7 +96,7 @@ class CausalModel:
             raise ValueError(f"max_prompt_tokens {budget}: {name} was made for {self.source.max_positions} positions")
         self.max_prompt_tokens = budget
         self.tokenizer: Any = load_tokenizer(name, loading.revision)
-        self._model = _load_weights(name, config, loading.revision, choose_dtype(loading.dtype, device))
+        self._model = load_causal(name, config, loading.revision, choose_dtype(loading.dtype, device))
         check_vocabulary(name, self._model, self.tokenizer)
         prefer_flash_attention(device)
         self._model.to(device=device)
@@ -221,7 +222,13 @@ class CausalModel:
         return [self._model.device] if self._model.device.type == "cuda" else []
 
 
-def _load_weights(name: str, config: Any, revision: str | None, dtype: torch.dtype) -> Any:
+def load_causal(name: str, config: Any, revision: str | None, dtype: torch.dtype) -> Any:
+    """Return a whole model with its language-model head, frozen.
+
+    Raises:
+        FileNotFoundError: no weights.
+        ValueError: a checkpoint that is damaged or lacks weights.
+    """
     with reading_weights(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **weights_origin(name, revision),
