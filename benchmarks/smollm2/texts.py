@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedded_model.texts import Passage, asked_of, gather
+
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.trec import read_candidates
 from smollm2.lists import COLLECTIONS, all_lists
