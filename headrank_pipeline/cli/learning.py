@@ -177,7 +177,8 @@ def _costs(found: Selection) -> dict[str, Any]:
 @path_option("--dev", "Graded lists for early stopping, of other queries.")
 @path_option("--output", "Folder of the trained model; log and checkpoints go to its 'training'.", required=True)
 @click.option("--moves", type=click.Choice(_MOVES), help="Which weights move: low-rank updates of q and k "
-              "(lora) or of every projection (lora-all); q and k of the heads' layers (heads) or of all (qk); or all.")  # fmt: skip
+              "(lora) or of every projection (lora-all); q and k of the heads' layers (heads) or of all (qk); or "
+              "all.")  # fmt: skip
 @click.option("--epochs", type=int)
 @click.option("--learning-rate", type=float)
 @click.option("--list-size", type=int, help="Passages drawn from each list.")
