@@ -31,6 +31,7 @@ __all__ = [
     "check_folder",
     "choose_device",
     "choose_dtype",
+    "fast_dtype",
     "fingerprint",
     "load",
     "load_config",
@@ -87,6 +88,18 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in known:
         raise ValueError(f"dtype {dtype!r}: expected auto or one of {', '.join(known)}")
     return known[dtype]
+
+
+def fast_dtype(device: str = "auto") -> str:
+    """Return the name of the dtype that a device multiplies fastest without a loss that matters to the order.
+
+    That is bfloat16 on GPUs from Ampere on and on CPUs with AMX tiles, and float32 elsewhere: a CPU without them
+    converts every product.
+    """
+    chosen = choose_device(device)
+    if chosen.type == "cpu":
+        return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+    return str(choose_dtype("auto", chosen)).removeprefix("torch.")
 
 
 def prefer_flash_attention(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""headrank demo: the main job on the collection and the model that ship with the package, four systems side by side."""
+"""headrank demo: the main job on the collection that ships with the package, four systems side by side."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = ["demo"]
 
 _SHOWN = 3  # passages per query and stage
 _TITLE_WIDTH = 40
+_CACHE = 2 * 2**30  # bytes of passages' keys
 
 
 @click.command()
@@ -31,19 +32,21 @@ _TITLE_WIDTH = 40
     help="Folder of the runs.",
 )
 @click.option("--examples", type=click.IntRange(min=0), default=3, show_default=True, help="Queries to show.")
+@click.option("--model", type=click.Choice(["smollm2", "embedded"]), help="Model to rerank with. Default: smollm2 where "
+              "it is installed, else the small model that ships with the package.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def demo(output: Path, examples: int, device: str, as_json: bool) -> None:
+def demo(output: Path, examples: int, model: str | None, device: str, as_json: bool) -> None:
     """Index the embedded collection, retrieve with BM25, rerank in three ways, and compare.
 
-    BM25 alone, ICR (every head, calibrated) and HeadRank (selected heads) on the same small model that ships with the
-    package, and HeadRank mixed with BM25, the weight chosen on training lists. Nothing was trained on this collection.
+    The systems are BM25 alone, ICR's rule (every head, calibrated), HeadRank (selected and aligned heads), and HeadRank
+    mixed with BM25 by a weight that was chosen on training lists. Nothing was trained on this collection.
     """
     from headrank_pipeline.comparison.compare import compare
     from headrank_pipeline.comparison.comparison_report import comparison_record, comparison_tables, save_comparison
     from headrank_pipeline.trec import read_qrels
 
-    *plans, mixed = _plans(output, device)
+    *plans, mixed = _plans(output, model or _best_model(), device)
     outcomes = [_executed(plan) for plan in (*plans, mixed)]
     comparison = compare([outcome.directory.path for outcome in outcomes], baseline="first stage")
     save_comparison(comparison, output / "report", command=command_line())
@@ -60,28 +63,49 @@ def demo(output: Path, examples: int, device: str, as_json: bool) -> None:
     click.echo(f"the comparison as a page                    {output / 'report' / 'report.html'}")
 
 
-def _plans(output: Path, device: str) -> list[RunPlan]:
-    """ICR, HeadRank and HeadRank + BM25; the first one retrieves, the others read what it found."""
+def _best_model() -> str:
+    from headrank_pipeline.rerank.named_models import SMOLLM2
+
+    if SMOLLM2.find() is not None and SMOLLM2.ships_adapter:
+        return "smollm2"
+    click.echo(
+        f"NOTE: SmolLM2 is not installed, so the demo reads the small embedded model, which is no match for it.\n"
+        f"      To get it: {SMOLLM2.install}\n",
+        err=True,
+    )
+    return "embedded"
+
+
+def _plans(output: Path, model: str, device: str) -> list[RunPlan]:
+    """ICR's rule, HeadRank and HeadRank + BM25; the first one retrieves, the others read what it found."""
+    from headrank_pipeline.attention.model import fast_dtype
+    from headrank_pipeline.attention.passage_cache import PassageCache
     from headrank_pipeline.experiment.benchmark import embedded_benchmark
     from headrank_pipeline.experiment.directory import RunDirectory
     from headrank_pipeline.experiment.inputs import LocalFiles, resolve_inputs
     from headrank_pipeline.experiment.runner import RunPlan
     from headrank_pipeline.rerank.interpolation import interpolated
-    from headrank_pipeline.rerank.recipes import embedded_first_stage_weight, embedded_model, headrank, icr
+    from headrank_pipeline.rerank.named_models import first_stage_weight, named_model
+    from headrank_pipeline.rerank.recipes import headrank, icr
 
     benchmark = embedded_benchmark("demo")
     inputs = resolve_inputs(benchmark, LocalFiles(offline=True), RunDirectory(output / "icr"))
-    ours = headrank(embedded_model(), device=device)
+    aligned, plain, weight = named_model(model, aligned=True), named_model(model), first_stage_weight(model)
+    assert weight is not None  # both models have one
+    # Passages are isolated for every system, so that each is read once and its keys serve all queries.
+    dtype = fast_dtype(device)
+    ours = headrank(aligned, device=device, dtype=dtype, passage_cache=PassageCache(memory_bytes=_CACHE))
+    every = icr(plain, device=device, dtype=dtype, passages="isolated", passage_cache=PassageCache(memory_bytes=_CACHE))
     plan = RunPlan(
         output=output / "icr",
         supply=inputs.supply,
-        reranker=icr(embedded_model(), device=device),
+        reranker=every,
         depth=benchmark.depth,
         tag="icr",
         benchmark={"name": benchmark.name, "version": benchmark.version},
         judgement=inputs.judgement,
     )
-    mixed = interpolated(ours, embedded_first_stage_weight(), logs=True)
+    mixed = interpolated(ours, weight, logs=True)
     return [
         plan,
         replace(plan, output=output / "headrank", reranker=ours, tag="headrank"),
