@@ -32,8 +32,8 @@ _CACHE = 2 * 2**30  # bytes of passages' keys
     help="Folder of the runs.",
 )
 @click.option("--examples", type=click.IntRange(min=0), default=3, show_default=True, help="Queries to show.")
-@click.option("--model", type=click.Choice(["smollm2", "embedded"]), help="Model to rerank with. Default: smollm2 where "
-              "it is installed, else the small model that ships with the package.")  # fmt: skip
+@click.option("--model", type=click.Choice(["smollm2", "embedded"]), help="What reranks. Default: smollm2 where it "
+              "is installed, else the small model that ships with the package.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def demo(output: Path, examples: int, model: str | None, device: str, as_json: bool) -> None:
