@@ -13,12 +13,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
@@ -39,6 +40,7 @@ __all__ = [
     "joined",
     "json_object_lines",
     "json_objects",
+    "made_folder",
     "next_json",
     "numbered_lines",
     "open_input",
@@ -101,6 +103,10 @@ class Input(os.PathLike[str]):
     def __repr__(self) -> str:
         return f"Input({self.name!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process by name, to be opened there; a pipe cannot."""
+        return _reopened, (self.name, str(Path(self.name).absolute()), self.purpose, self.sha256)
+
     def _reading(self) -> Callable[[int], bytes]:
         """Return a function that reads on from the start; it checks the digest where the bytes end."""
         place, digest = 0, hashlib.sha256()
@@ -118,6 +124,19 @@ class Input(os.PathLike[str]):
             return chunk
 
         return read
+
+
+def _reopened(name: str, place: str, purpose: str, sha256: str) -> Input:
+    if not Path(place).is_file():
+        raise ValueError(f"{name}: the {purpose} file is read by another process here, which it must be a file for")
+    found = Input(place, purpose)
+    found.name = name
+    if found.sha256 != sha256:
+        raise ValueError(
+            f"{name}: the {purpose} file was changed after it was first read: expected SHA-256 {sha256[:12]}…, got "
+            f"{found.sha256[:12]}…; run the command again when nobody writes it"
+        )
+    return found
 
 
 def open_input(path: PathLike, purpose: str = "input") -> Input:
@@ -365,15 +384,20 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     """Open a UTF-8 text file that appears under its name only when the block ends without an exception.
 
     The text goes to a hidden file in the same folder, is flushed to the disk and renamed; on an exception nothing is
-    left behind and a file that was there before stays as it was. Missing parent folders are made. A name that ends in
-    ``.gz`` is gzipped, without a time stamp, so that equal text gives equal bytes.
+    left behind and a file that was there before stays as it was. What a killed process left of the same file is
+    removed. Missing parent folders are made. A name that ends in ``.gz`` is gzipped, without a time stamp, so that
+    equal text gives equal bytes.
+
+    Raises:
+        FileExistsError: where the folder should be there is a file.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    made_folder(target.parent)
+    _remove_drafts(target)
+    draft, handle = _new_draft(target)
     try:
         with ExitStack() as stack:
-            binary: IO[bytes] = stack.enter_context(draft.open("xb"))
+            binary: IO[bytes] = stack.enter_context(open(handle, "wb", closefd=False))
             if target.suffix == ".gz":
                 packed = gzip.GzipFile(filename="", mode="wb", fileobj=binary, mtime=0)
                 binary = cast(IO[bytes], stack.enter_context(packed))
@@ -383,7 +407,44 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)  # and not before the rename: until then it is locked
     _sync(target.parent)  # the rename itself; some file systems keep it in memory otherwise
+
+
+def made_folder(folder: Path) -> Path:
+    """Make a folder and its parents unless they are there, and return it.
+
+    Raises:
+        FileExistsError: it, or a parent, is a file; names the file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        raise FileExistsError(f"{folder}: expected a folder, {file} is a file; choose another --output") from error
+    return folder
+
+
+def _new_draft(target: Path) -> tuple[Path, int]:
+    """Return a new hidden file beside the target and its handle; locked, so that nobody takes it for litter."""
+    while True:
+        draft = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if draft.exists():  # else it was taken for litter before it was locked
+            return draft, handle
+        os.close(handle)
+
+
+def _remove_drafts(target: Path) -> None:
+    """Remove drafts of the target that no process holds: those who wrote them were killed."""
+    ours = re.compile(rf"\.{re.escape(target.name)}\.\d+\.[0-9a-f]{{8}}\.tmp")
+    for draft in target.parent.iterdir():
+        if ours.fullmatch(draft.name):
+            with suppress(OSError), draft.open("rb") as file:  # another process may have been faster
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -396,9 +457,10 @@ def held(folder: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         wait: until another process lets it go, instead of the error.
 
     Raises:
+        FileExistsError: it, or a folder above it, is a file.
         RuntimeError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder)
     # The file stays: removing it would let two processes lock two different files of one name.
     with (folder / ".lock").open("a+") as file:
         try:

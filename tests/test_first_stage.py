@@ -315,7 +315,7 @@ def test_a_folder_without_an_index_is_refused_when_made(tmp_path):
 def test_an_unknown_prebuilt_name_lists_near_ones():
     source = bm25("beir-v1.0.0-scifacts.flat")
     with pytest.raises(
-        ValueError, match=r"neither a folder nor a BM25 index .*; near names: .*beir-v1.0.0-scifact.flat"
+        FileNotFoundError, match=r"neither a folder nor a BM25 index .*; near names: .*beir-v1.0.0-scifact.flat"
     ):
         next(source.retrieve([FLEA]))
 

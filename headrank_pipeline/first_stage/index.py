@@ -185,10 +185,10 @@ def refuse_vectors(folder: Path) -> None:
 
 
 def refuse_unknown(name: str, known: Collection[str], kind: str) -> None:
-    """Raise ValueError for a name that is not among those of Pyserini's prebuilt indexes of a kind."""
+    """Raise FileNotFoundError for a name that is not among those of Pyserini's prebuilt indexes of a kind."""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
-        raise ValueError(
+        raise FileNotFoundError(
             f"{name!r}: neither a folder nor {kind} that Pyserini {versions()['pyserini']} knows; "
             + (f"near names: {', '.join(near)}" if near else "see pyserini's prebuilt-indexes.md for the names")
         )
