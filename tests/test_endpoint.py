@@ -14,6 +14,7 @@ from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from traceback import format_exception
 
 import pytest
 from chat_models import chat_model, numbered, one_thread
@@ -262,10 +263,88 @@ def test_nobody_listening_names_the_query():
         rankgpt("m", endpoint="http://127.0.0.1:9/v1", retries=0).rerank(numbered(5))
 
 
-@pytest.mark.parametrize("body", ["<html>welcome</html>", {"error": "no such path"}, {"choices": []}])
-def test_an_answer_that_is_no_completion_is_refused(body):
-    with serving(lambda *_: (200, body)) as server, pytest.raises(RuntimeError, match=r"qid q1: .*without choices"):
-        with_server(server, retries=0).rerank(numbered(5))
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html>welcome</html>", {"error": "no such path"}, {"choices": []}, {"choices": [1]}, {"choices": "[1]"}, [],
+        {"choices": {"0": {}}}, {"choices": [{"message": None}]}, {"choices": [{"message": "[1] > [2]"}]}, "", "3",
+        "[" * 10000,
+        {"choices": [{"message": {"content": ["[1]"]}}]}, {"choices": [{"message": {"content": 12}}]}, "\x00", "null",
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_no_completion_fails_its_query_alone(body):
+    def reply(asked, _):
+        return 200, body if "doomed" in json.dumps(asked) else completion(by_number(asked))
+
+    with serving(reply) as server:
+        first, failure = with_server(server, retries=0).attempt_batch([numbered(5, "q1"), numbered(5, "q2", "doomed")])
+    assert first.docids[0] == "d5"
+    assert re.search(r"qid q2: .*without choices that can be read", str(failure.error))
+
+
+@pytest.mark.parametrize(
+    "usage", [None, "many", {"prompt_tokens": "7", "completion_tokens": None}, {"prompt_tokens": 1e9}, []]
+)
+def test_counts_that_are_no_counts_are_left_out(usage):
+    with serving(lambda asked, _: (200, {**completion(by_number(asked)), "usage": usage})) as server:
+        reranked = with_server(server).rerank(numbered(5))
+    assert reranked.docids[0] == "d5"
+    assert "prompt_tokens" not in reranked.notes
+
+
+KEY = "sk-a-very-secret-key"
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 500])
+def test_a_key_that_a_server_echoes_is_written_nowhere(monkeypatch, candidates, status):
+    monkeypatch.setenv("MY_KEY", KEY)
+    body = completion(f"as you said, {KEY}") if status == 200 else {"error": {"message": f"wrong: {KEY}", "key": KEY}}
+    with serving(lambda *_: (status, body)) as server:
+        flags = ["--system", "rankgpt", "--model", "m", "--endpoint", server.url, "--api-key-env", "MY_KEY"]
+        done = rerank(candidates, *flags, "--option", "retries=0")
+        assert server.keys[0] == f"Bearer {KEY}"
+        debugged = CliRunner().invoke(main, ["--debug", *map(str, ["rerank", "--candidates", candidates, "--output",
+            candidates.with_name("run"), *flags])])  # fmt: skip
+    assert done.exit_code != 0
+    traceback = "".join(format_exception(debugged.exception))
+    written = [path.read_text() for path in candidates.with_name("run").iterdir() if path.is_file()]
+    assert not any(KEY in text for text in [done.output, debugged.output, traceback, *written])
+    assert status == 401 or any("[key]" in text for text in [done.output, *written])
+
+
+@pytest.mark.parametrize(
+    "request_fields",
+    [{"api_key": "x"}, {"API-Key": "x"}, {"extra": {"headers": [{"Authorization": "x"}]}}, {"openai_api_key": "x"},
+     {"access_token": "x"}, {"x-api-key": "x"}, {"password": "x"}, {"client_secret": "x"}],
+)  # fmt: skip
+def test_a_field_that_looks_like_a_key_is_refused_with_the_way(request_fields):
+    with pytest.raises(ValueError, match=r"looks like a key, .* environment variable and name it with --api-key-env"):
+        rankgpt("m", endpoint="http://127.0.0.1:9/v1", request=request_fields)
+
+
+def test_fields_that_only_sound_like_keys_are_taken():
+    fields = {"max_tokens": 5, "max_completion_tokens": 5, "stop_token_ids": [1], "prompt_cache_key": "a", "top_k": 3}
+    assert (
+        rankgpt("m", endpoint="http://127.0.0.1:9/v1", request=fields).describe()["request"].items() >= fields.items()
+    )
+
+
+@pytest.mark.parametrize("where", ["url", "model", "request"])
+def test_the_key_itself_in_a_place_that_is_written_is_refused(monkeypatch, where):
+    monkeypatch.setenv("MY_KEY", KEY)
+    given = {"url": "http://localhost/v1", "model": "m"} | (
+        {where: f"http://localhost/{KEY}/v1"} if where != "request" else {}
+    )
+    fields = {"user": f"me {KEY}"} if where == "request" else {}
+    with pytest.raises(ValueError, match=r"holds the key of MY_KEY") as caught:
+        rankgpt(given["model"], endpoint=given["url"], api_key_env="MY_KEY", request=fields)
+    assert KEY not in str(caught.value)
+
+
+def test_a_key_given_for_the_name_of_its_variable_is_not_shown():
+    with pytest.raises(ValueError, match="expected the name of an environment variable") as caught:
+        rankgpt("m", endpoint="http://localhost/v1", api_key_env=KEY)
+    assert KEY not in str(caught.value)
 
 
 def test_a_refused_key_is_a_missing_prerequisite():

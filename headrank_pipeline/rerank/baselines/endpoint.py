@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
-from openai.types.chat import ChatCompletion
+from pydantic import BaseModel, Field, StrictStr, ValidationError
 
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.rerank.baselines.conversation import Conversation, Message
@@ -23,6 +24,13 @@ __all__ = ["Connection", "EndpointWriter"]
 logger = logging.getLogger(__name__)
 
 _NO_KEY = "none"  # the client insists on a key, servers without keys ignore it
+
+# Names of request fields that hold a secret, whatever their case, dashes and prefix.
+_KEY_LIKE = re.compile(
+    r"(?:.*_)?(?:api_?key|secret(?:_?key)?|access_?key|private_?key|(?:access|auth|api|bearer|refresh|session)_?token|"
+    r"token|authorization|password|passwd|credentials?|bearer)"
+)
+_REDACTED = "[key]"
 
 # The server's tokenizer is not known here, so whatever looks like a control token of a common family is broken up.
 _CONTROLS = re.compile(
@@ -40,7 +48,8 @@ class Connection:
         retries: further attempts after a timeout, a lost connection, 408, 409, 429 or 5xx, with growing pauses.
         concurrency: requests under way at once.
         request: further fields of each request; null takes a field out (some hosted models refuse ``max_tokens`` and
-            want ``{"max_tokens": null, "max_completion_tokens": 4096, "temperature": null}``).
+            want ``{"max_tokens": null, "max_completion_tokens": 4096, "temperature": null}``). Manifests show them, so
+            a field whose name says that it holds a key is refused.
     """
 
     api_key_env: str | None = None
@@ -56,6 +65,17 @@ class Connection:
             raise ValueError(f"retries {self.retries}: expected 0 or more")
         if self.concurrency < 1:
             raise ValueError(f"concurrency {self.concurrency}: expected at least 1")
+        if (name := self.api_key_env) is not None and not name.isidentifier():
+            raise ValueError(
+                "api_key_env: expected the name of an environment variable, got something that is none (not shown, it "
+                "may be the key itself): export the key as a variable and give that variable's name"
+            )
+        for name in _names(self.request):
+            if _KEY_LIKE.fullmatch(name.lower().replace("-", "_")):
+                raise ValueError(
+                    f"request: the field {name!r} looks like a key, which the manifest would show; put the key in an "
+                    f"environment variable and name it with --api-key-env"
+                )
 
     def key(self) -> str:
         """Return the key, or a stand-in where none is wanted.
@@ -73,6 +93,15 @@ class Connection:
         return key
 
 
+def _names(value: Any) -> Iterator[str]:
+    """Names of all fields, however deep."""
+    if isinstance(value, Mapping):
+        yield from map(str, value)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for item in inner:
+        yield from _names(item)
+
+
 class EndpointWriter:
     """Writes replies through a server; its tokenizer, budget and weights are the server's own.
 
@@ -84,7 +113,7 @@ class EndpointWriter:
 
     Raises:
         MissingPrerequisite: the key's environment variable is not set.
-        ValueError: not an http(s) URL, or one with a key in it.
+        ValueError: not an http(s) URL, or the key in it, in the model's name or in a field.
     """
 
     controls: re.Pattern[str] | None = _CONTROLS
@@ -99,9 +128,22 @@ class EndpointWriter:
                 "environment variable and name it with --api-key-env"
             )
         self.url, self.model, self._connection = url, model, connection
+        key = connection.key()
+        # What a server echoes must not bring the key into files and logs. A short one is no secret, and anywhere.
+        self._secret = key if len(key) >= 8 else None
+        for what, shown in {
+            "the URL": url,
+            "the model's name": model,
+            "request": json.dumps(connection.request),
+        }.items():
+            if self._secret and self._secret in shown:
+                raise ValueError(
+                    f"endpoint: {what} holds the key of {connection.api_key_env}, which the manifest would show; take "
+                    f"it out, it is sent as a header"
+                )
         self._fields = {name: value for name, value in {**fields, **connection.request}.items() if value is not None}
         self._client = openai.OpenAI(
-            base_url=url, api_key=connection.key(), timeout=connection.timeout, max_retries=connection.retries
+            base_url=url, api_key=key, timeout=connection.timeout, max_retries=connection.retries
         )
 
     def conversation(self, qid: str, messages: Sequence[Message]) -> Conversation:
@@ -137,16 +179,23 @@ class EndpointWriter:
                 messages=[dict(message) for message in conversation.messages],  # type: ignore[misc]
                 extra_body=self._fields,
             )
-            return _reply(answer.parse(), answer.retries_taken, where)
+            return _reply(self._clean(answer.text), answer.retries_taken)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise MissingPrerequisite(
                 f"{where} refuses the key ({error.status_code}); name its environment variable with --api-key-env"
-            ) from error
-        except (openai.OpenAIError, ValueError) as error:  # a reply that is not JSON is a ValueError
+            ) from self._shown(error)
+        except (openai.OpenAIError, ValueError) as error:  # a reply that is not what was asked for is a ValueError
             repeated = _repeated(error)
-            failure = RuntimeError(f"{where} {self._told(error, repeated)}")
-            failure.__cause__ = error
+            failure = RuntimeError(self._clean(f"{where} {self._told(error, repeated)}"))
+            failure.__cause__ = self._shown(error)
             return NoReply(failure, repeated)
+
+    def _clean(self, text: str) -> str:
+        return text.replace(self._secret, _REDACTED) if self._secret else text
+
+    def _shown(self, error: Exception) -> Exception | None:
+        """What tracebacks may show: not an error that repeats the key."""
+        return None if self._secret and self._secret in str(error) else error
 
     def _told(self, error: Exception, repeated: int) -> str:
         attempts = f"{repeated + 1} attempt{'s' if repeated else ''}"
@@ -160,6 +209,8 @@ class EndpointWriter:
                 f"answered {error.status_code}: {_first_line(error.message)}; a prompt that is too long needs "
                 f"--passage-words or --window-size lowered, a field it does not know --option request={{…}}"
             )
+        if isinstance(error, _OddReply):
+            return f"answered {error}; is this its chat completions URL?"
         return (
             f"cannot be used after {attempts}: {_first_line(str(error))}; is the server up, and is this its chat "
             f"completions URL, up to /v1?"
@@ -168,23 +219,56 @@ class EndpointWriter:
 
 def _repeated(error: Exception) -> int:
     """The client notes in each request how often it was sent before."""
+    if isinstance(error, _OddReply):
+        return error.repeated
     request = error.request if isinstance(error, openai.APIError) else None
     return 0 if request is None else int(request.headers.get("x-stainless-retry-count", 0))
 
 
-def _reply(completion: object, repeated: int, where: str) -> Reply | NoReply:
-    """The client takes whatever a server sends: a page of HTML is a string, an error object has no choices."""
-    choices = completion.choices if isinstance(completion, ChatCompletion) else None
-    if not choices or choices[0].message is None:
-        told = f"{where} answered without choices ({_first_line(str(completion))}); is this its chat completions URL?"
-        return NoReply(RuntimeError(told), repeated)
-    assert isinstance(completion, ChatCompletion)
-    usage = completion.usage
+class _OddReply(ValueError):
+    """A reply with status 200 that is no completion."""
+
+    def __init__(self, told: str, repeated: int) -> None:
+        super().__init__(told)
+        self.repeated = repeated
+
+
+class _Message(BaseModel):
+    content: StrictStr | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: Any = None
+
+
+class _Completion(BaseModel):
+    """What is read of a completion. The client itself takes whatever a server sends."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: Any = None
+
+    def counted(self, name: str) -> int | None:
+        """A count of tokens, where the server gives one."""
+        count = self.usage.get(name) if isinstance(self.usage, dict) else None
+        return count if type(count) is int and 0 <= count < 2**53 else None
+
+
+def _reply(text: str, repeated: int) -> Reply:
+    """Raises _OddReply for a page of HTML, an error object, or anything else that is no completion."""
+    try:
+        completion = _Completion.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        told = f"without choices that can be read ({place + ': ' if place else ''}{fault['msg']}): {_first_line(text)}"
+        raise _OddReply(told, repeated) from error
+    choice = completion.choices[0]
     return Reply(
-        choices[0].message.content or "",
-        prompt_tokens=None if usage is None else usage.prompt_tokens,
-        generated_tokens=None if usage is None else usage.completion_tokens,
-        cut=choices[0].finish_reason == "length",
+        choice.message.content or "",
+        prompt_tokens=completion.counted("prompt_tokens"),
+        generated_tokens=completion.counted("completion_tokens"),
+        cut=choice.finish_reason == "length",
         requests_repeated=repeated,
     )
 
