@@ -28,8 +28,9 @@ from headrank_pipeline.comparison.significance import (
     t_test_p,
     wins_ties_losses,
 )
+from headrank_pipeline.experiment.journal import Entry, journal_key
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.trec import write_candidates
+from headrank_pipeline.trec import read_candidates, write_candidates
 
 
 @pytest.fixture(scope="module")
@@ -210,8 +211,9 @@ def test_costs_are_those_of_all_sessions_and_of_the_queries_that_were_counted(ma
 
 def test_a_torn_line_and_a_query_without_candidates_are_no_scores(made, tmp_path):
     run = Path(shutil.copytree(made / "runs" / "good", tmp_path / "run"))
+    line = Entry("q98").line(journal_key(read_finished(run).identity))
     with (run / "scores.jsonl").open("a") as journal:
-        journal.write('{"qid": "q98", "docids": [], "scores": [], "notes": {}, "seconds": 0}\n{"qid": "q99", "doc')
+        journal.write(line + '{"qid": "q99", "doc')
     assert set(read_finished(run).scored) == {f"q{number}" for number in range(12)}
 
 
@@ -222,6 +224,17 @@ def test_failed_queries_count_0_and_are_told(made, tmp_path):
     assert list(found.per_query.query("qid == 'q3' and system == 'partial'")["nDCG@10"]) == [0.0]
     assert any("partial lacks 1 of the judged queries" in note for note in found.notes)
     assert found.summary.set_index("system").loc["partial", "failed"] == 1
+
+
+def test_reranking_that_changed_nothing_is_told(made, tmp_path):
+    candidates, qrels = made / "candidates.jsonl", made / "qrels.txt"
+    order = {c.docid: c.score for ranking in read_candidates(candidates) for c in ranking.candidates}
+    run = make_run(tmp_path / "echo", candidates, qrels, Scripted({}, by_docid=order))
+    told = "echo: reranking changed nothing: 12 of 12 lists are in the order of the first stage"
+    found = compare([run, made / "runs" / "good"], qrels=qrels)
+    assert [note for note in found.notes if "reranking" in note] == [told]
+    save_comparison(found, tmp_path / "report", command="headrank compare")
+    assert all(told in (tmp_path / "report" / name).read_text() for name in ("report.html", "comparison.md"))
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """The runner, with a small real reranker: word overlap between query and passage."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import dedent
@@ -27,7 +30,7 @@ from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.experiment.supply import Supply, supply_from_file, supply_from_source
 from headrank_pipeline.pipeline import Failure, MissingPrerequisite, Reranker, Source
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.trec import read_run, write_candidates
+from headrank_pipeline.trec import candidate_line, read_candidates, read_run, write_candidates
 
 TEXTS = ("the flea lives", "a dog and a flea", "cats", "life of a flea and a dog", "nothing here")
 
@@ -266,12 +269,66 @@ def test_candidates_changed_since_are_another_configuration(candidates, tmp_path
         execute(plan(candidates, tmp_path / "run"))
 
 
-def test_scores_of_other_candidates_are_not_joined_with_these(candidates, tmp_path):
-    execute(plan(candidates, tmp_path / "run"))
-    journal = tmp_path / "run" / "scores.jsonl"
-    journal.write_text(journal.read_text().replace('"d2"', '"d9"'))
-    with pytest.raises(ValueError, match="qid q0 was scored for other candidates than there are now"):
+def journal_lines(directory: Path) -> list[bytes]:
+    return (directory / "scores.jsonl").read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b'"d2"', b'"d9"'), (b'"d3", "d0"', b'"d0", "d3"'), (b"[1.0", b"[1.5"), (b"10.0", b"11.0"), (b'"q1"', b'"q0"')],
+)
+def test_a_changed_line_of_the_journal_is_refused_and_overwritten_when_asked(candidates, tmp_path, old, new):
+    whole = execute(plan(candidates, tmp_path / "run")).directory
+    before = whole.run.read_bytes()
+    lines = journal_lines(whole.path)
+    changed = [line.replace(old, new) for line in lines]
+    assert changed != lines
+    whole.scores.write_bytes(b"".join(changed))
+    with pytest.raises(ValueError, match=r"scores\.jsonl:[12]: not as this run wrote it, its digest is another"):
         execute(plan(candidates, tmp_path / "run"))
+    reranker = Overlap()
+    execute(plan(candidates, tmp_path / "run", reranker), overwrite=True)
+    assert (len(reranker.seen), whole.run.read_bytes()) == (7, before)
+
+
+def test_a_line_of_another_run_is_refused(candidates, tmp_path):
+    for name in ("a", "b"):
+        execute(plan(candidates, tmp_path / name, Overlap(name=name)))
+    (tmp_path / "a" / "scores.jsonl").write_bytes(
+        b"".join([*journal_lines(tmp_path / "a")[:6], *journal_lines(tmp_path / "b")[6:]])
+    )
+    with pytest.raises(ValueError, match=r"scores\.jsonl:7: not as this run wrote it"):
+        execute(plan(candidates, tmp_path / "a", Overlap(name="a")))
+
+
+def test_lines_of_before_there_were_digests_are_taken_with_a_warning_but_not_after_others(candidates, tmp_path, caplog):
+    run = execute(plan(candidates, tmp_path / "run")).directory
+    before, lines = run.run.read_bytes(), journal_lines(run.path)
+    bare = [line[: line.index(b', "digest"')] + b"}\n" for line in lines]
+    run.scores.write_bytes(b"".join(bare[:4] + lines[4:]))
+    execute(plan(candidates, tmp_path / "run"))
+    assert "4 lines were written before lines had digests; they are taken as they are, unchecked" in caplog.text
+    assert run.run.read_bytes() == before
+    run.scores.write_bytes(b"".join(lines[:4] + bare[4:]))
+    with pytest.raises(ValueError, match=r"scores\.jsonl:5: has no digest, and the lines before it do"):
+        execute(plan(candidates, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]", "3", '{"qid": 1, "error": "x", "notes": {}}', '{"qid": "q", "error": 3, "notes": {}}', "[" * 100000,
+        '{"qid": "q", "error": "x", "notes": []}', '{"qid": "q", "error": "x", "notes": {"n": "many"}}',
+        '{"qid": "q", "docids": ["a"], "scores": [NaN], "notes": {}, "seconds": 0}',
+        '{"qid": "q", "docids": ["a"], "scores": [1' + "0" * 400 + '], "notes": {}, "seconds": 0}',
+        '{"qid": "q", "docids": ["a", "a"], "scores": [2, 1], "notes": {}, "seconds": 0}',
+        '{"qid": "q", "docids": [["a"]], "scores": [2], "notes": {}, "seconds": 0}',
+        '{"qid": "q", "docids": "a", "scores": [2], "notes": {}, "seconds": 0}',
+    ],
+)  # fmt: skip
+def test_what_is_no_entry_is_named(line):
+    with pytest.raises(ValueError, match=r"^here: not a line of a run's journal"):
+        Entry.parse(line, "here")
 
 
 def test_a_call_that_failed_before_any_work_blocks_nothing(candidates, tmp_path):
@@ -513,20 +570,11 @@ def test_the_last_line_of_a_query_wins_and_a_damaged_one_is_named(tmp_path):
     assert again.read("q1") == Entry("q1", ("b", "c"), (1e-300, -0.0), {"n": 1.0}, 0.25)
     again.append([Entry("q2", error="ValueError: y")])
     assert Journal(path).scored_qids() == ["q1"]
-    with pytest.raises(ValueError, match="here: 1 docids and 0 scores"):
+    with pytest.raises(ValueError, match=r"here: not a line of .*1 docids, 1 of them different, and 0 scores"):
         Entry.parse('{"qid": "q", "docids": ["a"], "scores": [], "notes": {}, "seconds": 0}', "here")
     path.write_bytes(path.read_bytes().replace(b'"qid": "q2"', b'"pid": "q2"'))
-    with pytest.raises(ValueError, match=r"scores\.jsonl:2: not a line of a run's journal"):
+    with pytest.raises(ValueError, match=r"scores\.jsonl:2: not as this run wrote it"):
         Journal(path)
-
-
-def test_clearing_a_directory_spares_what_is_not_ours(tmp_path):
-    directory = RunDirectory(tmp_path)
-    for name in ("run.trec", "scores.jsonl", "notes.md"):
-        (tmp_path / name).touch()
-    (tmp_path / "index").mkdir()
-    directory.clear()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "notes.md"]
 
 
 def test_progress_tells_done_total_rate_and_time_to_go(caplog):
@@ -535,3 +583,220 @@ def test_progress_tells_done_total_rate_and_time_to_go(caplog):
         progress._started -= 2.0
         progress.advance(2)
     assert "6/10 queries, 1.00 queries/s, 0:00:04 to go" in caplog.text
+
+
+# ------------------------------------------------------------------------------------- inputs that change, --overwrite
+
+
+@dataclass
+class Meddling(Overlap):
+    """Does something to the world before its third query."""
+
+    meddle: Callable[[], object] = lambda: None
+
+    def rerank_batch(self, rankings):
+        if len(self.seen) == 2:
+            self.meddle()
+        return super().rerank_batch(rankings)
+
+
+def other_texts(candidates: Path) -> None:
+    rankings = list(read_candidates(candidates))
+    new = [replace(r, candidates=tuple(replace(c, text="flea life of a") for c in r.candidates)) for r in rankings]
+    candidates.write_text("".join(candidate_line(ranking) + "\n" for ranking in new))  # in place
+
+
+def test_candidates_replaced_during_a_run_are_read_as_they_were_digested(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "whole"))
+    new = tmp_path / "new.jsonl"
+    write_candidates(new, [ranking_of("q0")])
+    execute(plan(candidates, tmp_path / "run", Meddling(meddle=lambda: new.replace(candidates))))
+    assert (tmp_path / "run" / "run.trec").read_bytes() == (tmp_path / "whole" / "run.trec").read_bytes()
+
+
+def test_candidates_changed_in_place_during_a_run_are_never_scored_under_the_old_digest(candidates, tmp_path):
+    whole, before = execute(plan(candidates, tmp_path / "whole")).directory, candidates.read_bytes()
+    meddling = Meddling(meddle=lambda: other_texts(candidates))
+    with pytest.raises(ValueError, match="changed"):
+        execute(plan(candidates, tmp_path / "run", meddling))
+    assert not (tmp_path / "run" / "run.trec").exists()
+    candidates.write_bytes(before)
+    execute(plan(candidates, tmp_path / "run"))
+    assert (tmp_path / "run" / "run.trec").read_bytes() == whole.run.read_bytes()
+
+
+@pytest.mark.parametrize("readings", [2, 3, 4])
+def test_candidates_that_become_fewer_end_the_run(tmp_path, readings):
+    """Whatever gives them: the first reading says what there is, the others must give the same."""
+    calls: list[int] = []
+
+    def rankings():
+        calls.append(1)
+        return iter([ranking_of(f"q{number}") for number in range(4 if len(calls) < readings else 3)])
+
+    supply = Supply(identity={}, rankings=rankings, retrieves=False)
+    with pytest.raises(ValueError, match="qid q3: its candidates are not those that were read when the run began"):
+        execute(plan(tmp_path, tmp_path / "run", supply=supply))
+    assert not (tmp_path / "run" / "run.trec").exists()
+
+
+def test_retrieved_candidates_that_were_changed_before_a_resume_are_refused(tmp_path):
+    supply = supply_from_source(FivePassages(), [Query(f"q{i}", "life of a flea") for i in range(5)])
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan(tmp_path, tmp_path / "run", Interrupting(), supply=supply))
+    other_texts(tmp_path / "run" / "candidates.jsonl")
+    with pytest.raises(ValueError, match=r"candidates\.jsonl: not what the first stage wrote: expected SHA-256"):
+        execute(plan(tmp_path, tmp_path / "run", supply=supply))
+    reranker = Overlap()
+    execute(plan(tmp_path, tmp_path / "run", reranker, supply=supply), overwrite=True)
+    assert len(reranker.seen) == 5
+
+
+def state_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file() and path.name != ".lock"}
+
+
+def test_overwriting_keeps_the_batches_of_an_equal_plan(candidates, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan(candidates, tmp_path / "run", Interrupting()))
+    reranker = Overlap()
+    execute(plan(candidates, tmp_path / "run", reranker), overwrite=True)
+    assert reranker.seen == ["q4", "q5", "q6"]
+    assert len(manifest_of(tmp_path / "run")["sessions"]) == 2
+
+
+@pytest.mark.parametrize("fault", ["candidates", "qrels", "first batch", "interrupt", "first stage"])
+def test_overwriting_destroys_nothing_where_the_new_run_cannot_begin(candidates, tmp_path, fault):
+    execute(plan(candidates, tmp_path / "run"))
+    (tmp_path / "run" / "notes.md").touch()
+    before, changes, reranker = state_of(tmp_path / "run"), {"depth": 3}, Overlap()
+    if fault == "candidates":
+        candidates.write_bytes(candidates.read_bytes()[:-9])
+    if fault == "qrels":
+        (tmp_path / "qrels.txt").write_text("other 0 d1 1\n")
+        changes["judgement"] = Judgement(qrels=tmp_path / "qrels.txt")
+    if fault == "first batch":
+        reranker = Overlap(failing=frozenset(f"q{i}" for i in range(7)))
+    if fault == "interrupt":
+        reranker = Overlap(failing=frozenset({"q0"}), error=KeyboardInterrupt)
+    if fault == "first stage":
+        changes["supply"] = Supply(identity={}, rankings=lambda: (1 / 0 for _ in "x"), retrieves=True)
+    with pytest.raises((ValueError, KeyboardInterrupt, ZeroDivisionError)):
+        execute(plan(candidates, tmp_path / "run", reranker, **changes), overwrite=True)
+    assert state_of(tmp_path / "run") == before
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([*before, ".lock"])
+
+
+def test_an_old_run_goes_with_the_first_batch_of_the_new_one(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "run"))
+    later = Overlap(failing=frozenset({"q4"}), error=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan(candidates, tmp_path / "run", later, depth=3), overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "manifest.json", "scores.jsonl"]
+    execute(plan(candidates, tmp_path / "run", depth=3))
+    assert manifest_of(tmp_path / "run")["identity"]["depth"] == 3
+
+
+@pytest.mark.parametrize("step", range(14))
+def test_a_kill_while_a_run_is_replaced_leaves_the_old_one_or_the_new_one(candidates, tmp_path, monkeypatch, step):
+    """Every rename and every deletion may be the last thing that a process does."""
+    execute(plan(candidates, tmp_path / "run"))
+    old = state_of(tmp_path / "run")
+    done, killed = [], [True]
+
+    def dying(name):
+        real = getattr(Path, name)
+
+        def call(self, *arguments, **named):
+            if killed[0] and len(done) == step:
+                raise SystemExit  # from here on nothing works, as in a process that is gone
+            done.append(name)
+            return real(self, *arguments, **named)
+
+        return call
+
+    for name in ("rename", "replace", "unlink", "rmdir"):
+        monkeypatch.setattr(Path, name, dying(name))
+    new = plan(candidates, tmp_path / "run", depth=3)
+    with suppress(SystemExit):
+        execute(new, overwrite=True)
+    monkeypatch.undo()
+    directory = RunDirectory(tmp_path / "run")
+    directory.recover()
+    found = state_of(directory.path)
+    if manifest_of(directory.path)["identity"]["depth"] == 4:
+        assert {name: found.get(name) for name in old} == old
+    execute(new, overwrite=True)
+    assert manifest_of(directory.path)["identity"]["depth"] == 3
+    assert sorted(path.name for path in directory.path.iterdir()) == sorted([*old, ".lock"])
+
+
+def test_litter_of_a_killed_run_is_removed_by_the_next(candidates, tmp_path):
+    (tmp_path / "run").mkdir()
+    litter = [tmp_path / "run" / f".{name}.77.0123abcd.tmp" for name in ("manifest.json", "run.trec")]
+    for path in litter:
+        path.touch()
+    execute(plan(candidates, tmp_path / "run"))
+    assert not any(path.exists() for path in litter)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("sessions", "x"), ("sessions", ["x"]), ("sessions", [{"command": 3}]), ("identity", []), ("origins", "x"),
+        ("environment", None), ("totals", []), ("totals", {"failed": []}), ("status", 3), ("identity", {"depth": "4"}),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_another_shape_is_named(candidates, tmp_path, place, value):
+    execute(plan(candidates, tmp_path / "run"))
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest_of(tmp_path / "run") | {place: value}))
+    with pytest.raises(ValueError, match=rf"manifest\.json: {place}.*the file was changed"):
+        execute(plan(candidates, tmp_path / "run"))
+
+
+# ------------------------------------------------------------------------------------------- reranking that did nothing
+
+
+@dataclass
+class Following(Reranker):
+    """Scores that say something of the passages only as far as they are told to."""
+
+    kind: str
+    template: dict = field(default_factory=dict)
+
+    def rerank_batch(self, rankings):
+        return [r.rescored([self.score(r.query.qid, i, c) for i, c in enumerate(r.candidates)]) for r in rankings]
+
+    def score(self, qid, place, candidate):
+        chance = int.from_bytes(hashlib.sha256(f"{qid} {candidate.docid}".encode()).digest()[:4]) / 2**32
+        return {"equal": 1.0, "first stage": -place, "place": place + 2 * chance, "passages": chance}[self.kind]
+
+    def describe(self):
+        return {"system": self.kind, "template": {"passages": "causal", **self.template}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "told"),
+    [
+        ("equal", {}, "all scores of a list are equal in 9 of 9 lists"),
+        ("first stage", {}, "reranking changed nothing: 9 of 9 lists are in the order of the first stage"),
+        (
+            "place",
+            {"reverse": True},
+            r"fall with the place in the prompt: Kendall's tau -0\.[6-9]\d .* turned round, and",
+        ),
+        ("place", {}, r"rise with the place in the prompt: Kendall's tau \+0\.[6-9]\d in the mean over 9 lists"),
+        ("place", {"passages": "isolated"}, None),
+        ("passages", {}, None),
+    ],
+)
+def test_reranking_that_did_nothing_is_told_in_the_log_and_the_manifest(tmp_path, caplog, kind, template, told):
+    path = tmp_path / "candidates.jsonl"
+    write_candidates(path, [ranking_of(f"q{number}") for number in range(9)])
+    totals = execute(plan(path, tmp_path / "run", Following(kind, template), depth=5)).manifest["totals"]
+    if told is None:
+        assert totals["warnings"] == []
+    else:
+        [warning] = totals["warnings"]
+        assert re.search(told, warning)
+        assert warning in caplog.text

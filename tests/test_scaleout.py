@@ -56,7 +56,7 @@ def rerank(candidates: Path, output: Path, build=Overlap, count: int = 2, **chan
 
 def journal_of(directory: Path) -> list[dict]:
     lines = map(json.loads, (directory / "scores.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "digest")} for line in lines]
 
 
 def same_run(first: Path, second: Path) -> bool:

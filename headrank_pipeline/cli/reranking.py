@@ -143,7 +143,11 @@ RUN_OPTIONS = (
         help="Processes that rerank, each with a model, and a GPU where there are any; more than 1 needs Ray.",
     ),
     click.option("--tag", help="Last column of the run.  [default: the system's name]"),
-    click.option("--overwrite", is_flag=True, help="Start anew where the output holds another run."),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Start anew where the output holds another run; that one goes with the first batch.",
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
 )
 

@@ -46,7 +46,8 @@ class Comparison:
         measures: the first one is shown in figures.
         runs: what was read, the order of the rows.
         conditions: what all systems share (depth, judgments, …), JSON-ready.
-        notes: what a reader must know: differences that were allowed, queries that are missing.
+        notes: what a reader must know: differences that were allowed, reranking that did nothing, queries that are
+            missing.
     """
 
     summary: pd.DataFrame
@@ -115,7 +116,7 @@ def compare(
         measures=names,
         runs=tuple(finished),
         conditions=_conditions(finished, judgments, level, evaluations[FIRST_STAGE].queries, seed),
-        notes=(*notes, *_judgment_notes(finished, judgments), *_query_notes(evaluations)),
+        notes=(*notes, *_effect_notes(finished), *_judgment_notes(finished, judgments), *_query_notes(evaluations)),
     )
 
 
@@ -225,6 +226,11 @@ def _judgment_notes(runs: Sequence[FinishedRun], qrels: Path) -> list[str]:
     used = file_sha256(qrels, "qrels")
     other = [r.name for r in runs if r.recorded_evaluation and r.recorded_evaluation["qrels_sha256"] != used]
     return [f"{qrels} is not the file that {', '.join(other)} were evaluated with"] if other else []
+
+
+def _effect_notes(runs: Sequence[FinishedRun]) -> list[str]:
+    """What runs told of reranking that did nothing."""
+    return [f"{run.name}: {warning}" for run in runs for warning in run.totals.get("warnings", ())]
 
 
 def _query_notes(evaluations: Mapping[str, Evaluation]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.template import prompt_order
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.journal import Entry
+from headrank_pipeline.experiment.journal import Entry, journal_key, read_journal
 from headrank_pipeline.experiment.manifest import file_sha256, read_json, read_manifest
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates, read_run
@@ -85,7 +85,9 @@ class FinishedRun:
     @cached_property
     def scored(self) -> Mapping[str, Entry]:
         """Qid -> raw scores of the reranked candidates, best first; failed and empty queries are left out."""
-        return {qid: entry for qid, entry in _journal(self.directory.scores).items() if entry.docids}
+        lines = read_journal(self.directory.scores, journal_key(self.identity))
+        entries = {entry.qid: entry for _, _, entry in lines}  # the last line of a query wins
+        return {qid: entry for qid, entry in entries.items() if entry.docids}
 
     @cached_property
     def recorded_evaluation(self) -> Mapping[str, Any] | None:
@@ -198,14 +200,3 @@ def _names(paths: Sequence[Path]) -> list[str]:
         seen[name] += 1
         names[index] = f"{name} ({seen[name]})" if seen[name] > 1 else name
     return names
-
-
-def _journal(path: Path) -> dict[str, Entry]:
-    """Qid -> its last line; a torn last line is left alone."""
-    entries: dict[str, Entry] = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.endswith("\n"):
-                entry = Entry.parse(line, f"{path}:{number}")
-                entries[entry.qid] = entry
-    return entries

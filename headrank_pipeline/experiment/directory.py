@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from headrank_pipeline.files import held
 
 __all__ = ["RunDirectory"]
+
+_MOVING, _REPLACED, _DISCARDED = ".moving", ".replaced", ".discarded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class RunDirectory:
         """Make the directory and hold it for this process while the context is open.
 
         Raises:
-            FileExistsError: it is a file.
+            FileExistsError: it is a file, or lies below one.
             RuntimeError: another process holds it.
         """
         if self.path.exists() and not self.path.is_dir():
@@ -73,12 +76,61 @@ class RunDirectory:
         files = (self.candidates, self.scores, self.first_stage_run, self.run)
         return [file.name for file in files if file.exists() and file.stat().st_size > 0]
 
-    def clear(self) -> None:
-        """Remove what an earlier run left, but neither the index nor files that are not ours."""
-        for file in (self.run, self.evaluation, self.first_stage_run, self.scores, self.candidates, self.manifest):
-            file.unlink(missing_ok=True)
-
     def retract_results(self) -> None:
         """Remove what must not be there while queries are open: the run and everything derived from it."""
         for file in (self.run, self.evaluation, self.first_stage_run):
             file.unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------------------------------------ replacing a run
+    #
+    # An old run lies in one of three folders while a new one takes its place. `.moving`: its files are on their way,
+    # in or out, and nothing of a new run is there. `.replaced`: all of it is there, a new one may have begun.
+    # `.discarded`: nobody wants it. Each change of state is one rename, so a kill at any point leaves one of them.
+
+    def set_aside(self) -> None:
+        """Move the run away, for `restore` or `discard`; the index and files that are not ours stay."""
+        moving = self.path / _MOVING
+        moving.mkdir()
+        self._move(self.path, moving)
+        moving.rename(self.path / _REPLACED)
+
+    def restore(self) -> None:
+        """Put the run back that was set aside, in place of what the new one wrote."""
+        for file in self._files():
+            file.unlink(missing_ok=True)
+        (self.path / _REPLACED).rename(self.path / _MOVING)
+        self._put_back()
+
+    def discard(self) -> None:
+        """Delete the run that was set aside, if any."""
+        if (self.path / _REPLACED).is_dir():
+            (self.path / _REPLACED).rename(self.path / _DISCARDED)
+        shutil.rmtree(self.path / _DISCARDED, ignore_errors=True)
+
+    @property
+    def has_aside(self) -> bool:
+        """Whether a run is set aside."""
+        return (self.path / _REPLACED).is_dir()
+
+    def recover(self) -> None:
+        """Bring to an end what a killed call left half done: its old run comes back, unless the new one had begun."""
+        shutil.rmtree(self.path / _DISCARDED, ignore_errors=True)
+        if (self.path / _MOVING).is_dir():
+            self._put_back()
+        if self.has_aside:
+            if self.scores.exists() and b"\n" in self.scores.read_bytes():
+                self.discard()
+            else:
+                self.restore()
+
+    def _files(self) -> tuple[Path, ...]:
+        return (self.run, self.evaluation, self.first_stage_run, self.scores, self.candidates, self.manifest)
+
+    def _put_back(self) -> None:
+        self._move(self.path / _MOVING, self.path)
+        (self.path / _MOVING).rmdir()
+
+    def _move(self, source: Path, target: Path) -> None:
+        for file in self._files():
+            if (source / file.name).exists():
+                (source / file.name).replace(target / file.name)

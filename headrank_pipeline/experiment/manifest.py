@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from headrank_pipeline.files import atomic_writer, file_sha256
 
 __all__ = [
@@ -52,7 +54,58 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
             f"{path}: expected a manifest of schema {SCHEMA_VERSION}, got {version!r}; "
             f"choose another --output, or start anew with --overwrite"
         )
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise ValueError(
+            f"{path}: {place}: {fault['msg']}, got {str(fault['input'])[:80]!r}; the file was changed: choose another "
+            f"--output, or start anew with --overwrite"
+        ) from error
     return dict(manifest)
+
+
+class _Written(BaseModel):
+    """What readers of a manifest count on; there may be more."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class _Identity(_Written):
+    reranker: dict[str, Any]
+    candidates: dict[str, Any]
+    depth: int
+    batch_size: int
+    tag: str
+    benchmark: dict[str, Any] | None
+
+
+class _Session(_Written):
+    command: str | None
+    folder: str = ""
+    queries: int = 0
+    seconds: float = 0.0
+
+
+class _Totals(_Written):
+    queries: int
+    failed: dict[str, str]
+    queries_without_candidates: list[str]
+    notes: dict[str, float]
+    latency_p50_seconds: float | None
+    latency_p95_seconds: float | None
+    queries_per_second: float | None
+    warnings: list[str] = []
+
+
+class _Manifest(_Written):
+    status: str
+    identity: _Identity
+    origins: dict[str, str]
+    environment: dict[str, Any]
+    sessions: list[_Session]
+    totals: _Totals | None
 
 
 def read_json(path: Path) -> Any:
@@ -63,7 +116,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); start anew with --overwrite") from error
 
 

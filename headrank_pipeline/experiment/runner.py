@@ -9,6 +9,7 @@ a result depends on what else was in its batch. Only a passage cache reaches bey
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,8 @@ from typing import Any
 
 from headrank_pipeline.experiment.batches import Batches, ThisProcess, Workers
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.journal import Entry, Journal
+from headrank_pipeline.experiment.effect import Effect
+from headrank_pipeline.experiment.journal import Entry, Journal, journal_key, read_journal
 from headrank_pipeline.experiment.judgement import Judged, Judgement, judge
 from headrank_pipeline.experiment.manifest import (
     SCHEMA_VERSION,
@@ -34,6 +36,7 @@ from headrank_pipeline.experiment.manifest import (
 )
 from headrank_pipeline.experiment.progress import Progress
 from headrank_pipeline.experiment.supply import Supply
+from headrank_pipeline.files import open_input
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates, write_candidates, write_run
@@ -116,7 +119,8 @@ def execute(plan: RunPlan, *, overwrite: bool = False, command: str | None = Non
 
     Args:
         plan: what to do.
-        overwrite: start anew where the directory holds a run of another plan.
+        overwrite: start anew where the directory holds a run of another plan, or a damaged one. That run goes when
+            the new one has scored its first batch; until then it comes back if anything fails.
         command: the command line, for the manifest.
 
     Raises:
@@ -125,23 +129,64 @@ def execute(plan: RunPlan, *, overwrite: bool = False, command: str | None = Non
     """
     directory = RunDirectory(plan.output)
     with directory.locked():
-        if overwrite:
-            directory.clear()
-        manifest = _opened_manifest(plan, directory, command)
-        write_json(directory.manifest, manifest)
-        rankings = _candidates(plan, directory)
-        journal = Journal(directory.scores)
-        qids, empty = _survey(rankings)
-        if plan.judgement is not None:
-            plan.judgement.check(qids)
-        workers = ThisProcess(plan.reranker) if isinstance(plan.reranker, Reranker) else plan.reranker
-        session = _Session(plan, directory, journal, workers, qids)
-        session.run(rankings)
-        results = _Results(rankings, journal, plan.depth, len(qids), empty)
-        return _finish(plan, directory, manifest, results, session)
+        directory.recover()
+        if not overwrite or not directory.work() or _continues(plan, directory):
+            return _executed(plan, directory, command)
+        if not plan.supply.retrieves:  # what can be read without a trace is read before the old run moves
+            _checked_lists(plan, plan.supply.rankings)
+        directory.set_aside()
+        try:
+            outcome = _executed(plan, directory, command)
+        except BaseException:
+            if directory.has_aside:
+                directory.restore()
+                logger.warning("%s: the run that was there before is there again", directory.path)
+            raise
+        directory.discard()
+        return outcome
+
+
+def _executed(plan: RunPlan, directory: RunDirectory, command: str | None) -> Outcome:
+    manifest = _opened_manifest(plan, directory, command)
+    write_json(directory.manifest, manifest)
+    rankings = _candidates(plan, directory, manifest)
+    journal = Journal(directory.scores, journal_key(manifest["identity"]))
+    lists = _checked_lists(plan, rankings)
+    if strangers := [qid for qid in journal.scored_qids() if qid not in lists.digests]:
+        raise ValueError(
+            f"{journal.path}: holds scores of {len(strangers)} queries that are not in the candidates "
+            f"({', '.join(strangers[:3])}); start anew with --overwrite"
+        )
+    workers = ThisProcess(plan.reranker) if isinstance(plan.reranker, Reranker) else plan.reranker
+    session = _Session(plan, directory, journal, workers, [*lists.digests])
+    session.run(lists)
+    return _finish(plan, directory, manifest, _Results(lists, journal, plan.depth), session)
 
 
 # ------------------------------------------------------------------------------------------------------- beginning
+
+
+def _continues(plan: RunPlan, directory: RunDirectory) -> bool:
+    """Whether what lies in the directory is a run of an equal plan, intact so far: nothing of it need be done again."""
+    try:
+        manifest = read_manifest(directory.manifest)
+        if manifest is None:
+            return False
+        _check_identity(directory, manifest["identity"], plan.identity())
+        scored: dict[str, Entry] = {}
+        if directory.scores.exists():
+            lines = read_journal(directory.scores, journal_key(manifest["identity"]))
+            scored = {entry.qid: entry for _, _, entry in lines if entry.error is None}
+        if plan.supply.retrieves and not directory.candidates.exists():
+            return not scored
+        for ranking in _candidates(plan, directory, manifest)():
+            entry = scored.pop(ranking.query.qid, None)
+            if entry is not None and set(entry.docids) != set(ranking.docids[: plan.depth]):
+                return False
+        return not scored
+    except ValueError as error:
+        logger.info("%s: started anew: %s", directory.path, error)
+        return False
 
 
 def _opened_manifest(plan: RunPlan, directory: RunDirectory, command: str | None) -> dict[str, Any]:
@@ -197,28 +242,87 @@ def _check_identity(directory: RunDirectory, recorded: Any, wanted: Any) -> None
         )
 
 
-def _candidates(plan: RunPlan, directory: RunDirectory) -> Callable[[], Iterator[Ranking]]:
-    """A way to read the candidates as often as needed; runs the first stage unless it has run for this directory."""
+def _candidates(plan: RunPlan, directory: RunDirectory, manifest: dict[str, Any]) -> Callable[[], Iterator[Ranking]]:
+    """A way to read the candidates as often as needed; runs the first stage unless it has run for this directory.
+
+    The manifest keeps a digest of what the first stage gave, and is written with it.
+    """
     if not plan.supply.retrieves:
         return plan.supply.rankings
     if not directory.candidates.exists():
         started = time.perf_counter()
         count = write_candidates(directory.candidates, plan.supply.rankings())
         logger.info("first stage: %d queries in %.1f s", count, time.perf_counter() - started)
-    return lambda: read_candidates(directory.candidates)
+    opened = open_input(directory.candidates, "candidates")
+    recorded = manifest.setdefault("candidates_sha256", opened.sha256)
+    if recorded != opened.sha256:
+        raise ValueError(
+            f"{directory.candidates}: not what the first stage wrote: expected SHA-256 {str(recorded)[:12]}…, got "
+            f"{opened.sha256[:12]}…; put that file back, or start anew with --overwrite"
+        )
+    write_json(directory.manifest, manifest)
+    return lambda: read_candidates(opened)
 
 
-def _survey(rankings: Callable[[], Iterator[Ranking]]) -> tuple[list[str], list[str]]:
-    """Return all qids in order, and those without candidates."""
-    qids: dict[str, bool] = {}
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """The candidates of all queries, each the same at every reading.
+
+    Args:
+        rankings: gives them, in topic order.
+        digests: qid -> digest of what was read first, in topic order.
+        without_candidates: qids.
+    """
+
+    rankings: Callable[[], Iterator[Ranking]]
+    digests: Mapping[str, bytes]
+    without_candidates: Sequence[str]
+
+    def __call__(self) -> Iterator[Ranking]:
+        """Yield the candidates of each query.
+
+        Raises:
+            ValueError: others than at the first reading, or fewer.
+        """
+        expected = iter(self.digests.items())
+        for ranking in self.rankings():
+            if next(expected, None) != (ranking.query.qid, _digest(ranking)):
+                raise self._changed(ranking.query.qid)
+            yield ranking
+        if (missing := next(expected, None)) is not None:
+            raise self._changed(missing[0])
+
+    def _changed(self, qid: str) -> ValueError:
+        return ValueError(
+            f"qid {qid}: its candidates are not those that were read when the run began; they were changed meanwhile: "
+            f"run the command again when nobody writes them"
+        )
+
+
+def _checked_lists(plan: RunPlan, rankings: Callable[[], Iterator[Ranking]]) -> _Lists:
+    """Read all candidates once, and fail now where that would come after hours of reranking."""
+    digests: dict[str, bytes] = {}
+    empty: list[str] = []
     for ranking in rankings():
         qid = ranking.query.qid
-        if qid in qids:
+        if qid in digests:
             raise ValueError(f"qid {qid}: occurs twice in the candidates; run files need every qid once, merge the two")
-        qids[qid] = bool(ranking.candidates)
-    if not qids:
+        digests[qid] = _digest(ranking)
+        if not ranking.candidates:
+            empty.append(qid)
+    if not digests:
         raise ValueError("no queries: the candidates are empty, or none of them is judged")
-    return list(qids), [qid for qid, found in qids.items() if not found]
+    if plan.judgement is not None:
+        plan.judgement.check([*digests])
+    return _Lists(rankings, digests, empty)
+
+
+def _digest(ranking: Ranking) -> bytes:
+    """Of everything that a reranker sees."""
+    found = hashlib.blake2b(repr(ranking.query).encode(), digest_size=16)
+    for candidate in ranking.candidates:
+        found.update(repr(candidate).encode())
+    return found.digest()
 
 
 # ------------------------------------------------------------------------------------------------------- reranking
@@ -248,6 +352,7 @@ class _Session:
         return {"finished": now(), **timing, **self.workers.usage()}
 
     def run(self, rankings: Callable[[], Iterator[Ranking]]) -> None:
+        """Rerank what is open."""
         done = self.journal.scored_count
         if done < self.total:
             self.directory.retract_results()
@@ -263,6 +368,8 @@ class _Session:
                     entries = [*tried.entries, *failed]
                     fresh = sum(not self.journal.scored(entry.qid) for entry in entries)
                     self.journal.append(entries)
+                    if self.journal.scored_count and self.directory.has_aside:
+                        self.directory.discard()
                     self.queries += sum(bool(entry.docids) for entry in tried.entries)
                     progress.advance(fresh)
         except KeyboardInterrupt:
@@ -288,7 +395,8 @@ class _Session:
         if self.failures >= _HOPELESS and alone and not self.journal.scored_count:
             logger.error("the first %d queries all failed; stopping", self.failures)
             raise error
-        return Entry(qid, notes=dict(failure.notes), error=f"{type(error).__name__}: {error}")
+        told = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()  # half a surrogate pair
+        return Entry(qid, notes=dict(failure.notes), error=told)
 
 
 # ---------------------------------------------------------------------------------------------------------- ending
@@ -298,20 +406,20 @@ class _Session:
 class _Results:
     """Everything that was scored, in topic order."""
 
-    rankings: Callable[[], Iterator[Ranking]]
+    lists: _Lists
     journal: Journal
     depth: int
-    queries: int
-    without_candidates: Sequence[str]
 
-    def reranked(self) -> Iterator[Ranking]:
-        for ranking in self.rankings():
+    def reranked(self, effect: Effect) -> Iterator[Ranking]:
+        """Yield the reranked lists, and count in `effect` what became of them."""
+        for ranking in self.lists():
             if self.journal.scored(ranking.query.qid):
-                yield self._joined(ranking)
+                entry = self.journal.read(ranking.query.qid)
+                effect.add(ranking.docids[: self.depth], entry)
+                yield self._joined(ranking, entry)
 
-    def _joined(self, ranking: Ranking) -> Ranking:
+    def _joined(self, ranking: Ranking, entry: Entry) -> Ranking:
         """The reranked candidates, then those below the depth."""
-        entry = self.journal.read(ranking.query.qid)
         if set(entry.docids) != set(ranking.docids[: self.depth]):
             raise ValueError(
                 f"{self.journal.path}: qid {entry.qid} was scored for other candidates than there are now; "
@@ -325,7 +433,7 @@ class _Results:
         notes: dict[str, float] = {}
         counted = 0
         seconds: list[float] = []
-        without = set(self.without_candidates)
+        without = set(self.lists.without_candidates)
         for entry in chain(map(self.journal.read, self.journal.scored_qids()), self.journal.failures.values()):
             counted += bool(entry.notes)
             for name, value in entry.notes.items():
@@ -333,9 +441,9 @@ class _Results:
             if entry.error is None and entry.qid not in without:
                 seconds.append(entry.seconds)
         return {
-            "queries": self.queries,
+            "queries": len(self.lists.digests),
             "failed": {qid: entry.error for qid, entry in self.journal.failures.items()},
-            "queries_without_candidates": list(self.without_candidates),
+            "queries_without_candidates": list(self.lists.without_candidates),
             "notes": notes,
             "queries_counted": counted,
             "seconds": round(sum(seconds), 3),
@@ -348,12 +456,14 @@ def _finish(
     plan: RunPlan, directory: RunDirectory, manifest: dict[str, Any], results: _Results, session: _Session
 ) -> Outcome:
     """Write both runs, evaluate them, and close the manifest."""
-    write_run(directory.first_stage_run, results.rankings(), "first-stage")
-    write_run(directory.run, results.reranked(), plan.tag)
+    effect = Effect(manifest["identity"]["reranker"])
+    write_run(directory.first_stage_run, results.lists(), "first-stage")
+    write_run(directory.run, results.reranked(effect), plan.tag)
     judged = judge(directory, plan.judgement) if plan.judgement is not None else None
     *earlier, opened = manifest["sessions"]
     sessions = [*earlier, {**opened, **session.record()}]
     totals = results.totals() | {"queries_per_second": _rate(sessions)}
+    totals |= {"effect": effect.counts(), "warnings": effect.warnings()}
     status = "partial" if totals["failed"] else "complete"
     closed = {**manifest, "status": status, "sessions": sessions, "totals": totals}
     write_json(directory.manifest, closed)
@@ -365,6 +475,8 @@ def _tell(totals: Mapping[str, Any]) -> None:
     losses = [f"{name} {totals['notes'][name]:g}" for name in _LOSSES if totals["notes"].get(name)]
     if losses:
         logger.warning("what the model read differs from the passages: %s (sums over the run)", ", ".join(losses))
+    for warning in totals["warnings"]:
+        logger.warning("%s", warning)
     if totals["queries_without_candidates"]:
         logger.warning("%d queries have no candidates", len(totals["queries_without_candidates"]))
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from headrank_pipeline.experiment.benchmark import Benchmark, FirstStage
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.manifest import file_sha256
 from headrank_pipeline.experiment.supply import Supply, queries_sha256
+from headrank_pipeline.files import Input, open_input
 from headrank_pipeline.first_stage.index import ENGLISH, check_language
 from headrank_pipeline.pipeline import RRF_K, fuse
 from headrank_pipeline.records import Query
@@ -155,14 +155,14 @@ def _lexical(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) -
 
 def _lexical_of_corpus(stage: FirstStage, corpus: Path, setting: StageSetting, language: str) -> _Stage:
     """BM25 over a corpus; its index is built when candidates are first asked for, and used again afterwards."""
-    checksum = file_sha256(corpus, "corpus")
+    read = open_input(corpus, "corpus")
     target = Path(setting.index) if setting.index else setting.directory.index
 
     def opened() -> Source:
-        _ensure_index(corpus, checksum, target, multifield=bool(stage.fields), language=language, setting=setting)
+        _ensure_index(read, target, multifield=bool(stage.fields), language=language, setting=setting)
         return _bm25(str(target), stage, setting)
 
-    collection = {"corpus_sha256": checksum} | _spoken(language)
+    collection = {"corpus_sha256": read.sha256} | _spoken(language)
     return _Stage(_identity(collection, stage, setting), opened, f"{target}, from {corpus}")
 
 
@@ -179,15 +179,13 @@ def _identity(collection: Mapping[str, str], stage: FirstStage, setting: StageSe
     return {**collection, "first_stage": stated, **versions()}
 
 
-def _ensure_index(
-    corpus: Path, checksum: str, target: Path, *, multifield: bool, language: str, setting: StageSetting
-) -> None:
+def _ensure_index(corpus: Input, target: Path, *, multifield: bool, language: str, setting: StageSetting) -> None:
     """Build the index unless it is there and was built from the same corpus."""
     from headrank_pipeline.first_stage.index import build_index, index_identity
     from headrank_pipeline.first_stage.jvm import versions
 
     collection = "BeirMultifieldCollection" if multifield else "BeirFlatCollection"
-    wanted = {"corpus_sha256": checksum, "collection": collection, "language": language, **versions()}
+    wanted = {"corpus_sha256": corpus.sha256, "collection": collection, "language": language, **versions()}
     ours = setting.index is None
     known = index_identity(target)
     known = {} if known is None else {"language": ENGLISH, **known}
@@ -268,12 +266,13 @@ def _dense_of_corpus(
         )
     encoder = load_encoder(choice.encoder)
     target = Path(index) if index else setting.directory.path / "dense-index"
-    wanted = {"corpus_sha256": file_sha256(corpus, "corpus"), "encoder": encoder.describe()}
+    read = open_input(corpus, "corpus")
+    wanted = {"corpus_sha256": read.sha256, "encoder": encoder.describe()}
 
     def opened() -> Source:
         known = index_identity(target) or {}
         if not _is_there(target, wanted, known, ours=index is None, flag="index"):
-            build_dense_index(corpus, target, encoder, overwrite=index is None)
+            build_dense_index(read, target, encoder, overwrite=index is None)
         return dense(target, encoder, threads=setting.threads, **_common(benchmark, setting))
 
     stated = {"method": "dense", **_stated(benchmark, setting)}

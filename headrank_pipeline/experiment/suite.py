@@ -37,7 +37,7 @@ class Row:
         reranked: measure -> mean.
         checks: measure -> verdict on the published first-stage score.
         published: measure -> published first-stage score.
-        message: why it is not done.
+        message: why it is not done, or what its run warns of.
         output: run directory.
     """
 
@@ -154,7 +154,9 @@ def _row(benchmark: Benchmark, outcome: Outcome) -> Row:
         reranked=dict(judged.reranked.means),
         checks={check.measure: check.verdict for check in judged.checks},
         published={check.measure: check.published for check in judged.checks},
-        message=f"{len(failed)} queries failed" if failed else "",
+        message="; ".join(
+            [*([f"{len(failed)} queries failed"] if failed else []), *outcome.manifest["totals"]["warnings"]]
+        ),
         output=str(outcome.directory.path),
     )
 
