@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -283,8 +284,11 @@ def load_tokenizer(name: str, revision: str | None) -> Any:
 
 
 def _check_full_attention(name: str, config: Any) -> None:
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
+    kinds, window = set(getattr(config, "layer_types", None) or ()), getattr(config, "sliding_window", None)
+    if window is not None and window >= getattr(config, "max_position_embeddings", math.inf):
+        kinds.discard("sliding_attention")  # no prompt is longer
+        window = None
+    if kinds - {"full_attention"} or (not kinds and window):
         raise ValueError(
             f"model {name}: has layers of kind {sorted(kinds) or ['sliding_attention']}; reading passages needs full "
             f"attention in every layer, as in Qwen3, Qwen2 and Llama"
@@ -384,6 +388,13 @@ def reading_weights(name: str) -> Iterator[None]:
         raise MissingPrerequisite(
             f"model {name}: its weights are quantised ({_first_line(error)}); install what they need, or name the "
             f"model as it was before it was quantised"
+        ) from error
+    except KeyError as error:
+        if IMPLEMENTATION not in str(error):
+            raise
+        raise ValueError(
+            f"model {name}: its family attends by code of its own, which transformers gives no way into; choose a "
+            f"family of docs/models.md, such as Qwen3, Qwen2 or Llama"
         ) from error
     except RuntimeError as error:
         if "GPU is re" in str(error) or "GPU is need" in str(error):  # transformers' quantizers

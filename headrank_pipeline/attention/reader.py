@@ -12,7 +12,7 @@ What makes it fast is in `FastPath`, switch by switch; what each is worth is in 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -31,6 +31,7 @@ from headrank_pipeline.attention.budget import (
     is_out_of_memory,
     tokens_beside,
 )
+from headrank_pipeline.attention.canary import check_isolated, shortcuts_to_leave_out
 from headrank_pipeline.attention.isolated import read_isolated
 from headrank_pipeline.attention.kernels import (
     fast_products,
@@ -87,7 +88,8 @@ class AttentionReader:
         fast: shortcuts to take; all of them by default.
 
     Raises:
-        ValueError: a budget below 1, or ``auto`` where free memory cannot be told.
+        ValueError: a budget below 1, ``auto`` where free memory cannot be told, or a family of models that is not read
+            right (attention/canary.py).
     """
 
     def __init__(
@@ -111,11 +113,22 @@ class AttentionReader:
         read_order = [(layer, head) for layer in layers for head in self._heads[layer].tolist()]
         position = {head: index for index, head in enumerate(read_order)}
         self._as_listed = torch.tensor([position[head] for head in self.heads.heads])
+        self._short_positions = _short_positions(loaded.model.config)
         self._sizes = (loaded.model.config, len(self.heads.heads), loaded.model.dtype)
         reserved = 0 if passage_cache is None else passage_cache.memory_bytes - passage_cache.held_bytes
+        self.fast = self._without_broken_shortcuts(self.fast)
         self._room = batch_tokens_for(batch_tokens, *self._sizes, self.device, reserved=reserved)
         if batch_tokens == "auto":
             logger.info("passes of up to %d tokens fit into the free memory of %s", self._room, self.device)
+
+    def _without_broken_shortcuts(self, fast: FastPath) -> FastPath:
+        def read(off: Collection[str], lists: Sequence[tuple[Prompt, ...]]) -> list[tuple[Tensor, ...]]:
+            self.fast = replace(FastPath(), **dict.fromkeys(off, False))
+            with torch.inference_mode():
+                return self._read_together(lists, "all")
+
+        broken = shortcuts_to_leave_out(self.model, self.heads.heads, read, name=self.source.name)
+        return replace(fast, **dict.fromkeys(broken, False))
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -227,7 +240,7 @@ class AttentionReader:
 
     def _tokens(self, prompts: tuple[Prompt, ...]) -> int:
         """Return how many tokens of a list go through a pass."""
-        if len(prompts) == 1 or not self.fast.shared_prefix:
+        if len(prompts) == 1 or not self.fast.shared_prefix or self._is_long(prompts[0]):
             return max(map(len, prompts))
         first, second = prompts
         return len(first) + len(second) - shared_prefix(first, second)
@@ -245,15 +258,18 @@ class AttentionReader:
         self, batch: list[tuple[Prompt, ...]], support: Support
     ) -> list[tuple[Tensor, ...]] | None:
         try:
-            if len(batch[0]) == 2 and self.fast.shared_prefix:
-                return self._read_branches([(first, second) for first, second in batch], support)
-            passes = [self.forward(prompts, support=support) for prompts in zip(*batch, strict=True)]
-            return list(zip(*passes, strict=True))
+            return self._read_together(batch, support)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             logger.debug("%s", error)
         return None  # after the handler: what failed no longer holds its tensors
+
+    def _read_together(self, batch: Sequence[tuple[Prompt, ...]], support: Support) -> list[tuple[Tensor, ...]]:
+        if len(batch[0]) == 2 and self.fast.shared_prefix and not any(self._is_long(prompt) for prompt, _ in batch):
+            return self._read_branches([(first, second) for first, second in batch], support)
+        passes = [self.forward(prompts, support=support) for prompts in zip(*batch, strict=True)]
+        return list(zip(*passes, strict=True))
 
     def _make_room(self, batch: Sequence[tuple[Prompt, ...]]) -> None:
         """Halve the tokens of a pass, after one over these lists did not fit."""
@@ -277,7 +293,11 @@ class AttentionReader:
         Isolated passages take one pass for the opening, one per batch of passages and one for the questions.
         """
         if any(prompt.boundaries is not None for prompt in prompts):
-            return [read for (read,) in read_isolated(self, [(prompt,) for prompt in prompts], support=support)]
+            return [read for (read,) in self._read_isolated([(prompt,) for prompt in prompts], support)]
+        if len({self._is_long(prompt) for prompt in prompts}) == 2:  # the long ones would turn the others' positions
+            parts = {long: [p for p in prompts if self._is_long(p) == long] for long in (False, True)}
+            readings = {long: iter(self.forward(part, support=support)) for long, part in parts.items()}
+            return [next(readings[self._is_long(prompt)]) for prompt in prompts]
         # Padding goes right: a causal row never sees it, so no mask is needed and SDPA keeps its causal kernel.
         ids = self._padded([torch.from_numpy(prompt.token_ids) for prompt in prompts])
         rows, weights = self._rows([[prompt.rows] for prompt in prompts])
@@ -290,7 +310,7 @@ class AttentionReader:
 
     def _read_branches(self, pairs: Sequence[tuple[Prompt, Prompt]], support: Support) -> list[tuple[Tensor, ...]]:
         if any(first.boundaries is not None for first, _ in pairs):
-            return [tuple(reads) for reads in read_isolated(self, pairs, support=support)]
+            return [tuple(reads) for reads in self._read_isolated(pairs, support)]
         shared = [shared_prefix(first, second) for first, second in pairs]
         longest = max(shared)
         cache = DynamicCache()
@@ -319,6 +339,30 @@ class AttentionReader:
             )
             for b in range(len(pairs))
         ]
+
+    def _is_long(self, prompt: Prompt) -> bool:
+        """Return whether a pass over this prompt takes LongRoPE's other frequencies, for all of its prompts alike."""
+        return self._short_positions is not None and _positions(prompt) > self._short_positions
+
+    def _read_isolated(self, lists: Sequence[Sequence[Prompt]], support: Support) -> list[list[Tensor]]:
+        self.check_isolated()
+        for prompts in lists:
+            if any(map(self._is_long, prompts)):
+                raise ValueError(
+                    f"{self.source.name}: a list with isolated passages takes {max(map(_positions, prompts))} "
+                    f"positions; beyond {self._short_positions} its LongRoPE would turn the question by other "
+                    f"frequencies than the passages: shorten them (--passage-words)"
+                )
+        return read_isolated(self, lists, support=support)
+
+    def check_isolated(self) -> None:
+        """Raise ValueError where isolated passages are not read right with this model's family."""
+
+        def read(prompt: Prompt) -> Tensor:
+            with torch.inference_mode():
+                return read_isolated(self, [(prompt,)], support="all")[0][0]
+
+        check_isolated(self.model, self.heads.heads, read, name=self.source.name)
 
     # What reading isolated passages is made of.
 
@@ -392,13 +436,15 @@ class AttentionReader:
         except DeepestLayerRead:
             return
         if tap.stop_at is not None:
-            raise RuntimeError(f"{self.source.name}: the forward pass never reached layer {tap.stop_at} with the tap")
+            raise RuntimeError(f"{self.source.name}: its layers do not hand their attention to the tap")
 
     def _tap(self, rows: Tensor | None, weights: Tensor | None, columns: Tensor | None) -> Tap:
         return Tap(self._heads, self.heads.depth - 1 if self.fast.early_exit else None, rows, weights, columns)
 
     def _collect(self, tap: Tap) -> Tensor:
         """Return [B, G, H, S] in the head set's order."""
+        if len(tap.read) < len(self._heads):
+            raise RuntimeError(f"{self.source.name}: its layers do not hand their attention to the tap")
         read = torch.cat([tap.read[layer] for layer in sorted(tap.read)], dim=2)
         return read[:, :, to_device(self._as_listed, read.device)]
 
@@ -426,6 +472,25 @@ class AttentionReader:
             for start, end in found:
                 columns[b, start:end] = True
         return to_device(columns, self.device)
+
+
+def _positions(prompt: Prompt) -> int:
+    """Return how many positions a prompt takes."""
+    if prompt.boundaries is None:
+        return len(prompt)
+    opening, question = int(prompt.boundaries[0]), len(prompt) - int(prompt.boundaries[-1])
+    return opening + int(np.diff(prompt.boundaries).max(initial=0)) + question
+
+
+def _short_positions(config: Any) -> int | None:
+    """Return the positions up to which LongRoPE turns by its short frequencies, or None for other rotations."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # some state it per kind of layer
+    stated = getattr(config, "original_max_position_embeddings", None)
+    limits = [
+        kind.get("original_max_position_embeddings", stated) for kind in kinds if kind.get("rope_type") == "longrope"
+    ]
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
 def _longest_row(prompt: Prompt) -> int:

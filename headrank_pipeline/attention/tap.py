@@ -49,6 +49,9 @@ Support = Literal["all", "passages"]
 # deepest layer only the key counts. Not a transformers cache: layers that recompute activations drop theirs.
 Past = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
+# Keywords by which a family changes its softmax, and what they mean. Neither SDPA nor the tap knows of them.
+_CHANGES_SOFTMAX = {"softcap": "caps its logits", "s_aux": "has attention sinks", "position_bias": "adds a bias"}
+
 # Row logits held at once: 2**24 float32 values are 64 MiB. Long queries (ArguAna) are read in chunks of rows.
 _MAX_LOGITS = 2**24
 
@@ -116,7 +119,14 @@ def _attend(
     row_queries: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA attention that reads on the way: query [B, A, T, D], key and value [B, K, S, D]."""
+    """SDPA attention that reads on the way: query [B, A, T, D], key and value [B, K, S, D].
+
+    Raises:
+        ValueError: a family whose softmax is another.
+    """
+    for name, meaning in _CHANGES_SOFTMAX.items():
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{type(module).__name__} {meaning}")
     if isinstance(tap, _RowQueries):
         tap.found = query
         raise DeepestLayerRead
@@ -180,7 +190,7 @@ def _grouped_attention(
     output = F.scaled_dot_product_attention(
         rows, key, value, attn_mask=mask.repeat(1, 1, group, 1), dropout_p=dropout, scale=scaling
     )
-    return output.reshape(batch, query_heads, tokens, width).transpose(1, 2).contiguous()
+    return output.reshape(batch, query_heads, tokens, value.shape[-1]).transpose(1, 2).contiguous()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""headrank doctor: what is there, what is missing, what to do; starts no JVM and imports no pyserini."""
+"""headrank doctor: what is there, what is missing, whether a model is read right; it starts no JVM."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Literal
 
 import click
 
-from headrank_pipeline.cli.reporting import echo_json, table
+from headrank_pipeline.cli.reporting import echo_json, refuse_typed, table
+from headrank_pipeline.cli.reranking import named_model
 from headrank_pipeline.pipeline import MissingPrerequisite
 
 __all__ = ["Check", "checks", "doctor"]
 
-_MISSING = 3
+_MISSING, _WRONG = 3, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,30 +29,59 @@ class Check:
 
     Args:
         name: what was looked at.
-        status: ``missing`` is something that the package cannot do without, ``none`` something it can.
+        status: ``missing`` is something that the package cannot do without, ``none`` something it can; ``wrong`` are
+            scores that differ by more than rounding.
         found: what is there.
         action: what to do about it, or nothing.
     """
 
     name: str
-    status: Literal["ok", "none", "missing"]
+    status: Literal["ok", "none", "missing", "wrong"]
     found: str
     action: str = ""
 
 
 @click.command()
+@click.option(
+    "--model",
+    help="Read short lists with this model in several ways and print how far the scores are apart: folder, Hugging "
+    "Face name, or 'embedded'.",
+)
+@click.option("--heads", help="With --model: as in rerank.  [default: those that a trained model brings, else 'all']")
+@click.option("--device", default="auto", show_default=True, help="With --model: auto, cpu, cuda, cuda:1, …")
+@click.option("--dtype", default="auto", show_default=True, help="With --model: auto, float32, bfloat16 or float16.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Look at Java, GPU, dtype, versions and cache folders, and say what is missing."""
-    found = list(checks())
+def doctor(ctx: click.Context, model: str | None, heads: str | None, device: str, dtype: str, as_json: bool) -> None:
+    """Look at Java, GPU, dtype, versions and cache folders, and say what is missing; with --model, read lists with it.
+
+    With --model nothing else is looked at. Ends with status 6 where scores differ by more than rounding.
+    """
+    if model is None:
+        refuse_typed("heads", "device", "dtype", because="no model is read without --model")
+    found = list(checks() if model is None else _reading(named_model(model), heads, device, dtype))
     if as_json:
         echo_json([asdict(check) for check in found])
     else:
         rows = [[check.name, check.status, check.found, check.action] for check in found]
         click.echo(table(["what", "status", "found", "what to do"], rows))
-    if any(check.status == "missing" for check in found):
-        ctx.exit(_MISSING)
+    statuses = {check.status for check in found}
+    if "missing" in statuses or "wrong" in statuses:
+        ctx.exit(_MISSING if "missing" in statuses else _WRONG)
+
+
+def _reading(model: str, heads: str | None, device: str, dtype: str) -> Iterator[Check]:
+    """Yield how far the scores of one model are apart, read in several ways."""
+    from headrank_pipeline.rerank.self_check import check_model
+
+    for found in check_model(model, heads, device=device, dtype=dtype):
+        told = f"largest difference {found.largest:.1e} (rounding up to {found.allowed:.0e})"
+        orders = f"order differs in {found.turned} of {found.lists} lists" if found.turned else "equal orders"
+        note = f"; {found.note}" if found.note else ""
+        advice = (
+            "" if found.agrees else "do not trust its scores here: compare versions (headrank doctor) and report it"
+        )
+        yield Check(found.name, "ok" if found.agrees else "wrong", f"{told}, {orders}{note}", advice)
 
 
 def checks() -> Iterator[Check]:
