@@ -380,6 +380,11 @@ def reading_weights(name: str) -> Iterator[None]:
     except SafetensorError as error:
         raise ValueError(f"model {name}: a damaged weight file ({error}); copy or download it again") from error
     except (UnpicklingError, EOFError, KeyError) as error:  # torch's message advises to run what the file holds
+        if IMPLEMENTATION in str(error):
+            raise ValueError(
+                f"model {name}: its family attends by code of its own, which transformers gives no way into; choose a "
+                f"family of docs/models.md, such as Qwen3, Qwen2 or Llama"
+            ) from error
         raise ValueError(
             f"model {name}: its weights (*.bin) are a pickle that holds other things than tensors, or a damaged one; "
             f"such a file can run code and is never unpacked: name a model whose weights are safetensors"
@@ -388,13 +393,6 @@ def reading_weights(name: str) -> Iterator[None]:
         raise MissingPrerequisite(
             f"model {name}: its weights are quantised ({_first_line(error)}); install what they need, or name the "
             f"model as it was before it was quantised"
-        ) from error
-    except KeyError as error:
-        if IMPLEMENTATION not in str(error):
-            raise
-        raise ValueError(
-            f"model {name}: its family attends by code of its own, which transformers gives no way into; choose a "
-            f"family of docs/models.md, such as Qwen3, Qwen2 or Llama"
         ) from error
     except RuntimeError as error:
         if "GPU is re" in str(error) or "GPU is need" in str(error):  # transformers' quantizers

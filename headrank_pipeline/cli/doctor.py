@@ -15,7 +15,6 @@ from typing import Literal
 import click
 
 from headrank_pipeline.cli.reporting import echo_json, refuse_typed, table
-from headrank_pipeline.cli.reranking import named_model
 from headrank_pipeline.pipeline import MissingPrerequisite
 
 __all__ = ["Check", "checks", "doctor"]
@@ -59,7 +58,7 @@ def doctor(ctx: click.Context, model: str | None, heads: str | None, device: str
     """
     if model is None:
         refuse_typed("heads", "device", "dtype", because="no model is read without --model")
-    found = list(checks() if model is None else _reading(named_model(model), heads, device, dtype))
+    found = list(checks() if model is None else _reading(model, heads, device, dtype))
     if as_json:
         echo_json([asdict(check) for check in found])
     else:
@@ -72,9 +71,11 @@ def doctor(ctx: click.Context, model: str | None, heads: str | None, device: str
 
 def _reading(model: str, heads: str | None, device: str, dtype: str) -> Iterator[Check]:
     """Yield how far the scores of one model are apart, read in several ways."""
+    from headrank_pipeline.rerank.named_models import named_model
     from headrank_pipeline.rerank.self_check import check_model
 
-    for found in check_model(model, heads, device=device, dtype=dtype):
+    folder = str(named_model(model, aligned=heads is None))
+    for found in check_model(folder, heads, device=device, dtype=dtype):
         told = f"largest difference {found.largest:.1e} (rounding up to {found.allowed:.0e})"
         orders = f"order differs in {found.turned} of {found.lists} lists" if found.turned else "equal orders"
         note = f"; {found.note}" if found.note else ""
