@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 pytest.importorskip("gguf", reason="GGUF files need gguf: pip install 'headrank-pipeline[gguf]'")
 pytest.importorskip("accelerate", reason="GGUF files need accelerate: pip install 'headrank-pipeline[gguf]'")
@@ -17,6 +18,7 @@ from tiny_models import tiny_model
 
 from headrank_pipeline.attention import gguf as reading
 from headrank_pipeline.attention.model import load
+from headrank_pipeline.cli import main
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.baselines.generation import CausalModel, Loading
@@ -104,6 +106,26 @@ def test_a_trained_folder_made_from_a_file_is_read_again(written, tmp_path):
     out = export(load(file, HEADS, device="cpu"), before.recipe, tmp_path / "out")
     assert "quantization_config" not in json.loads((out / "config.json").read_text(encoding="utf-8"))
     assert scores(headrank(out, device="cpu")) == scores(before)
+
+
+def test_commands_learn_on_a_file(written, tmp_path):
+    file, _ = written("qwen3", "Q8_0")
+    lists = tmp_path / "lists.jsonl"
+    passages = [
+        {"docid": c.docid, "score": c.score, "doc": {"contents": c.text}, "grade": int(c.docid == "1")}
+        for c in RANKING.candidates
+    ]
+    record = {"query": {"qid": "q", "text": RANKING.query.text}, "candidates": passages}
+    lists.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    for command in (
+        ["select-heads", "--model", file, "--lists", lists, "--output", tmp_path / "heads.json", "--num-heads", 2],
+        ["train", "--model", file, "--heads", tmp_path / "heads.json", "--lists", lists, "--output", tmp_path / "out",
+         "--moves", "lora", "--epochs", 1],
+    ):  # fmt: skip
+        result = CliRunner().invoke(main, [*map(str, command), "--no-figure", "--device", "cpu"])
+        assert result.exit_code == 0, result.stderr
+    assert json.loads((tmp_path / "heads.json").read_text(encoding="utf-8"))["model"] == "model.gguf"
+    assert headrank(tmp_path / "out", device="cpu").rerank(RANKING).candidates
 
 
 def test_llama_3_s_scaled_positions_are_taken_from_the_file(tmp_path):
