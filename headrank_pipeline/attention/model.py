@@ -380,7 +380,7 @@ def reading_weights(name: str) -> Iterator[None]:
     except SafetensorError as error:
         raise ValueError(f"model {name}: a damaged weight file ({error}); copy or download it again") from error
     except (UnpicklingError, EOFError, KeyError) as error:  # torch's message advises to run what the file holds
-        if IMPLEMENTATION in str(error):
+        if error.args == (IMPLEMENTATION,):  # a table of attention functions that nobody can register in
             raise ValueError(
                 f"model {name}: its family attends by code of its own, which transformers gives no way into; choose a "
                 f"family of docs/models.md, such as Qwen3, Qwen2 or Llama"

@@ -43,8 +43,7 @@ class Check:
 @click.command()
 @click.option(
     "--model",
-    help="Read short lists with this model in several ways and print how far the scores are apart: folder, Hugging "
-    "Face name, or 'embedded'.",
+    help="Read short lists with this model in several ways and print how far the scores are apart: what rerank takes.",
 )
 @click.option("--heads", help="With --model: as in rerank.  [default: those that a trained model brings, else 'all']")
 @click.option("--device", default="auto", show_default=True, help="With --model: auto, cpu, cuda, cuda:1, …")

@@ -27,6 +27,7 @@ from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 from headrank_pipeline.rerank.brought import brought_by
+from headrank_pipeline.rerank.named_models import named_model
 from headrank_pipeline.rerank.recipes import headrank
 from headrank_pipeline.trec import read_qrels, read_topics
 
@@ -85,6 +86,7 @@ def check_model(
         ValueError: a model that cannot be read, with the reason.
     """
     lists = shipped_lists()
+    model = named_model(model, aligned=heads is None)
     brings = heads is None and brought_by(model).heads is not None
     heads = "all" if heads is None and not brings else heads
     reranker = headrank(model, heads, device=device, dtype=dtype)
