@@ -1,0 +1,182 @@
+"""What SmolLM2's heads are worth before and after: BM25, rules of others, selected heads, distilled, aligned, mixed.
+
+    python benchmarks/smollm2_evidence.py --model PLAIN --made runs/smollm2 --data ../shared/data --output runs/evidence
+
+Reads what `benchmarks/smollm2_model.py` made (`--made`) and reranks BM25's first candidates of SciFact test, DL19,
+NovelEval and the demo collection, which nothing was chosen or trained on. `--systems` names a part of the systems, so
+that the rest can follow later; finished runs are not done again. Writes evidence.json and evidence.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from evidence.data import UNSEEN, judged_collections
+from evidence.experiment import MEASURE, Experiment
+from evidence.learned import fused_by_rank, with_first_stage
+from evidence.report import Comparison, Results, planned_tests, tables
+
+from headrank_pipeline.align.selection import SelectionConfig
+from headrank_pipeline.attention.passage_cache import PassageCache
+from headrank_pipeline.comparison.finished import FinishedRun
+from headrank_pipeline.experiment.manifest import environment, write_json
+from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead
+
+FIRST_STAGE, ALIGNED, MIXED, FUSED = "BM25", "aligned", "aligned, interpolated", "aligned, rank fusion"
+PLANNED = (
+    Comparison("aligned against BM25", ALIGNED, FIRST_STAGE),
+    Comparison("interpolated against BM25", MIXED, FIRST_STAGE),
+    Comparison("rank fusion against BM25", FUSED, FIRST_STAGE),
+    Comparison("aligned against distilled", ALIGNED, "distilled, selected heads"),
+    Comparison("distilled against plain", "distilled, selected heads", "plain, the same heads"),
+    Comparison("selected heads against all heads", "plain, the same heads", "plain, all heads"),
+)
+
+
+@dataclass(frozen=True)
+class System:
+    """A system of the table.
+
+    Args:
+        make: gives the reranker of a seed.
+        seeds: whether seeds change it.
+        collections: where it is run; long causal prompts are too dear for all.
+    """
+
+    make: Callable[[int], Reranker]
+    seeds: bool = False
+    collections: tuple[str, ...] = (*UNSEEN, "demo")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", type=Path, required=True, help="folder of the plain model, converted")
+    options.add_argument("--made", type=Path, required=True, help="output of smollm2_model.py")
+    options.add_argument("--data", type=Path, required=True, help="folder of the collections")
+    options.add_argument("--output", type=Path, required=True)
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--systems", nargs="+", help="only these; default: all")
+    options.add_argument("--collections", nargs="+", default=[*UNSEEN, "demo"])
+    options.add_argument("--depth", type=int, default=20)
+    options.add_argument("--words", type=int, default=120, help="of a passage")
+    options.add_argument("--dtype", default="bfloat16")
+    options.add_argument("--cache", type=float, default=6.0, help="GiB for keys of isolated passages")
+    options.add_argument("--threads", type=int, default=2)
+    chosen = options.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    torch.set_num_threads(chosen.threads)
+    command = shlex.join(["python", "benchmarks/smollm2_evidence.py", *sys.argv[1:]])
+    collections = judged_collections(chosen.data, chosen.output / "candidates")
+    experiment = Experiment(
+        model=chosen.model, output=chosen.output, reading={"passage_words": chosen.words}, dtype=chosen.dtype,
+        collections=[replace(one, depth=min(one.depth, chosen.depth)) for one in collections],
+        cache_bytes=int(chosen.cache * 2**30), training_words=0, selection=SelectionConfig(), training={},
+        command=command,
+    )  # fmt: skip
+    runs = _runs(experiment, chosen)
+    _report(experiment, runs, command)
+
+
+def _systems(experiment: Experiment, made: Path) -> dict[str, System]:
+    def reader(model: Path, heads: Any) -> Reranker:
+        cache = PassageCache(memory_bytes=experiment.cache_bytes)
+        return headrank(model, heads, options={**experiment.reading, "passages": "isolated"}, dtype=experiment.dtype,
+                        passage_cache=cache)  # fmt: skip
+
+    def heads(seed: int) -> Path:
+        return made / "heads" / f"seed-{seed}.json"
+
+    causal = {"options": dict(experiment.reading), "dtype": experiment.dtype}
+    small = ("dl19", "noveleval")
+    return {
+        ALIGNED: System(lambda seed: reader(made / "aligned" / f"seed-{seed}", None), seeds=True),
+        "distilled, selected heads": System(lambda seed: reader(made / "distilled", heads(seed)), seeds=True),
+        "plain, the same heads": System(lambda seed: reader(experiment.model, heads(seed)), seeds=True),
+        "plain, all heads": System(lambda _: reader(experiment.model, "all")),
+        "plain, icr": System(lambda _: icr(experiment.model, **causal), collections=small),
+        "plain, qrhead": System(lambda _: qrhead(experiment.model, made / "heads/qrhead.json", **causal), False, small),
+        "plain, core": System(lambda _: core(experiment.model, made / "heads/core.json", **causal), False, small),
+        "plain, headrank in causal prompts": System(
+            lambda seed: headrank(experiment.model, heads(seed), **causal), True, small
+        ),
+    }
+
+
+def _runs(experiment: Experiment, chosen: argparse.Namespace) -> dict[str, dict[str, list[FinishedRun]]]:
+    """Return system -> collection -> one run per seed."""
+    runs: dict[str, dict[str, list[FinishedRun]]] = {}
+    for name, system in _systems(experiment, chosen.made).items():
+        if chosen.systems and name not in chosen.systems:
+            continue
+        for seed in chosen.seeds if system.seeds else chosen.seeds[:1]:
+            reranker: list[Reranker] = []
+
+            def make(system: System = system, seed: int = seed, kept: list[Reranker] = reranker) -> Reranker:
+                kept[:] = kept or [system.make(seed)]
+                return kept[0]
+
+            for collection in experiment.collections:
+                if collection.name in system.collections and collection.name in chosen.collections:
+                    began = time.monotonic()
+                    found = experiment.run(name, collection, make, seed=seed if system.seeds else None)
+                    runs.setdefault(name, {}).setdefault(collection.name, []).append(found)
+                    seconds, before = time.monotonic() - began, _mean(found, "first_stage")
+                    print(f"{name}, seed {seed}, {collection.name}: {_mean(found):.4f}", end="")
+                    print(f" (first stage {before:.4f}), {seconds:.0f} s", flush=True)
+        if name == ALIGNED:
+            _mixtures(experiment, chosen, runs)
+    some = next(iter(runs.values()))
+    return {FIRST_STAGE: {place: row[:1] for place, row in some.items()}, **runs}
+
+
+def _mixtures(
+    experiment: Experiment, chosen: argparse.Namespace, runs: dict[str, dict[str, list[FinishedRun]]]
+) -> None:
+    for place, row in runs[ALIGNED].items():
+        part = replace(experiment, collections=[one for one in experiment.collections if one.name == place])
+        for seed, run in zip(chosen.seeds, row, strict=True):
+            path = chosen.made / "aligned" / f"seed-{seed}" / "first-stage-weight.json"
+            weight = json.loads(path.read_text(encoding="utf-8"))["first_stage_weight"]
+            mixed, fused = (with_first_stage(part, MIXED, [run], weight, seed), fused_by_rank(part, FUSED, [run], seed))
+            for name, found in ((MIXED, mixed), (FUSED, fused)):
+                runs.setdefault(name, {}).setdefault(place, []).append(found[0])
+
+
+def _mean(run: FinishedRun, stage: str = "reranked") -> float:
+    assert run.recorded_evaluation is not None  # every run of the experiment has judgments
+    return float(run.recorded_evaluation[stage]["means"][MEASURE])
+
+
+def _report(experiment: Experiment, runs: Mapping[str, Mapping[str, list[FinishedRun]]], command: str) -> None:
+    def per_query(system: str, run: FinishedRun) -> dict[str, float]:
+        assert run.recorded_evaluation is not None
+        stage = run.recorded_evaluation["first_stage" if system == FIRST_STAGE else "reranked"]
+        return {qid: values[MEASURE] for qid, values in stage["per_query"].items()}
+
+    values = {s: {p: [per_query(s, run) for run in row] for p, row in places.items()} for s, places in runs.items()}
+    whole = {system for system, places in values.items() if {*UNSEEN, "demo"} <= places.keys()}
+    results = Results({system: values[system] for system in values if system in whole})
+    planned = [pair for pair in PLANNED if {pair.system, pair.baseline} <= whole]
+    records = planned_tests(results, planned) if planned else []
+    shown = tables(results, records) if planned else []
+    partly = {s: {p: Results(values).over_seeds(s, p) for p in values[s]} for s in values if s not in whole}
+    page = "\n\n".join([*(table.to_markdown() for table in shown), json.dumps(partly, indent=1), f"Made by: {command}"])
+    write_json(experiment.output / "evidence.json", {"command": command, "environment": environment(),
+               "planned": records, "per_query": values})  # fmt: skip
+    (experiment.output / "evidence.md").write_text(page + "\n", encoding="utf-8")
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
