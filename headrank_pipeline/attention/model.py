@@ -189,7 +189,16 @@ def load(
     prefer_flash_attention(chosen)
     weights.to(device=chosen)  # type: ignore[call-arg]  # transformers' wrapper loses the signature
     logger.info("loaded %d of %d layers of %s on %s", head_set.depth, source.layers, name, chosen)
-    return LoadedModel(weights, tokenizer, head_set, source)
+    loaded = LoadedModel(weights, tokenizer, head_set, source)
+    _check_family(loaded)
+    return loaded
+
+
+def _check_family(loaded: LoadedModel) -> None:
+    """Refuse a family whose attention is not read right, and note which shortcuts readers must leave out for it."""
+    from headrank_pipeline.attention.reader import AttentionReader  # which reads what is loaded here
+
+    AttentionReader(loaded)
 
 
 def _brought(heads: HeadSet | str | Path, name: str) -> bool:
