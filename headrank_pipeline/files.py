@@ -20,6 +20,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
@@ -56,6 +57,7 @@ _STDIN = "-"
 _GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**20
+_LONGEST_LINE = 2**30
 _DECODER = json.JSONDecoder()
 
 # How headers of TSV files call their first two columns.
@@ -251,12 +253,18 @@ def numbered_lines(path: PathLike, purpose: str = "input") -> Iterator[tuple[int
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: bytes that are not UTF-8, or a damaged gzip file, with the line.
+        ValueError: bytes that are not UTF-8, a damaged gzip file, or a line of more than 1 GiB (a few megabytes of gzip
+            can unpack to that), with the line.
     """
     number = 0
     with _open_binary(path, purpose) as lines:
         try:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(iter(partial(lines.readline, _LONGEST_LINE + 1), b""), start=1):
+                if len(line) > _LONGEST_LINE:
+                    raise ValueError(
+                        f"{path}:{number}: a line of more than {_LONGEST_LINE >> 20} MiB; is this a {purpose} file? "
+                        f"Requests are written one a line"
+                    )
                 text = (line.removeprefix(_BOM) if number == 1 else line).decode()
                 if text.strip():
                     yield number, text.rstrip("\r\n")
