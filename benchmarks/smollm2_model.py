@@ -77,10 +77,10 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True, help="folder of the collections")
     options.add_argument("--output", type=Path, required=True)
     options.add_argument("--encoder", required=True, help="folder of the sentence encoder")
-    options.add_argument("--minutes", type=float, default=28.0, help="of distillation")
-    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--minutes", type=float, nargs="+", default=[28.0, 22.0], help="of distillation, in rounds")
+    options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options.add_argument("--num-heads", type=int, default=6)
-    options.add_argument("--rank", type=int, default=14, help="of the adapter")
+    options.add_argument("--rank", type=int, default=14, help="of the adapter's factors")
     options.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the alignment")
     options.add_argument("--threads", type=int, default=2)
     chosen = options.parse_args()
@@ -91,25 +91,31 @@ def main() -> None:
         lists = drawn(chosen.data, chosen.output / "lists", seed)
         heads = _selected(chosen, distilled, lists, seed)
         folder = _aligned(chosen, distilled, heads, lists, seed, command)
-        _weight(folder, lists)
         _adapter(chosen, folder, command)
+        _weight(folder, lists)
 
 
 def _distilled(chosen: argparse.Namespace, command: str) -> Path:
     """Distil the encoder into the plain model and return the folder of what comes out."""
-    folder = chosen.output / "distilled"
-    if (folder / "recipe.json").exists():
-        return Path(folder)
-    settings = Settings(minutes=chosen.minutes)
-    heads = HeadSet("distilled", settings.heads, model=chosen.model.name)
+    distilled = Path(chosen.output / "distilled")
+    if (distilled / "recipe.json").exists():
+        return distilled
+    rounds = [Settings(minutes=chosen.minutes[0])]
+    for number, minutes in enumerate(chosen.minutes[1:], start=1):
+        before = str(chosen.output / f"round-{number - 1}")
+        again = {"learning_rate": 6e-4, "from_collections": 0.6, "started_from": before, "seed": number}
+        rounds.append(Settings(minutes=minutes, **again))
+    heads = HeadSet("distilled", rounds[0].heads, model=chosen.model.name)
     loaded = load(chosen.model, heads, dtype="float32")
-    if not (folder / "updates.pt").exists():
-        texts, passages, questions = _encoded(chosen)
-        frame = Frame(PromptBuilder(loaded.tokenizer, ISOLATED.template, max_prompt_tokens=8192))
-        model = LlamaModel.from_pretrained(chosen.model, num_hidden_layers=heads.depth, dtype=torch.bfloat16)
-        Distillation(model, frame, texts, passages, questions, settings).run(folder)
+    frame = Frame(PromptBuilder(loaded.tokenizer, ISOLATED.template, max_prompt_tokens=8192))
+    for number, settings in enumerate(rounds):
+        folder = chosen.output / f"round-{number}"
+        if not (folder / "done").exists():
+            model = LlamaModel.from_pretrained(chosen.model, num_hidden_layers=heads.depth, dtype=torch.bfloat16)
+            Distillation(model, frame, *_encoded(chosen), settings).run(folder)
+            (folder / "done").touch()
     folded(loaded.model, folder / "updates.pt")
-    return export(loaded, ISOLATED, folder, name="smollm2-distilled", made_by={"command": command})
+    return export(loaded, ISOLATED, distilled, name="smollm2-distilled", made_by={"command": command})
 
 
 def _encoded(chosen: argparse.Namespace) -> tuple[Texts, torch.Tensor, torch.Tensor]:
@@ -183,6 +189,8 @@ def _weight(folder: Path, lists: Lists) -> None:
         means[weight] = {name: sum(part) / len(part) for name, part in values.items()}
     best = max(means, key=lambda weight: min(means[weight][name] - means[1.0][name] for name in means[weight]))
     write_json(path, {"first_stage_weight": best, "dev_by_weight": {str(w): means[w] for w in means}})
+    about = json.loads((folder / "adapter/factors.json").read_text(encoding="utf-8"))
+    write_json(folder / "adapter/card.json", {"first_stage_weight": best, **about})
     print(f"{folder.name}: BM25's weight {best}", flush=True)
 
 
@@ -192,14 +200,17 @@ def _adapter(chosen: argparse.Namespace, folder: Path, command: str) -> None:
     if (target / "adapter.safetensors").exists():
         return
     heads = HeadSet.load(folder / "heads.json")
-    before, after = (load(model, heads, dtype="float32").model.state_dict() for model in (chosen.model, folder))
-    factors, lost = factored(before, after, chosen.rank)
+    plain, trained = (load(model, heads, dtype="float32") for model in (chosen.model, folder))
+    factors, lost = factored(plain.model.state_dict(), trained.model.state_dict(), chosen.rank)
     save_adapter(target / "adapter.safetensors", factors)
+    # From here on the folder holds what the factors make of the plain model: what is judged is what ships.
+    for name in (name.removesuffix(".lora_A.weight") for name in factors if name.endswith(".lora_A.weight")):
+        a, b = (factors[f"{name}.lora_{part}.weight"].float() for part in "AB")
+        plain.model.get_submodule(name).weight.data += b @ a
+    export(plain, ISOLATED, folder, made_by={"command": command, "adapter_rank": chosen.rank})
     for name in ("heads.json", "recipe.json"):
         (target / name).write_bytes((folder / name).read_bytes())
-    weight = json.loads((folder / "first-stage-weight.json").read_text(encoding="utf-8"))
-    write_json(target / "card.json", {"first_stage_weight": weight["first_stage_weight"], "rank": chosen.rank,
-                                      "change_left_out": lost, "command": command})  # fmt: skip
+    write_json(target / "factors.json", {"rank": chosen.rank, "change_left_out": lost, "command": command})
     print(f"adapter of {folder.name}: {(target / 'adapter.safetensors').stat().st_size} bytes, "
           f"{lost:.1%} of the change left out", flush=True)  # fmt: skip
 

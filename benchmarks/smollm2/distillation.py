@@ -34,6 +34,7 @@ _WEIGHTS = {  # of groups, by where the passage is from; others count 1
     "nfcorpus_preproc": 0.7,
     "wordnet": 0.5,
 }
+_QUERIES = {"dl23": 4, "rankzephyr_sample": 3}  # how often a collection's queries are drawn; others once
 _NEIGHBOURS = 24
 
 
@@ -57,6 +58,7 @@ class Settings:
     warm_up: int = 20
     least_rate: float = 0.03
     seed: int = 0
+    started_from: str | None = None  # folder of an earlier distillation that this one goes on from
 
 
 def encoded(texts: Sequence[str], folder: str, *, length: int, batch: int) -> Tensor:
@@ -106,6 +108,10 @@ class Distillation:
         updates = with_low_rank(
             self.model.requires_grad_(False), s.rank, first=s.trained_from, deepest=max(at for at, _ in s.heads)
         )
+        if s.started_from:
+            earlier = torch.load(Path(s.started_from) / "updates.pt")
+            for name, update in updates.items():
+                update.set(earlier[name])
         weights = [weight for update in updates.values() for weight in (update.down, update.up)]
         optimiser = torch.optim.AdamW(weights, lr=s.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
         reader, batches = InBatch(self.model, s.heads, s.trained_from), _Batches(self)
@@ -166,7 +172,8 @@ class _Batches:
         self.free = []
         for place, question in enumerate(job.texts.questions):
             if question.passage is None:
-                self.free.append(place)
+                source = job.texts.sources[question.candidates[0]]
+                self.free += [place] * _QUERIES.get(source, 1)
             else:
                 self.asked.setdefault(question.passage, []).append(place)
         self.by_source: dict[str, list[int]] = {}

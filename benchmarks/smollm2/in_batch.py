@@ -42,6 +42,13 @@ class LowRank(torch.nn.Module):
         inner = F.linear(hidden, self.down.to(hidden.dtype))
         return self.base(hidden) + F.linear(inner, (self.scale * self.up).to(hidden.dtype))
 
+    def set(self, update: Tensor) -> None:
+        """Take up an update [out, in] of no larger rank; both factors get an equal share of it."""
+        left, strength, right = torch.linalg.svd(update / self.scale, full_matrices=False)
+        root = strength[: len(self.down)].sqrt()
+        self.down.data = root[:, None] * right[: len(root)]
+        self.up.data = left[:, : len(root)] * root
+
     def update(self) -> Tensor:
         """Return what is added to the weight, [out, in]."""
         return self.scale * (self.up.detach() @ self.down.detach())
