@@ -376,6 +376,36 @@ def test_a_first_line_after_the_checkpoint_that_a_crash_cut_is_dropped(tmp_path)
     directory.log.write_text(whole + '{"event": "st')
     directory.rewind(1)
     assert directory.log.read_text() == whole
+    directory.log.write_text('{"event": "st\n' + whole)  # before the last line no crash cuts anything
+    with pytest.raises(ValueError, match=r"log\.jsonl:1: not a line of a training's log"):
+        directory.rewind(1)
+
+
+def test_state_and_weights_that_were_changed_are_refused_by_name_and_a_kill_between_leaves_the_old_ones(tmp_path):
+    directory = TrainingDirectory(tmp_path)
+    for number in range(3):
+        directory.save_state({"weights": torch.full((4,), float(number))})
+        directory.save_best({"weight": torch.full((4,), float(number))})
+    (tmp_path / "state.pt").rename(tmp_path / "kept")
+    with pytest.raises(FileNotFoundError, match=r"state\.pt: no such file, though this training"):
+        directory.load_state()
+    (tmp_path / "kept").rename(tmp_path / "state.pt")
+    old = directory.state.read_bytes()
+    directory.save_state({"weights": torch.full((4,), 9.0)})
+    directory.state.write_bytes(old)  # as a kill just before the rename leaves it: the digests are the next one's, too
+    assert directory.load_state()["weights"].tolist() == [2.0] * 4
+    for path, read in ((directory.state, directory.load_state), (directory.best, directory.load_best)):
+        data = bytearray(path.read_bytes())
+        place = data.index(torch.full((4,), 2.0).numpy().tobytes())
+        data[place + 2] ^= 1
+        path.write_bytes(bytes(data))
+        with pytest.raises(ValueError, match=rf"{path.name}: not as it was saved, its SHA-256 is another"):
+            read()
+    directory.setup.write_text("{")
+    with pytest.raises(ValueError, match=r"setup\.json: not valid JSON"):
+        directory.claim({})
+    directory.claim({}, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["setup.json"]
 
 
 def test_finished_run_is_not_trained_again(folder, tmp_path):

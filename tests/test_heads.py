@@ -102,3 +102,11 @@ def test_digest_depends_on_heads_and_weights_alone():
     assert pair.digest() != HeadSet("a", ((2, 0), (1, 0)), weights=(1.0, 2.0)).digest()
     assert heads.digest() == HeadSet("b", ((1, 0),), source="elsewhere").digest()
     assert heads.digest() != HeadSet("a", ((1, 0),), weights=(2.0,)).digest()
+
+
+@pytest.mark.parametrize("change", [{"name": ["x"]}, {"model": 3}, {"source": {}}, {"selection": []}, {"heads": None}])
+def test_a_file_with_a_value_of_another_kind_is_named(tmp_path, change):
+    path = tmp_path / "heads.json"
+    path.write_text(json.dumps({"name": "a", "heads": [[0, 1]]} | change))
+    with pytest.raises(ValueError, match=rf"heads\.json: head set.*{next(iter(change))} .*: expected"):
+        HeadSet.load(path)

@@ -93,6 +93,17 @@ def test_a_llama_folder_without_tokenizer_is_refused_in_our_words(tmp_path):
         reranked(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [("tokenizer.json", {"post_processor": {}}), ("tokenizer_config.json", {"extra_special_tokens": [3]})],
+)
+def test_a_tokenizer_that_is_damaged_is_refused_in_our_words(folder, file, change):
+    record = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match=rf"{folder.name}: its tokenizer cannot be read .* copy tokenizer\.json"):
+        reranked(folder)
+
+
 def test_a_folder_without_weights_is_missing_something_and_a_damaged_one_is_invalid(folder):
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()

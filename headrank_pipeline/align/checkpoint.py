@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,8 @@ from torch import Tensor
 from headrank_pipeline.files import atomic_writer, held
 
 __all__ = ["TrainingDirectory", "appearing"]
+
+_ANEW = "the file was changed: start anew with --overwrite"
 
 
 @contextmanager
@@ -73,6 +76,8 @@ class TrainingDirectory:
 
     def clear(self) -> None:
         """Remove what an earlier run left, but no file that is not ours; the setup, which protects the rest, last."""
+        for file in (self.state, self.best):
+            _digests(file).unlink(missing_ok=True)
         for file in (self.state, self.best, self.log, self.setup):
             file.unlink(missing_ok=True)
 
@@ -86,7 +91,9 @@ class TrainingDirectory:
         if overwrite:
             self.clear()
         if self.setup.is_file():
-            present = json.loads(self.setup.read_text(encoding="utf-8"))
+            present = _json(self.setup)
+            if not isinstance(present, dict):
+                raise ValueError(f"{self.setup}: expected an object, got {present!r:.80}; {_ANEW}")
             if present != wanted:
                 keys = sorted(k for k in {*present, *wanted} if present.get(k) != wanted.get(k))
                 raise ValueError(
@@ -101,21 +108,31 @@ class TrainingDirectory:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint, whole or not at all."""
-        with appearing(self.state) as draft:
+        with _digested(self.state) as draft:
             torch.save(dict(state), draft)
 
     def load_state(self) -> dict[str, Any]:
-        """Return the checkpoint."""
+        """Return the checkpoint.
+
+        Raises:
+            ValueError: a file that is not as it was saved.
+        """
+        _check(self.state)
         state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True, mmap=True)
         return state
 
     def save_best(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the best weights, whole or not at all."""
-        with appearing(self.best) as draft:
+        with _digested(self.best) as draft:
             save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, draft)
 
     def load_best(self) -> dict[str, Tensor]:
-        """Return the best weights."""
+        """Return the best weights.
+
+        Raises:
+            ValueError: a file that is not as it was saved.
+        """
+        _check(self.best)
         weights: dict[str, Tensor] = load_file(self.best)
         return weights
 
@@ -125,18 +142,61 @@ class TrainingDirectory:
             file.write(json.dumps(event) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drop what the log says of steps after `step`: they are about to be taken again."""
+        """Drop what the log says of steps after `step`: they are about to be taken again.
+
+        Raises:
+            ValueError: a damaged line before the last one.
+        """
         if not self.log.is_file():
             return
         kept = []
-        for number, line in enumerate(self.log.read_text(encoding="utf-8").splitlines(), start=1):
+        lines = self.log.read_bytes().splitlines()
+        for number, line in enumerate(lines, start=1):
             try:
                 event = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the crash that made us resume may have cut the last line
-            if event["step"] > step or event["event"] == "end":
-                break
-            kept.append(f"{line}\n")
-            assert number == len(kept)
+                if event["step"] > step or event["event"] == "end":
+                    break
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                if number == len(lines):
+                    break  # the crash that made us resume may have cut the last line
+                raise ValueError(f"{self.log}:{number}: not a line of a training's log ({error}); {_ANEW}") from error
+            kept.append(line.decode() + "\n")
         with atomic_writer(self.log) as file:
             file.writelines(kept)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); {_ANEW}") from error
+
+
+def _digests(path: Path) -> Path:
+    """Beside a file: the digests that it may have."""
+    return path.with_name(f"{path.name}.sha256.json")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _digested(path: Path) -> Iterator[Path]:
+    """As `appearing`; what the file is about to be is known before it is, so that a kill leaves one of two."""
+    with appearing(path) as draft:
+        yield draft
+        known = [_sha256(draft)]
+        if path.is_file():
+            known.append(_sha256(path))
+        with atomic_writer(_digests(path)) as file:
+            json.dump(known, file)
+
+
+def _check(path: Path) -> None:
+    """Raise ValueError where a file is not as it was saved; of one saved before there were digests nothing is known."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, though this training should have written it; {_ANEW}")
+    if _digests(path).is_file() and _sha256(path) not in (_json(_digests(path)) or ()):
+        raise ValueError(f"{path}: not as it was saved, its SHA-256 is another; {_ANEW}")

@@ -60,6 +60,7 @@ class HeadSet:
     places: Places | None = None
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         object.__setattr__(self, "heads", tuple(_pair(self.name, head) for head in self.heads))
         if not self.heads:
             raise ValueError(f"head set {self.name!r} is empty; name at least one [layer, head]")
@@ -91,6 +92,18 @@ class HeadSet:
             raise ValueError(
                 f"head set {self.name!r}: places holds {len(self.places.heads)} curves for {len(self.heads)} heads"
             )
+
+    def _check_kinds(self) -> None:
+        """Files hold anything."""
+        for kind, names in ((str, ("name", "model", "revision", "source")), (Mapping, ("selection",))):
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, kind) and (name in ("name", "selection") or value is not None):
+                    raise ValueError(
+                        f"head set: {name} {value!r:.80}: expected {'a string' if kind is str else 'an object'}"
+                    )
+        if not isinstance(self.heads, list | tuple):
+            raise ValueError(f"head set {self.name!r}: heads {self.heads!r:.80}: expected a list of [layer, head]")
 
     @property
     def depth(self) -> int:

@@ -274,6 +274,7 @@ def load_tokenizer(name: str, revision: str | None) -> Any:
 
     Raises:
         FileNotFoundError: it has none. Transformers may then make one without any word and say nothing.
+        ValueError: one that is damaged.
     """
     problem = ""
     try:
@@ -287,6 +288,12 @@ def load_tokenizer(name: str, revision: str | None) -> Any:
             return tokenizer
     except (OSError, ValueError) as error:
         problem = f" ({str(error).splitlines()[0]})"
+    except Exception as error:  # the tokenizers library raises no narrower one
+        told = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"model {name}: its tokenizer cannot be read ({told}); copy tokenizer.json and "
+            f"tokenizer_config.json of the model there again"
+        ) from error
     raise FileNotFoundError(
         f"model {name}: no tokenizer in it{problem}; copy tokenizer.json and tokenizer_config.json of the model there"
     )
