@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import pickle
 import sys
 from pipes import piped
 
@@ -85,3 +86,20 @@ def test_a_damaged_gzip_is_named_line_by_line_and_as_a_whole(tmp_path, damage):
         list(numbered_lines(path))
     with pytest.raises(ValueError, match=r"packed\.gz: damaged gzip"), open_text(path) as text:
         text.read()
+
+
+def test_an_input_travels_to_another_process_by_name_and_digest(tmp_path, monkeypatch):
+    path = tmp_path / "topics.tsv"
+    path.write_text("1\tflea\n")
+    monkeypatch.chdir(tmp_path)
+    sent = pickle.dumps(open_input("topics.tsv", "topics"))
+    monkeypatch.chdir("/")  # another process may stand elsewhere
+    again = pickle.loads(sent)
+    assert (str(again), list(numbered_lines(again))) == ("topics.tsv", [(1, "1\tflea")])
+    path.write_text("1\tdog\n")
+    with pytest.raises(ValueError, match=r"^topics\.tsv: the topics file was changed after it was first read"):
+        pickle.loads(sent)
+    with piped(b"1\tflea\n") as name:
+        piping = pickle.dumps(open_input(name, "topics"))
+    with pytest.raises(ValueError, match=r"the topics file is read by another process here"):
+        pickle.loads(piping)

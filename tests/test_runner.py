@@ -743,7 +743,8 @@ def test_litter_of_a_killed_run_is_removed_by_the_next(candidates, tmp_path):
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        ("sessions", "x"), ("sessions", ["x"]), ("sessions", [{"command": 3}]), ("identity", []), ("origins", "x"),
+        ("sessions", "x"), ("sessions", ["x"]), ("sessions", [{"command": 3}]),
+        ("sessions", [{"command": None, "queries": 2}]), ("identity", []), ("origins", "x"),
         ("environment", None), ("totals", []), ("totals", {"failed": []}), ("status", 3), ("identity", {"depth": "4"}),
     ],
 )  # fmt: skip

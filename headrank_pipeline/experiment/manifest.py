@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from headrank_pipeline.files import atomic_writer, file_sha256
 
@@ -86,6 +86,12 @@ class _Session(_Written):
     folder: str = ""
     queries: int = 0
     seconds: float = 0.0
+
+    @model_validator(mode="after")
+    def _timed(self) -> _Session:
+        if self.queries and "seconds" not in self.model_fields_set:
+            raise ValueError("queries without the seconds that they took")
+        return self
 
 
 class _Totals(_Written):
