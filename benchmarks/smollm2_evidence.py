@@ -1,4 +1,4 @@
-"""What SmolLM2's heads are worth before and after: BM25, rules of others, selected heads, distilled, aligned, mixed.
+"""What SmolLM2's heads are worth before and after: BM25, rules of others, selected heads, trained, mixed.
 
     python benchmarks/smollm2_evidence.py --model PLAIN --made runs/smollm2 --data ../shared/data --output runs/evidence
 
@@ -33,13 +33,12 @@ from headrank_pipeline.experiment.manifest import environment, write_json
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead
 
-FIRST_STAGE, ALIGNED, MIXED, FUSED = "BM25", "aligned", "aligned, interpolated", "aligned, rank fusion"
+FIRST_STAGE, SHIPPED, MIXED, FUSED = "BM25", "smollm2", "smollm2, interpolated", "smollm2, rank fusion"
 PLANNED = (
-    Comparison("aligned against BM25", ALIGNED, FIRST_STAGE),
+    Comparison("smollm2 against BM25", SHIPPED, FIRST_STAGE),
     Comparison("interpolated against BM25", MIXED, FIRST_STAGE),
     Comparison("rank fusion against BM25", FUSED, FIRST_STAGE),
-    Comparison("aligned against distilled", ALIGNED, "distilled, selected heads"),
-    Comparison("distilled against plain", "distilled, selected heads", "plain, the same heads"),
+    Comparison("smollm2 against the plain model", SHIPPED, "plain, the same heads"),
     Comparison("selected heads against all heads", "plain, the same heads", "plain, all heads"),
 )
 
@@ -100,8 +99,7 @@ def _systems(experiment: Experiment, made: Path) -> dict[str, System]:
     causal = {"options": dict(experiment.reading), "dtype": experiment.dtype}
     small = ("dl19", "noveleval")
     return {
-        ALIGNED: System(lambda seed: reader(made / "aligned" / f"seed-{seed}", None), seeds=True),
-        "distilled, selected heads": System(lambda seed: reader(made / "distilled", heads(seed)), seeds=True),
+        SHIPPED: System(lambda seed: reader(made / "rerankers" / f"seed-{seed}", None), seeds=True),
         "plain, the same heads": System(lambda seed: reader(experiment.model, heads(seed)), seeds=True),
         "plain, all heads": System(lambda _: reader(experiment.model, "all")),
         "plain, icr": System(lambda _: icr(experiment.model, **causal), collections=small),
@@ -134,7 +132,7 @@ def _runs(experiment: Experiment, chosen: argparse.Namespace) -> dict[str, dict[
                     seconds, before = time.monotonic() - began, _mean(found, "first_stage")
                     print(f"{name}, seed {seed}, {collection.name}: {_mean(found):.4f}", end="")
                     print(f" (first stage {before:.4f}), {seconds:.0f} s", flush=True)
-        if name == ALIGNED:
+        if name == SHIPPED:
             _mixtures(experiment, chosen, runs)
     some = next(iter(runs.values()))
     return {FIRST_STAGE: {place: row[:1] for place, row in some.items()}, **runs}
@@ -143,10 +141,10 @@ def _runs(experiment: Experiment, chosen: argparse.Namespace) -> dict[str, dict[
 def _mixtures(
     experiment: Experiment, chosen: argparse.Namespace, runs: dict[str, dict[str, list[FinishedRun]]]
 ) -> None:
-    for place, row in runs[ALIGNED].items():
+    for place, row in runs[SHIPPED].items():
         part = replace(experiment, collections=[one for one in experiment.collections if one.name == place])
         for seed, run in zip(chosen.seeds, row, strict=True):
-            path = chosen.made / "aligned" / f"seed-{seed}" / "first-stage-weight.json"
+            path = chosen.made / "rerankers" / f"seed-{seed}" / "first-stage-weight.json"
             weight = json.loads(path.read_text(encoding="utf-8"))["first_stage_weight"]
             mixed, fused = (with_first_stage(part, MIXED, [run], weight, seed), fused_by_rank(part, FUSED, [run], seed))
             for name, found in ((MIXED, mixed), (FUSED, fused)):

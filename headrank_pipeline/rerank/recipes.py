@@ -84,7 +84,7 @@ def headrank(
 
     Args:
         model: a local folder, a Hugging Face name, a GGUF file, ``embedded`` or ``smollm2`` (with `heads` the plain
-            model, without the aligned reranker); see `attention.model.load` for errors.
+            model, without the trained reranker); see `attention.model.load` for errors.
         heads: a HeadSet, a JSON file, a published name, ``"all"`` or ``"layers:10-13"``; None for the heads that a
             trained model brings along (heads.json, in its folder or at its revision on the hub).
         options: fields of `PromptTemplate` or `ScoringRule` to change, such as ``{"reverse": True}``; a trained
@@ -98,7 +98,7 @@ def headrank(
         ValueError: no heads were named and the model brings none, or a name that is neither a keyword nor an
             option.
     """
-    return _load(None, named_model(model, aligned=heads is None), heads, options, given)
+    return _load(None, named_model(model, trained=heads is None), heads, options, given)
 
 
 def icr(

@@ -86,7 +86,7 @@ def check_model(
         ValueError: a model that cannot be read, with the reason.
     """
     lists = shipped_lists()
-    model = named_model(model, aligned=heads is None)
+    model = named_model(model, trained=heads is None)
     brings = heads is None and brought_by(model).heads is not None
     heads = "all" if heads is None and not brings else heads
     reranker = headrank(model, heads, device=device, dtype=dtype)
