@@ -179,7 +179,7 @@ def _dev(model: Path, heads: HeadSet | Path, lists: Lists) -> dict[str, float]:
 
 
 def _weight(folder: Path, lists: Lists) -> None:
-    """Choose BM25's weight beside log scores: the one whose smallest gain over BM25 on a dev collection is largest."""
+    """Choose BM25's weight beside log scores: the one with the largest mean over dev collections."""
     path = folder / "first-stage-weight.json"
     if path.exists():
         return
@@ -194,7 +194,7 @@ def _weight(folder: Path, lists: Lists) -> None:
         for qid, found in evaluate(mixed, grades, ["nDCG@10"]).per_query.items():
             values.setdefault(qid.partition("/")[0], []).append(found["nDCG@10"])
         means[weight] = {name: sum(part) / len(part) for name, part in values.items()}
-    best = max(means, key=lambda weight: min(means[weight][name] - means[1.0][name] for name in means[weight]))
+    best = max(means, key=lambda weight: sum(means[weight].values()))
     write_json(path, {"first_stage_weight": best, "dev_by_weight": {str(w): means[w] for w in means}})
     about = json.loads((folder / "adapter/factors.json").read_text(encoding="utf-8"))
     write_json(folder / "adapter/card.json", {"first_stage_weight": best, **about})
