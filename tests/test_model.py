@@ -104,6 +104,14 @@ def test_a_tokenizer_that_is_damaged_is_refused_in_our_words(folder, file, chang
         reranked(folder)
 
 
+@pytest.mark.parametrize("change", [{"initializer_range": "x"}, {"num_key_value_heads": 0}])
+def test_a_configuration_that_makes_no_model_is_refused_in_our_words(folder, change):
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match=rf"model .*{folder.name}: .*config\.json"):
+        reranked(folder)
+
+
 def test_a_folder_without_weights_is_missing_something_and_a_damaged_one_is_invalid(folder):
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()

@@ -72,8 +72,8 @@ class HeadSet:
             assert self.weights is not None
             if len(self.weights) != len(self.heads):
                 raise ValueError(f"head set {self.name!r}: {len(self.weights)} weights for {len(self.heads)} heads")
-            if not all(math.isfinite(weight) for weight in self.weights):
-                raise ValueError(f"head set {self.name!r}: weights must be finite, got {self.weights}")
+            if not all(abs(weight) < 1e100 for weight in self.weights):  # sums of larger ones may not be finite
+                raise ValueError(f"head set {self.name!r}: weights must be finite and below 1e100, got {self.weights}")
             total, size = math.fsum(self.weights), math.fsum(map(abs, self.weights))
             if total <= 1e-9 * size:  # their weighted mean would be 0/0, or turn the ranking round
                 raise ValueError(

@@ -184,7 +184,10 @@ def load(
     if head_set.model is not None and Path(head_set.model).name != Path(name).name and not _brought(heads, name):
         logger.warning("head set %s was selected on %s and is read on %s", head_set.name, head_set.model, name)
     tokenizer = load_tokenizer(name, revision)  # before the weights, which may take minutes
-    weights = _load_weights(name, config, head_set.depth, revision, choose_dtype(dtype, chosen))
+    try:
+        weights = _load_weights(name, config, head_set.depth, revision, choose_dtype(dtype, chosen))
+    except ArithmeticError as error:
+        raise ValueError(f"model {name}: no model has the sizes that its config.json states ({error})") from error
     check_vocabulary(name, weights, tokenizer)
     prefer_flash_attention(chosen)
     weights.to(device=chosen)  # type: ignore[call-arg]  # transformers' wrapper loses the signature
@@ -267,6 +270,9 @@ def load_config(name: str, revision: str | None) -> Any:
                 f"of a model is never run here; expected an architecture that transformers has, as in Qwen3 or Llama"
             ) from error
         raise ValueError(f"model {name}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # configurations check themselves, each with errors of its own
+        told = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"model {name}: its config.json cannot be read ({told}); copy it there again") from error
 
 
 def load_tokenizer(name: str, revision: str | None) -> Any:
