@@ -499,8 +499,7 @@ def _whole(value: str, what: str, where: str) -> int:
             raise ValueError
         return int(value)
     except ValueError:  # int() also refuses thousands of digits
-        shown = value if len(value) <= 40 else f"{value[:40]}…"
-        raise ValueError(f"{where}: {what} {shown!r}: expected a whole number") from None
+        raise ValueError(f"{where}: {what} {_short(value)!r}: expected a whole number") from None
 
 
 def _finite(value: str | float, where: str) -> float:
@@ -509,8 +508,12 @@ def _finite(value: str | float, where: str) -> float:
             raise ValueError
         score = float(value)
     except (ValueError, OverflowError):
-        shown = str(value) if len(str(value)) <= 40 else f"{str(value)[:40]}…"
-        raise ValueError(f"{where}: score {shown!r}: expected a number") from None
+        raise ValueError(f"{where}: score {_short(str(value))!r}: expected a number") from None
     if not math.isfinite(score):
-        raise ValueError(f"{where}: score {value!r}: scores must be finite; produce the run again")
+        shown = repr(_short(value) if isinstance(value, str) else value)
+        raise ValueError(f"{where}: score {shown}: scores must be finite; produce the run again")
     return score
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"

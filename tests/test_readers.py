@@ -77,8 +77,7 @@ def test_any_bytes_give_a_value_or_an_error_that_names_the_file(kind):
             read(path)
         except ValueError as error:
             assert str(error).startswith(str(path)), error
-            assert len(str(error)) < 2000
-            str(error).encode()
+            str(error).encode()  # half a surrogate pair in it could not be printed
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
