@@ -103,9 +103,16 @@ def check_isolated(
     if model not in _isolated:
         _isolated[model] = ""  # `read` comes here again
         prompt = _isolated_prompt(_vocabulary(model))
-        (own,) = own_attention(model, [prompt], name=name)
-        expected = [(_of_heads(own.mean(2), heads),)]
-        _isolated[model] = _wrong(model, heads, lambda: [(read(prompt),)], expected)
+        training = model.training
+        # The first list may be one of a training: its dropout and autocast are no fault of the family.
+        model.train(False)
+        try:
+            with torch.autocast(model.device.type, enabled=False):
+                (own,) = own_attention(model, [prompt], name=name)
+                expected = [(_of_heads(own.mean(2), heads),)]
+                _isolated[model] = _wrong(model, heads, lambda: [(read(prompt),)], expected)
+        finally:
+            model.train(training)
     if reason := _isolated[model]:
         raise ValueError(
             f"model {name}: isolated passages are not read right with a {type(model).__name__} ({reason}); leave them "
