@@ -92,7 +92,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def fast_dtype(device: str = "auto") -> str:
-    """Return the name of the dtype that a device multiplies fastest without a loss that matters to the order.
+    """Return the name of the dtype that a device multiplies fastest.
 
     That is bfloat16 on GPUs from Ampere on and on CPUs with AMX tiles, and float32 elsewhere: a CPU without them
     converts every product.
