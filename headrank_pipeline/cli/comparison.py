@@ -33,7 +33,7 @@ _LEVEL = click.option(
 _BASELINE = click.option(
     "--baseline", default="first stage", show_default=True, help="'first stage' (or bm25), a run directory or a tag."
 )
-_SEED = click.option("--seed", default=0, show_default=True, help="Of bootstrap and randomisation test.")
+_SEED = click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap and the randomisation test.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

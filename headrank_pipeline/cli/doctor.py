@@ -45,9 +45,13 @@ class Check:
     "--model",
     help="Read short lists with this model in several ways and print how far the scores are apart: what rerank takes.",
 )
-@click.option("--heads", help="With --model: as in rerank.  [default: those that a trained model brings, else 'all']")
-@click.option("--device", default="auto", show_default=True, help="With --model: auto, cpu, cuda, cuda:1, …")
-@click.option("--dtype", default="auto", show_default=True, help="With --model: auto, float32, bfloat16 or float16.")
+@click.option("--heads", help="Heads to read, as in rerank.  [default: those that a trained model brings, else 'all']")
+@click.option(
+    "--device", default="auto", show_default=True, help="Device that the model runs on: auto, cpu, cuda, cuda:1, …"
+)
+@click.option(
+    "--dtype", default="auto", show_default=True, help="Type of its weights: auto, float32, bfloat16 or float16."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def doctor(ctx: click.Context, model: str | None, heads: str | None, device: str, dtype: str, as_json: bool) -> None:

@@ -73,7 +73,7 @@ def lists(
               help="Weight of a term against heads whose attention goes by place.")  # fmt: skip
 @click.option("--depth-cap", type=float, help="Largest share of the layers that may be kept, for example 0.7.")
 @click.option("--window", default=4, show_default=True, help="Layers of the layer window.")
-@click.option("--temperature", default=0.1, show_default=True, help="Of CoRe's contrastive score.")
+@click.option("--temperature", default=0.1, show_default=True, help="Temperature of CoRe's contrastive score.")
 @click.option("--relevance-level", "-l", default=1, show_default=True, help="Lowest relevant grade: qrscore, core.")
 @click.option("--order", type=click.Choice(["random", "given", "reversed"]), default="random", show_default=True)
 @click.option("--list-size", type=int, help="Passages drawn from each list.  [default: all]")
@@ -188,10 +188,10 @@ def _costs(found: Selection) -> dict[str, Any]:
               help="Any other training setting, such as objective.beta=4 or patience=3; repeatable.")  # fmt: skip
 @click.option("--max-lists", type=click.IntRange(min=1), help="Use only the first so many training lists.")
 @PASSAGES_OPTION
-@click.option("--export-dtype", default="auto", show_default=True, help="Of the weights that are written.")
+@click.option("--export-dtype", default="auto", show_default=True, help="Type of the weights that are written.")
 @click.option("--figure/--no-figure", default=True, show_default=True, help="Draw the curves (training/curves.png).")
 @click.option("--device", default="auto", show_default=True)
-@click.option("--dtype", default="auto", show_default=True, help="Of the weights that do not move.")
+@click.option("--dtype", default="auto", show_default=True, help="Type of the weights that do not move.")
 @click.option("--revision", help="Revision of a Hugging Face model.")
 @click.option("--overwrite", is_flag=True, help="Start anew where the output holds another run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

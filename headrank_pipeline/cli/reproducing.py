@@ -24,7 +24,7 @@ _SHOWN = 5  # qids and changes
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), help="Where to run again.  [default: RUN-again]")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the new run.  [default: RUN-again]")
 @click.option("--here", is_flag=True, help="Run the command in this folder, not in the one that it was called in.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context

@@ -103,7 +103,7 @@ RERANKER_OPTIONS = (
         "--passage-cache-memory",
         type=click.FloatRange(min=0),
         metavar="GIB",
-        help="Of it, what is held on the device; also without a folder.  [default: 2 with a folder, else 0]",
+        help="GiB of cached keys on the device, also without --passage-cache.  [default: 2 with a folder, else 0]",
     ),
     click.option(
         "--passage-cache-limit",

@@ -30,21 +30,29 @@ logger = logging.getLogger(__name__)
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the index.")
 @click.option("--threads", default=1, show_default=True, help="1 keeps the order of the corpus.")
 @click.option("--multifield", is_flag=True, help="Keep the title in a field of its own.")
-@click.option("--language", help="Of the corpus, for BM25's analyzer: de, zh, …  [default: en]")
+@click.option("--language", help="Language of the corpus, for BM25's analyzer: de, zh, …  [default: en]")
 @click.option("--dense", is_flag=True, help="An index of --encoder's vectors; the same command continues one.")
-@click.option("--encoder", help="With --dense: folder of a sentence encoder, or its Hugging Face name.")
+@click.option("--encoder", help="Folder of a sentence encoder, or its Hugging Face name, with --dense.")
 @click.option(
     "--hnsw",
     is_flag=False,
     flag_value="faiss",
     type=click.Choice(["faiss", "lucene"]),
-    help="With --dense: approximate search, for large corpora; by FAISS where nothing follows.",
+    help="Build for approximate search in large corpora, with --dense. FAISS builds it unless another name follows.",
 )
-@click.option("--pooling", type=click.Choice(["cls", "mean"]), help="With --dense.  [default: as the folder states]")
-@click.option("--l2-norm/--no-l2-norm", default=None, help="With --dense.  [default: as the folder states]")
-@click.option("--query-prefix", help="With --dense: set before every query that is searched.")
-@click.option("--passage-prefix", help="With --dense: set before every passage.")
-@click.option("--device", default="cpu", show_default=True, help="Of the encoder.")
+@click.option(
+    "--pooling",
+    type=click.Choice(["cls", "mean"]),
+    help="Pooling of the encoder's tokens, with --dense.  [default: as the folder states]",
+)
+@click.option(
+    "--l2-norm/--no-l2-norm",
+    default=None,
+    help="Scale vectors to length 1, with --dense.  [default: as the folder states]",
+)
+@click.option("--query-prefix", help="Text set before every query, with --dense.")
+@click.option("--passage-prefix", help="Text set before every passage, with --dense.")
+@click.option("--device", default="cpu", show_default=True, help="Device of the encoder.")
 @click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def index(
@@ -80,9 +88,9 @@ def index(
 
 @click.command()
 @click.option("--index", help="Folder of an index, or the name of a prebuilt one of Pyserini.")
-@click.option("--run", type=click.Path(path_type=Path), help="In place of --index: a TREC run that was saved.")
+@click.option("--run", type=click.Path(path_type=Path), help="Saved TREC run to take instead of searching an index.")
 @click.option(
-    "--texts", help="Where passages come from that the index or run lacks: corpus file, Lucene index or ir_datasets:ID."
+    "--texts", help="Source of passages that the index or run lacks: corpus file, Lucene index or ir_datasets:ID."
 )
 @click.option("--topics", required=True, type=click.Path(path_type=Path), help="TSV, BEIR JSONL or TREC topics.")
 @click.option(
@@ -95,14 +103,14 @@ def index(
 @click.option("--k1", default=0.9, show_default=True)
 @click.option("--b", default=0.4, show_default=True)
 @click.option("--fields", multiple=True, metavar="NAME=BOOST", help="Field boost of a multifield index; repeatable.")
-@click.option("--language", help="Of BM25's analyzer.  [default: the one `headrank index` noted, else en]")
+@click.option("--language", help="Language of BM25's analyzer.  [default: the one `headrank index` noted, else en]")
 @click.option("--remove-query", is_flag=True, help="Leave out the document whose id is the query's id.")
 @click.option("--dense", is_flag=True, help="The index is one of vectors; k1, b and fields do not apply.")
-@click.option("--encoder", help="With --dense: for the queries.  [default: the index's own]")
+@click.option("--encoder", help="Encoder of the queries, with --dense.  [default: the index's own]")
 @click.option(
     "--ef-search",
     type=click.IntRange(min=1),
-    help="With --dense and HNSW: breadth of the search.  [default: the index's own]",
+    help="Breadth of the search, with --dense and HNSW.  [default: the index's own]",
 )
 @click.option("--threads", default=1, show_default=True)
 @click.option("--tag", help="Last column of a TREC run.  [default: bm25, dense or saved]")
@@ -111,7 +119,7 @@ def index(
     type=click.Choice(["rank_llm", "pyserini"]),
     default="rank_llm",
     show_default=True,
-    help="Of candidates: as rank_llm, or as the replies of Pyserini's REST server; rerank reads both.",
+    help="Form of the candidates: rank_llm's, or replies of Pyserini's REST server. rerank reads both.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def retrieve(

@@ -43,7 +43,7 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
 @click.command()
 @click.argument("definitions", nargs=-1, metavar="[BENCHMARK]...")
 @click.option("--all", "every", is_flag=True, help="Every main benchmark; a summary table at the end.")
-@click.option("--extra", is_flag=True, help="With --all: also the others.")
+@click.option("--extra", is_flag=True, help="Run the extra benchmarks, too, with --all.")
 @path_option("--pipelines", "With --all: folder of definitions, in place of those that ship with the package.")
 @path_option("--data", "Folder of collections, one folder per benchmark, in place of naming files.")
 @click.option("--dry-run", is_flag=True, help="Show commands, files and download sizes; run and fetch nothing.")
@@ -60,23 +60,27 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
     type=click.Choice(["bm25", "dense", "impact", "fusion"]),
     default="bm25",
     show_default=True,
-    help="In place of the benchmark's BM25; fusion joins that and a dense index.",
+    help="First stage to use instead of the benchmark's BM25. fusion joins BM25 and a dense index.",
 )
-@click.option("--encoder", help="Of dense, impact and fusion: folder or name.  [default: the index's own]")
-@click.option("--language", help="Of BM25's analyzer: de, zh, …  [default: the index's own; en for a corpus]")
-@click.option("--dense-index", help="With fusion: folder or name of the dense index.")
 @click.option(
-    "--texts", help="Where passages come from if the index stores none: corpus file, Lucene index or ir_datasets:ID."
+    "--encoder", help="Folder or name of the encoder for dense, impact and fusion.  [default: the index's own]"
+)
+@click.option("--language", help="Language of BM25's analyzer: de, zh, …  [default: the index's own; en for a corpus]")
+@click.option("--dense-index", help="Folder or name of the dense index, with fusion.")
+@click.option(
+    "--texts", help="Source of passages if the index stores none: corpus file, Lucene index or ir_datasets:ID."
 )
 @click.option(
     "--rrf-k",
     type=click.IntRange(min=1),
     default=60,
     show_default=True,
-    help="With fusion: the constant of reciprocal rank fusion.",
+    help="Constant of reciprocal rank fusion, with fusion.",
 )
 @click.option("--offline", is_flag=True, help="Open no socket; what is not local is an error that names its flag.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of the first stage.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Search threads of the first stage."
+)
 @model_option(required=False)
 @with_options(*RERANKER_OPTIONS[1:])
 @click.option("--depth", type=click.IntRange(min=1), help="Candidates that are reranked.  [default: the benchmark's]")
