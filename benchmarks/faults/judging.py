@@ -10,13 +10,24 @@ import logging
 import shutil
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-__all__ = ["Case", "Fault", "NotHeld", "NotJudged", "Result", "equal_or_refused", "mutated", "refusal", "run_case"]
+__all__ = [
+    "Case",
+    "Fault",
+    "NotHeld",
+    "NotJudged",
+    "Result",
+    "equal_or_refused",
+    "mutated",
+    "refusal",
+    "run_case",
+    "set_somewhere",
+]
 
 EQUAL, REFUSED, DOCUMENTED = "equal", "refused", "documented"
 
@@ -180,3 +191,17 @@ _ACCIDENTS = (
     _lines(_line_lost), _lines(_line_doubled), _lines(_lines_swapped),
     lambda _, data: data.replace(b"\n", b"\r\n"), lambda _, data: b"\xef\xbb\xbf" + data, lambda *_: b"",
 )  # fmt: skip
+
+
+def set_somewhere(chance: Random, record: Any, odd: Sequence[Any], *, deeper: float) -> None:
+    """Set a value to an odd one or delete it, at any depth; `deeper` is the chance to go on into a container."""
+    while True:
+        key = chance.choice(list(record) if isinstance(record, dict) else list(range(len(record))))
+        if isinstance(record[key], dict | list) and record[key] and chance.random() < deeper:
+            record = record[key]
+            continue
+        if chance.random() < 0.25:
+            del record[key]
+        else:
+            record[key] = chance.choice(odd)
+        return

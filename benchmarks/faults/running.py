@@ -18,7 +18,7 @@ from random import Random
 from tempfile import mkdtemp
 from typing import Any
 
-from faults.judging import EQUAL, REFUSED, Fault, NotHeld, NotJudged, equal_or_refused, mutated, refusal
+from faults.judging import EQUAL, REFUSED, Fault, NotHeld, NotJudged, equal_or_refused, mutated, refusal, set_somewhere
 from headrank_pipeline.comparison.costs import cost_of
 from headrank_pipeline.comparison.finished import read_finished
 from headrank_pipeline.experiment.runner import RunPlan, execute
@@ -328,7 +328,7 @@ def manifest(chance: Random, room: Path) -> str:
         path.write_bytes(mutated(chance, path.read_bytes()))
     else:
         record = json.loads(path.read_bytes())
-        _set_somewhere(chance, record)
+        set_somewhere(chance, record, _ODD, deeper=0.7)
         path.write_text(json.dumps(record))
     if not finished or chance.random() < 0.3:
         return equal_or_refused(lambda: _resumed(room), _whole(), "manifest.json", str(output))
@@ -340,21 +340,6 @@ def manifest(chance: Random, room: Path) -> str:
         return run.scored, run.first_stage
 
     return equal_or_refused(read, (expected.scored, expected.first_stage), "manifest.json", str(output))
-
-
-def _set_somewhere(chance: Random, record: Any) -> None:
-    """Set or delete a value, at any depth."""
-    while True:
-        keys = list(record) if isinstance(record, dict) else list(range(len(record)))
-        key = chance.choice(keys)
-        if isinstance(record[key], dict | list) and record[key] and chance.random() < 0.7:
-            record = record[key]
-            continue
-        if chance.random() < 0.25:
-            del record[key]
-        else:
-            record[key] = chance.choice(_ODD)
-        return
 
 
 # --------------------------------------------------------------------------------------------------------------- inputs

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from faults.judging import DOCUMENTED, REFUSED, Fault, NotHeld
+from faults.judging import DOCUMENTED, REFUSED, Fault, NotHeld, set_somewhere
 from faults.running import lists, plan
 from headrank_pipeline.experiment.runner import execute
 from headrank_pipeline.pipeline import Failure
@@ -81,7 +81,7 @@ def _odd_reply(chance: Random) -> tuple[int, bytes, int]:
     draw = chance.randrange(7)
     good = _completion(_ORDER)
     if draw == 0:
-        _set_somewhere(chance, good)
+        set_somewhere(chance, good, _ODD, deeper=0.8)
     elif draw == 1:
         return chance.choice((400, 404, 418, 422, 500, 503)), json.dumps({"error": chance.choice(_ODD)}).encode(), 0
     elif draw == 2:
@@ -114,19 +114,6 @@ def _odd_reply(chance: Random) -> tuple[int, bytes, int]:
         )
         good = _completion(" ".join(chance.choice(words) for _ in range(chance.randrange(1, 6))))
     return 200, json.dumps(good).encode(), 0
-
-
-def _set_somewhere(chance: Random, record: Any) -> None:
-    while True:
-        key = chance.choice(list(record) if isinstance(record, dict) else list(range(len(record))))
-        if isinstance(record[key], dict | list) and record[key] and chance.random() < 0.8:
-            record = record[key]
-            continue
-        if chance.random() < 0.25:
-            del record[key]
-        else:
-            record[key] = chance.choice(_ODD)
-        return
 
 
 @cache
