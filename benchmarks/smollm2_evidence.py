@@ -31,7 +31,7 @@ from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.experiment.manifest import environment, write_json
 from headrank_pipeline.pipeline import Reranker
-from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead
+from headrank_pipeline.rerank.recipes import headrank, icr
 
 FIRST_STAGE, SHIPPED, MIXED, FUSED = "BM25", "smollm2", "smollm2, interpolated", "smollm2, rank fusion"
 PLANNED = (
@@ -103,8 +103,6 @@ def _systems(experiment: Experiment, made: Path) -> dict[str, System]:
         "plain, the same heads": System(lambda seed: reader(experiment.model, heads(seed)), seeds=True),
         "plain, all heads": System(lambda _: reader(experiment.model, "all")),
         "plain, icr": System(lambda _: icr(experiment.model, **causal), collections=small),
-        "plain, qrhead": System(lambda _: qrhead(experiment.model, made / "heads/qrhead.json", **causal), False, small),
-        "plain, core": System(lambda _: core(experiment.model, made / "heads/core.json", **causal), False, small),
         "plain, headrank in causal prompts": System(
             lambda seed: headrank(experiment.model, heads(seed), **causal), True, small
         ),

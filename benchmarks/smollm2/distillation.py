@@ -34,7 +34,6 @@ _WEIGHTS = {  # of groups, by where the passage is from; others count 1
     "nfcorpus_preproc": 0.7,
     "wordnet": 0.5,
 }
-_QUERIES = {"dl23": 4, "rankzephyr_sample": 3}  # how often a collection's queries are drawn; others once
 _NEIGHBOURS = 24
 
 
@@ -55,6 +54,7 @@ class Settings:
     question_tokens: int = 32
     seen: tuple[int, ...] = (4, 4, 8, 16)  # passages that questions see below the layers that are read
     from_collections: float = 0.45  # share of the groups that belong to a collection's query
+    favoured: tuple[tuple[str, int], ...] = ()  # collections whose queries are drawn so often; others once
     warm_up: int = 20
     least_rate: float = 0.03
     seed: int = 0
@@ -173,7 +173,7 @@ class _Batches:
         for place, question in enumerate(job.texts.questions):
             if question.passage is None:
                 source = job.texts.sources[question.candidates[0]]
-                self.free += [place] * _QUERIES.get(source, 1)
+                self.free += [place] * dict(self.settings.favoured).get(source, 1)
             else:
                 self.asked.setdefault(question.passage, []).append(place)
         self.by_source: dict[str, list[int]] = {}
