@@ -305,7 +305,7 @@ def test_the_real_file_gives_the_scores_of_the_unpacked_folder_bit_for_bit(real_
     assert direct.describe()["model"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def test_the_shipped_alignment_reranks(real_cache):
+def test_the_shipped_reranker_reranks(real_cache):
     if not SMOLLM2.ships_adapter:
         pytest.skip("no training of smollm2 ships yet")
     best = headrank("smollm2", device="cpu").rerank(RANKING).candidates[0]
