@@ -21,13 +21,13 @@ import torch
 from evidence.data import LEARNED, learned_lists, split_lists
 from evidence.settings import ALIGNMENT, setting
 
-from headrank_pipeline.align.lists import GradedList
-from headrank_pipeline.align.schedule import TrainingConfig, configured
-from headrank_pipeline.align.scorer import ListScorer, mean_ndcg
-from headrank_pipeline.align.selection import SelectionConfig, select_heads
-from headrank_pipeline.align.trainer import Trainer, TrainingData
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.learn.lists import GradedList
+from headrank_pipeline.learn.schedule import TrainingConfig, configured
+from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
+from headrank_pipeline.learn.selection import SelectionConfig, select_heads
+from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.rerank.recipe import recipe_of
 
 DEPTH = 20  # passages of a held-out list

@@ -43,12 +43,12 @@ from evidence.orders import reranked_in_orders
 from evidence.report import Comparison, Results, picture, planned_tests, tables
 from evidence.settings import ALIGNMENT, setting
 
-from headrank_pipeline.align.selection import CRITERIA, SelectionConfig
 from headrank_pipeline.comparison.analysis import middle_zone
 from headrank_pipeline.comparison.biases import order_sensitivity
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.comparison.tables import Column, Table
 from headrank_pipeline.experiment.manifest import environment, write_json
+from headrank_pipeline.learn.selection import CRITERIA, SelectionConfig
 from headrank_pipeline.trec import read_qrels
 
 FIRST_STAGE = "BM25"

@@ -22,8 +22,8 @@ from evidence.data import split_lists
 from evidence.experiment import KnownScores
 from evidence.learned import WEIGHTS
 
-from headrank_pipeline.align.lists import GradedList
 from headrank_pipeline.experiment.evaluate import evaluate
+from headrank_pipeline.learn.lists import GradedList
 from headrank_pipeline.rerank.interpolation import interpolated
 from headrank_pipeline.rerank.recipes import headrank
 

@@ -23,18 +23,18 @@ from evidence.data import LEARNED, Judged, judged_collections, learned_lists, sh
 from evidence.experiment import MEASURE, candidates_of
 from evidence.settings import ALIGNMENT
 
-from headrank_pipeline.align.export import export
-from headrank_pipeline.align.lists import GradedList
-from headrank_pipeline.align.preference import log_scores
-from headrank_pipeline.align.schedule import TrainingConfig, configured
-from headrank_pipeline.align.scorer import ListScorer
-from headrank_pipeline.align.selection import SelectionConfig, select_heads
-from headrank_pipeline.align.trainer import Trainer, TrainingData
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.experiment.evaluate import evaluate
 from headrank_pipeline.experiment.manifest import environment, write_json
+from headrank_pipeline.learn.export import export
+from headrank_pipeline.learn.lists import GradedList
+from headrank_pipeline.learn.preference import log_scores
+from headrank_pipeline.learn.schedule import TrainingConfig, configured
+from headrank_pipeline.learn.scorer import ListScorer
+from headrank_pipeline.learn.selection import SelectionConfig, select_heads
+from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.rerank.recipe import Recipe, recipe_of
 from headrank_pipeline.rerank.recipes import headrank

@@ -66,8 +66,8 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Return prompt tokens, seconds per list, peak memory and weights in MiB."""
     import torch
 
-    from headrank_pipeline.align.scorer import ListScorer
     from headrank_pipeline.attention.reader import AttentionReader
+    from headrank_pipeline.learn.scorer import ListScorer
     from headrank_pipeline.rerank.recipe import HEADRANK
 
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
@@ -102,14 +102,14 @@ def plain(way: str, loaded, lists, scorer) -> None:
 
 
 def select(way: str, loaded, lists, scorer) -> None:
-    from headrank_pipeline.align.selection import select_heads
+    from headrank_pipeline.learn.selection import select_heads
 
     select_heads(loaded, scorer.reading, lists)
 
 
 def train(way: str, loaded, lists, scorer) -> None:
-    from headrank_pipeline.align.schedule import TrainingConfig
-    from headrank_pipeline.align.trainer import Trainer, TrainingData
+    from headrank_pipeline.learn.schedule import TrainingConfig
+    from headrank_pipeline.learn.trainer import Trainer, TrainingData
 
     config = TrainingConfig(epochs=1, lists_per_step=1, list_size=None, checkpoint_activations="recompute" in way)
     with tempfile.TemporaryDirectory() as directory:
@@ -123,9 +123,9 @@ def activations(arguments: argparse.Namespace) -> dict[str, float]:
     """
     import torch
 
-    from headrank_pipeline.align.movable import set_movable
-    from headrank_pipeline.align.scorer import ListScorer
     from headrank_pipeline.attention.reader import AttentionReader
+    from headrank_pipeline.learn.movable import set_movable
+    from headrank_pipeline.learn.scorer import ListScorer
     from headrank_pipeline.rerank.recipe import HEADRANK
 
     kept: dict[int, float] = {}
@@ -199,7 +199,7 @@ def random_model(arguments: argparse.Namespace, *, selects: bool, dtype=None):
 
 def demo_lists(count: int, repeat: int):
     """Return lists of demo passages with grades of the demo's judgments, 1 for one passage at least."""
-    from headrank_pipeline.align.lists import GradedList
+    from headrank_pipeline.learn.lists import GradedList
     from headrank_pipeline.passages import read_corpus
     from headrank_pipeline.records import Candidate, Query, Ranking
     from headrank_pipeline.trec import read_topics

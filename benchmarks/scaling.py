@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
-from headrank_pipeline.align.cost import truncation_cost
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import LoadedModel, ModelSource
 from headrank_pipeline.attention.prompt import PromptBuilder
@@ -32,6 +31,7 @@ from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.tap import IMPLEMENTATION, register
 from headrank_pipeline.experiment.catalogue import find_benchmarks, query_count
 from headrank_pipeline.files import open_text
+from headrank_pipeline.learn.cost import truncation_cost
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 from headrank_pipeline.rerank.recipe import HEADRANK

@@ -26,10 +26,10 @@ from evidence.experiment import MEASURE, Experiment
 from evidence.learned import fused_by_rank, with_first_stage
 from evidence.report import Comparison, Results, planned_tests, tables
 
-from headrank_pipeline.align.selection import SelectionConfig
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.experiment.manifest import environment, write_json
+from headrank_pipeline.learn.selection import SelectionConfig
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.rerank.recipes import headrank, icr
 

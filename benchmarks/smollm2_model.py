@@ -37,18 +37,18 @@ from smollm2.lists import Lists, drawn
 from smollm2.texts import Texts, gathered
 from transformers import LlamaModel
 
-from headrank_pipeline.align.export import export
-from headrank_pipeline.align.lists import describe_file
-from headrank_pipeline.align.schedule import TrainingConfig, configured
-from headrank_pipeline.align.scorer import ListScorer, mean_ndcg
-from headrank_pipeline.align.selection import SelectionConfig, select_heads
-from headrank_pipeline.align.trainer import Trainer, TrainingData
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.experiment.evaluate import evaluate
 from headrank_pipeline.experiment.manifest import environment, write_json
+from headrank_pipeline.learn.export import export
+from headrank_pipeline.learn.lists import describe_file
+from headrank_pipeline.learn.schedule import TrainingConfig, configured
+from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
+from headrank_pipeline.learn.selection import SelectionConfig, select_heads
+from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.rerank.interpolation import interpolated
 from headrank_pipeline.rerank.recipe import HEADRANK
 from headrank_pipeline.rerank.recipes import headrank

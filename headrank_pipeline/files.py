@@ -2,7 +2,7 @@
 
 Every input is opened once, so that a pipe loses nothing: gzip is told by the first bytes of the very stream that is
 read, and ``-`` is standard input. What is needed more than once (a digest beside the lines, a second look) is opened
-as an `Input`. A folder that only one process may write to at a time is `held`.
+as an `Input`. A folder that only one process may write to at a time is a `locked_folder`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ __all__ = [
     "file_sha256",
     "first_field",
     "foreign_id",
-    "held",
     "joined",
     "json_object_lines",
     "json_objects",
+    "locked_folder",
     "made_folder",
     "next_json",
     "numbered_lines",
@@ -456,7 +456,7 @@ def _remove_drafts(target: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+def locked_folder(folder: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Make a folder and hold it for this process; a file ``.lock`` stays in it.
 
     Args:

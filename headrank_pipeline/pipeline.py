@@ -266,7 +266,7 @@ class _Continued(Source):
     def retrieve(self, queries: Queries) -> Iterator[Ranking]:
         known = list(as_queries(queries))
         tails, shared = tee(self.tail.retrieve(known))
-        heads = _fed(self.head, self.tail, shared)
+        heads = _reuse_tail(self.head, self.tail, shared)
         if heads is None:
             del shared  # it would keep every ranking that the tail yields
             heads = self.head.retrieve(known)
@@ -306,13 +306,13 @@ class _Fused(Source):
         return Ranking.from_scores(rankings[0].query, candidates)
 
 
-def _fed(stage: Source, tail: Source, rankings: Iterator[Ranking]) -> Iterator[Ranking] | None:
+def _reuse_tail(stage: Source, tail: Source, rankings: Iterator[Ranking]) -> Iterator[Ranking] | None:
     """Return what `stage` yields, made from the rankings of `tail`; None where `stage` does not start from `tail`.
 
     In ``bm25 % 20 >> headrank ^ bm25`` both sides search the same index: once is enough.
     """
     if isinstance(stage, Pipeline):
-        fed = _fed(stage.source, tail, rankings)
+        fed = _reuse_tail(stage.source, tail, rankings)
         return None if fed is None else stage.reranked(fed)
     if stage == tail:
         return rankings
@@ -321,7 +321,7 @@ def _fed(stage: Source, tail: Source, rankings: Iterator[Ranking]) -> Iterator[R
         return None
     if stage == tail % cutoff:
         return (ranking.cut(cutoff) for ranking in rankings)
-    fed = _fed(stage.source, tail, rankings) if isinstance(stage, _Cutoff) else None
+    fed = _reuse_tail(stage.source, tail, rankings) if isinstance(stage, _Cutoff) else None
     return None if fed is None else (ranking.cut(cutoff) for ranking in fed)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from headrank_pipeline.align.lists import GradedList
+from headrank_pipeline.learn.lists import GradedList
 from headrank_pipeline.records import Candidate, Query, Ranking
 
 # One piece each in the tests' tokenizer, so that overlap is visible to a model from its first steps.

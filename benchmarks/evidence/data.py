@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.align.lists import GradedList, read_lists, save_lists, write_lists
 from headrank_pipeline.first_stage.index import build_index
 from headrank_pipeline.first_stage.lexical import bm25
+from headrank_pipeline.learn.lists import GradedList, read_lists, save_lists, write_lists
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import Qrels, read_candidates, read_qrels, read_topics, write_candidates

@@ -10,14 +10,14 @@ from safetensors.numpy import load_file, save_file
 
 from evidence.data import Judged, Split
 from evidence.experiment import Experiment, KnownScores, candidates_of
-from headrank_pipeline.align.checkpoint import appearing
-from headrank_pipeline.align.lists import describe_file
-from headrank_pipeline.align.scorer import ListScorer
-from headrank_pipeline.align.selection import CRITERIA, select_heads
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.comparison.finished import FinishedRun
+from headrank_pipeline.learn.checkpoint import atomic_path
+from headrank_pipeline.learn.lists import describe_file
+from headrank_pipeline.learn.scorer import ListScorer
+from headrank_pipeline.learn.selection import CRITERIA, select_heads
 from headrank_pipeline.rerank.recipes import icr
 
 __all__ = ["all_heads_by_icr", "read_all_heads", "scored_by_heads", "selected_heads"]
@@ -44,7 +44,7 @@ def read_all_heads(experiment: Experiment) -> None:
         for ranking in candidates_of(collection):
             (mass,) = scorer.masses([scorer.builder.build(ranking)])
             found[ranking.query.qid] = mass.double().cpu().numpy()
-        with appearing(_masses_file(experiment, collection)) as draft:
+        with atomic_path(_masses_file(experiment, collection)) as draft:
             save_file(found, draft)
 
 

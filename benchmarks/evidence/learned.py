@@ -11,16 +11,16 @@ import numpy as np
 
 from evidence.data import Split
 from evidence.experiment import MEASURE, Experiment, KnownScores, candidates_of, file_name
-from headrank_pipeline.align.export import export
-from headrank_pipeline.align.lists import GradedList, describe_file
-from headrank_pipeline.align.schedule import TrainingConfig, configured
-from headrank_pipeline.align.trainer import Trainer, TrainingData
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.experiment.evaluate import evaluate
 from headrank_pipeline.experiment.manifest import write_json
 from headrank_pipeline.first_stage.saved import saved_run
+from headrank_pipeline.learn.export import export
+from headrank_pipeline.learn.lists import GradedList, describe_file
+from headrank_pipeline.learn.schedule import TrainingConfig, configured
+from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.pipeline import RRF_K, fuse
 from headrank_pipeline.records import Query, Ranking
 from headrank_pipeline.rerank.interpolation import interpolated

@@ -20,12 +20,12 @@ from tiny_encoder import tiny_encoder
 from tiny_models import tiny_model
 
 from faults.judging import DOCUMENTED, EQUAL, REFUSED, Fault, NotHeld, NotJudged, equal_or_refused, mutated, refusal
-from headrank_pipeline.align.schedule import TrainingConfig
-from headrank_pipeline.align.trainer import Trainer, TrainingData
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.markup import PLAIN
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.passage_cache import PassageCache
+from headrank_pipeline.learn.schedule import TrainingConfig
+from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.pipeline import Failure
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.recipe import HEADRANK

@@ -22,7 +22,7 @@ from faults.judging import EQUAL, REFUSED, Fault, NotHeld, NotJudged, equal_or_r
 from headrank_pipeline.comparison.costs import cost_of
 from headrank_pipeline.comparison.finished import read_finished
 from headrank_pipeline.experiment.runner import RunPlan, execute
-from headrank_pipeline.experiment.supply import Supply, supply_from_file, supply_from_source
+from headrank_pipeline.experiment.supply import CandidateSource, supply_from_file, supply_from_source
 from headrank_pipeline.pipeline import Queries, Reranker, Source, as_queries
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_candidates, write_candidates
@@ -81,7 +81,7 @@ def plan(folder: Path, output: Path, reranker: Reranker | None = None, **changes
     return RunPlan(output=output, reranker=reranker or Words(), supply=supply, **settings)
 
 
-def retrieved() -> Supply:
+def retrieved() -> CandidateSource:
     """The candidates of a first stage, which the run keeps."""
     return supply_from_source(Passages(), [ranking.query for ranking in lists()])
 

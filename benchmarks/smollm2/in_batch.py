@@ -2,7 +2,7 @@
 
 The product's reader answers one question per list. For distillation every question of a batch is asked of every passage
 of the batch: passages run once. What comes out for one question equals what the product reads
-(`tests/test_smollm2_benchmark.py`), up to one thing: below the layers that are read, questions see a few of the
+(`tests/learn/test_smollm2_benchmark.py`), up to one thing: below the layers that are read, questions see a few of the
 passages, drawn anew in every step, which keeps the pass short.
 
 Shapes are few on purpose (passages and questions are padded to fixed lengths): oneDNN compiles each product of a new

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evidence.data import learned_lists
 
-from headrank_pipeline.align.lists import GradedList, read_lists, save_lists, write_lists
+from headrank_pipeline.learn.lists import GradedList, read_lists, save_lists, write_lists
 
 __all__ = ["COLLECTIONS", "Lists", "all_lists", "drawn"]
 

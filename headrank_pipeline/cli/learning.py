@@ -12,8 +12,8 @@ from headrank_pipeline.cli.reporting import command_line, echo_json, table
 from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, path_option
 
 if TYPE_CHECKING:
-    from headrank_pipeline.align.selection import Selection
-    from headrank_pipeline.align.trainer import TrainingReport
+    from headrank_pipeline.learn.selection import Selection
+    from headrank_pipeline.learn.trainer import TrainingReport
     from headrank_pipeline.rerank.recipe import Recipe
 
 __all__ = ["lists", "select_heads", "train"]
@@ -44,7 +44,7 @@ def lists(
     """Join candidates and judgments to graded lists, which select-heads and train learn from."""
     from dataclasses import asdict
 
-    from headrank_pipeline.align.lists import write_lists
+    from headrank_pipeline.learn.lists import write_lists
 
     counts = asdict(write_lists(candidates, qrels, output, unjudged=unjudged, corpus=corpus, cutoff=depth))
     if as_json:
@@ -102,13 +102,13 @@ def select_heads(
     **settings: Any,
 ) -> None:
     """Score every head of a model on graded lists and choose the best; prints what other criteria would choose."""
-    from headrank_pipeline.align.head_table import SelectionConfig
-    from headrank_pipeline.align.lists import describe_file, read_lists
-    from headrank_pipeline.align.selection import select_heads as select
     from headrank_pipeline.attention.model import load
     from headrank_pipeline.comparison.learning_figures import head_map
     from headrank_pipeline.experiment.progress import Progress
     from headrank_pipeline.files import open_input
+    from headrank_pipeline.learn.head_table import SelectionConfig
+    from headrank_pipeline.learn.lists import describe_file, read_lists
+    from headrank_pipeline.learn.selection import select_heads as select
     from headrank_pipeline.rerank.named_models import named_model
 
     model, config = str(named_model(model)), SelectionConfig(**settings)
@@ -217,13 +217,13 @@ def train(
 
     Writes a folder that reranks: weights cut off after the deepest head, tokenizer, heads.json, recipe.json, a card.
     """
-    from headrank_pipeline.align.lists import describe_file, read_lists
-    from headrank_pipeline.align.schedule import TrainingConfig, configured
-    from headrank_pipeline.align.trainer import Trainer, TrainingData
     from headrank_pipeline.attention.model import load
     from headrank_pipeline.comparison.learning_figures import training_curves
     from headrank_pipeline.experiment.progress import Progress
     from headrank_pipeline.files import open_input
+    from headrank_pipeline.learn.lists import describe_file, read_lists
+    from headrank_pipeline.learn.schedule import TrainingConfig, configured
+    from headrank_pipeline.learn.trainer import Trainer, TrainingData
     from headrank_pipeline.rerank.named_models import named_model
 
     named = {name: value for name, value in common.items() if value is not None}
@@ -255,8 +255,8 @@ def train(
 
 
 def _export(trainer: Any, report: TrainingReport, output: Path, dtype: str) -> None:
-    from headrank_pipeline.align.export import export
     from headrank_pipeline.experiment.manifest import environment
+    from headrank_pipeline.learn.export import export
 
     versions = environment()
     made_by = {

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from headrank_pipeline.experiment.benchmark import Benchmark
     from headrank_pipeline.experiment.inputs import LocalFiles
     from headrank_pipeline.experiment.runner import Outcome
-    from headrank_pipeline.experiment.stages import StageChoice
+    from headrank_pipeline.experiment.stages import FirstStageOptions
     from headrank_pipeline.experiment.suite import Row, Suite
     from headrank_pipeline.pipeline import Reranker
 
@@ -208,11 +208,11 @@ def _refuse_depth_above_hits(depth: int | None, benchmark: Benchmark, local: Loc
         )
 
 
-def _choice(given: dict[str, Any]) -> StageChoice:
-    from headrank_pipeline.experiment.stages import StageChoice
+def _choice(given: dict[str, Any]) -> FirstStageOptions:
+    from headrank_pipeline.experiment.stages import FirstStageOptions
 
     settings = {name: given[name] for name in ("dense_index", "encoder", "texts", "language", "rrf_k")}
-    return StageChoice(method=given["first_stage"], **settings)
+    return FirstStageOptions(method=given["first_stage"], **settings)
 
 
 def _definitions(given: dict[str, Any]) -> list[tuple[str | None, Benchmark]]:
@@ -321,7 +321,7 @@ def _suite_row(row: Row) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- dry run
 
 
-def _show(jobs: Sequence[_Job], stage: StageChoice, *, as_json: bool) -> None:
+def _show(jobs: Sequence[_Job], stage: FirstStageOptions, *, as_json: bool) -> None:
     """Print what would be run and read; nothing is loaded and no socket is opened."""
     from dataclasses import asdict
 

@@ -57,7 +57,7 @@ class TriedBatch:
     failures: tuple[Failure, ...] = ()
 
     @property
-    def hopeless(self) -> bool:
+    def all_failed(self) -> bool:
         """Whether queries failed and none was reranked."""
         return bool(self.failures) and not any(entry.docids for entry in self.entries)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from headrank_pipeline.experiment.benchmark import Benchmark, load_benchmark
 from headrank_pipeline.experiment.facts import catalogue, datasets_home
 from headrank_pipeline.experiment.inputs import LocalFiles, topics_beside
-from headrank_pipeline.experiment.stages import StageChoice
+from headrank_pipeline.experiment.stages import FirstStageOptions
 
 __all__ = ["Need", "corpus_size", "find_benchmark", "find_benchmarks", "needs", "query_count", "to_download"]
 
@@ -104,7 +104,7 @@ def corpus_size(benchmark: Benchmark) -> int | None:
     return None if facts is None else int(facts["docs"])
 
 
-def needs(benchmark: Benchmark, local: LocalFiles, stage: StageChoice | None = None) -> list[Need]:
+def needs(benchmark: Benchmark, local: LocalFiles, stage: FirstStageOptions | None = None) -> list[Need]:
     """Return what a run would read, in the order in which inputs are looked for.
 
     Args:
@@ -120,7 +120,7 @@ def needs(benchmark: Benchmark, local: LocalFiles, stage: StageChoice | None = N
     if queries == qrels or {need.place for need in queries} == {need.place for need in qrels}:
         queries = []  # one archive holds both
         qrels = [_both(need) for need in qrels]
-    return [*queries, *qrels, *_collections(benchmark, local, stage or StageChoice())]
+    return [*queries, *qrels, *_collections(benchmark, local, stage or FirstStageOptions())]
 
 
 def to_download(wanted: Iterable[Sequence[Need]]) -> tuple[int, int]:
@@ -177,7 +177,7 @@ def _download(what: str, name: str, file: Mapping[str, Any], home: Path) -> Need
     return Need(what, name, "download", file["bytes"], file["url"], file["md5"])
 
 
-def _collections(benchmark: Benchmark, local: LocalFiles, stage: StageChoice) -> list[Need]:
+def _collections(benchmark: Benchmark, local: LocalFiles, stage: FirstStageOptions) -> list[Need]:
     """The index or indexes of the first stage, and where passages come from if those store none."""
     if stage.method in ("dense", "impact") and local.corpus is None:
         return _without_passages(benchmark, local.index, "--index", stage)
@@ -189,7 +189,7 @@ def _collections(benchmark: Benchmark, local: LocalFiles, stage: StageChoice) ->
     return list({need.place: need for need in reversed(found)}.values())[::-1]
 
 
-def _without_passages(benchmark: Benchmark, name: str | None, flag: str, stage: StageChoice) -> list[Need]:
+def _without_passages(benchmark: Benchmark, name: str | None, flag: str, stage: FirstStageOptions) -> list[Need]:
     if name is None:
         return [Need("index", "none", "missing", None, f"pass {flag} FOLDER or NAME, or --corpus FILE")]
     facts = _index(name)

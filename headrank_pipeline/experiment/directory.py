@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrank_pipeline.files import held
+from headrank_pipeline.files import locked_folder
 
 __all__ = ["RunDirectory"]
 
@@ -69,7 +69,7 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path}: a run is a folder, this is a file; choose another --output")
-        return held(self.path, "run")
+        return locked_folder(self.path, "run")
 
     def work(self) -> list[str]:
         """Return the names of the files that hold something retrieved, scored or printed."""

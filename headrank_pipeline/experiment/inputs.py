@@ -23,8 +23,8 @@ from headrank_pipeline.experiment.facts import (
     compare_topics,
 )
 from headrank_pipeline.experiment.judgement import Judgement
-from headrank_pipeline.experiment.stages import StageChoice, StageSetting, first_stage_supply
-from headrank_pipeline.experiment.supply import Supply, supply_from_file
+from headrank_pipeline.experiment.stages import FirstStageOptions, Workspace, first_stage_supply
+from headrank_pipeline.experiment.supply import CandidateSource, supply_from_file
 from headrank_pipeline.files import atomic_writer, numbered_lines
 from headrank_pipeline.first_stage.index import ENGLISH
 from headrank_pipeline.records import Query, Ranking
@@ -78,11 +78,11 @@ class LocalFiles:
 class Inputs:
     """What a run needs besides its reranker."""
 
-    supply: Supply
+    supply: CandidateSource
     judgement: Judgement
 
 
-def check_sources(benchmark: Benchmark, local: LocalFiles, stage: StageChoice | None = None) -> None:
+def check_sources(benchmark: Benchmark, local: LocalFiles, stage: FirstStageOptions | None = None) -> None:
     """Fail where topics or qrels can come from nowhere; a model need not be loaded to learn that.
 
     Raises:
@@ -105,7 +105,7 @@ def resolve_inputs(
     directory: RunDirectory,
     *,
     threads: int = 1,
-    stage: StageChoice | None = None,
+    stage: FirstStageOptions | None = None,
 ) -> Inputs:
     """Return a benchmark's candidates and judgments.
 
@@ -120,7 +120,7 @@ def resolve_inputs(
         FileNotFoundError: a missing file, or something that is neither local nor allowed to be fetched.
         ValueError: malformed input, or no query that is judged.
     """
-    choice = stage or StageChoice()
+    choice = stage or FirstStageOptions()
     qrels, qrels_origin = _qrels(benchmark, local, directory)
     judgments = read_qrels(qrels)
     dataset = benchmark.collection.ir_datasets
@@ -139,7 +139,7 @@ def resolve_inputs(
         origins = {"candidates": str(local.candidates)}
     else:
         queries, topics_origin = _judged_topics(benchmark, local, judged, qrels)
-        setting = StageSetting(
+        setting = Workspace(
             corpus=local.corpus or _corpus(benchmark, local, directory),
             index=local.index,
             offline=local.offline,
@@ -275,7 +275,7 @@ def _read_exclusions(path: Path) -> dict[str, frozenset[str]]:
     return {qid: frozenset(docids) for qid, docids in found.items()}
 
 
-def _without(supply: Supply, remove_query: bool, exclude: Mapping[str, frozenset[str]]) -> Supply:
+def _without(supply: CandidateSource, remove_query: bool, exclude: Mapping[str, frozenset[str]]) -> CandidateSource:
     """Return saved candidates less what a query must not get; whoever saved them may not have known it."""
     from headrank_pipeline.first_stage.removal import Removal
 

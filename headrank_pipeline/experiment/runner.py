@@ -35,7 +35,7 @@ from headrank_pipeline.experiment.manifest import (
     write_json,
 )
 from headrank_pipeline.experiment.progress import Progress
-from headrank_pipeline.experiment.supply import Supply
+from headrank_pipeline.experiment.supply import CandidateSource
 from headrank_pipeline.files import open_input
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Candidate, Ranking
@@ -67,7 +67,7 @@ class RunPlan:
 
     output: Path
     reranker: Reranker | Workers
-    supply: Supply
+    supply: CandidateSource
     depth: int = 100
     batch_size: int = 8
     tag: str = "headrank"
@@ -364,7 +364,7 @@ class _Session:
             # Closed at once when something goes wrong, rather than some time later: workers must not go on.
             with Progress(self.total, done) as progress, closing(self.workers.try_batches(batches)) as stream:
                 for tried in stream:
-                    failed = [self._failed(failure, alone=tried.hopeless) for failure in tried.failures]
+                    failed = [self._failed(failure, alone=tried.all_failed) for failure in tried.failures]
                     entries = [*tried.entries, *failed]
                     fresh = sum(not self.journal.scored(entry.qid) for entry in entries)
                     self.journal.append(entries)

@@ -122,8 +122,8 @@ class RayWorkers:
                 streams -= 1
                 if not streams:
                     raise RuntimeError(
-                        f"workers: a batch was given up ({_gist(error)}); if its worker dies, for want of memory "
-                        f"perhaps, it is tried {_STREAMS * (_RETRIES + 1)} times: take fewer workers or smaller "
+                        f"workers: a batch was given up ({_short_message(error)}); if its worker dies, for want of "
+                        f"memory perhaps, it is tried {_STREAMS * (_RETRIES + 1)} times: take fewer workers or smaller "
                         f"batches. Finished batches are in the journal, the same command continues"
                     ) from error
                 logger.debug("workers: %s", error)
@@ -144,7 +144,7 @@ class RayWorkers:
                     logger.warning("a worker died; %s took its place, and its batch was tried again", answer.worker)
                 seen.add(answer.worker)
                 self._usage = max(self._usage, answer.usage, key=lambda found: found.get("peak_memory_bytes", 0))
-                yield answer.told()
+                yield answer.result_or_raise()
         finally:
             del rows  # which stops the workers
 
@@ -156,8 +156,10 @@ class RayWorkers:
         try:
             answer: _Answer = pickle.loads(ray.get(introduction.remote(recipe)))
         except ray.exceptions.RayError as error:
-            raise RuntimeError(f"workers: the first one died while it built its reranker ({_gist(error)})") from error
-        introduced: tuple[dict[str, Any], dict[str, str]] = answer.told()
+            raise RuntimeError(
+                f"workers: the first one died while it built its reranker ({_short_message(error)})"
+            ) from error
+        introduced: tuple[dict[str, Any], dict[str, str]] = answer.result_or_raise()
         return introduced
 
     def _answers(self, batches: Batches) -> Any:
@@ -273,7 +275,7 @@ class _Answer:
         fault.add_note("in the worker:\n" + "".join(traceback.format_exception(self.fault)))
         return pickle.dumps(replace(self, fault=fault))
 
-    def told(self) -> Any:
+    def result_or_raise(self) -> Any:
         """Log what the worker logged, and return its result.
 
         Raises:
@@ -342,7 +344,7 @@ def _source(batches: Batches, folder: str) -> Any:
     return Source()  # type: ignore[no-untyped-call]
 
 
-def _gist(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     """The kind of a Ray error and its last line; what comes before is Ray's own stack."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[-1].strip()}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from headrank_pipeline.experiment.benchmark import Benchmark, FirstStage
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.supply import Supply, queries_sha256
+from headrank_pipeline.experiment.supply import CandidateSource, queries_sha256
 from headrank_pipeline.files import Input, open_input
 from headrank_pipeline.first_stage.index import ENGLISH, check_language
 from headrank_pipeline.pipeline import RRF_K, fuse
@@ -23,13 +23,13 @@ from headrank_pipeline.records import Query
 if TYPE_CHECKING:
     from headrank_pipeline.pipeline import Source
 
-__all__ = ["StageChoice", "StageSetting", "first_stage_supply"]
+__all__ = ["FirstStageOptions", "Workspace", "first_stage_supply"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageChoice:
+class FirstStageOptions:
     """A first stage in place of the benchmark's own; hits, remove_query and exclusions stay the benchmark's.
 
     Args:
@@ -67,7 +67,7 @@ class StageChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageSetting:
+class Workspace:
     """Where a first stage works, beside what the benchmark says.
 
     Args:
@@ -97,8 +97,8 @@ class _Stage:
 
 
 def first_stage_supply(
-    benchmark: Benchmark, choice: StageChoice, setting: StageSetting, queries: Sequence[Query]
-) -> tuple[Supply, str]:
+    benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace, queries: Sequence[Query]
+) -> tuple[CandidateSource, str]:
     """Return the candidates of a first stage and where they come from.
 
     Raises:
@@ -107,11 +107,11 @@ def first_stage_supply(
     """
     stage = _stage(benchmark, choice, setting)
     identity = {**stage.identity, "queries_sha256": queries_sha256(queries)}
-    supply = Supply(identity=identity, rankings=lambda: stage.open().retrieve(queries), retrieves=True)
+    supply = CandidateSource(identity=identity, rankings=lambda: stage.open().retrieve(queries), retrieves=True)
     return supply, stage.origin
 
 
-def _stage(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) -> _Stage:
+def _stage(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace) -> _Stage:
     if setting.offline and choice.texts is not None and not Path(choice.texts).exists():
         raise FileNotFoundError(
             f"--offline: --texts {choice.texts} is no file or folder here and may open a socket; name a corpus file or "
@@ -134,7 +134,7 @@ def _stage(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) -> 
 # -------------------------------------------------------------------------------------------------------------- lexical
 
 
-def _lexical(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) -> _Stage:
+def _lexical(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace) -> _Stage:
     stage = benchmark.first_stage
     corpus = setting.corpus or (None if setting.index else benchmark.collection.embedded_file("corpus.jsonl"))
     if corpus is not None:
@@ -153,7 +153,7 @@ def _lexical(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) -
     return _Stage(_identity(named | _spoken(choice.language), stage, setting), lambda: source, index)
 
 
-def _lexical_of_corpus(stage: FirstStage, corpus: Path, setting: StageSetting, language: str) -> _Stage:
+def _lexical_of_corpus(stage: FirstStage, corpus: Path, setting: Workspace, language: str) -> _Stage:
     """BM25 over a corpus; its index is built when candidates are first asked for, and used again afterwards."""
     read = open_input(corpus, "corpus")
     target = Path(setting.index) if setting.index else setting.directory.index
@@ -170,7 +170,7 @@ def _spoken(language: str | None) -> dict[str, str]:
     return {} if language in (None, ENGLISH) else {"language": str(language)}
 
 
-def _identity(collection: Mapping[str, str], stage: FirstStage, setting: StageSetting) -> dict[str, Any]:
+def _identity(collection: Mapping[str, str], stage: FirstStage, setting: Workspace) -> dict[str, Any]:
     from headrank_pipeline.first_stage.jvm import versions
     from headrank_pipeline.first_stage.removal import Removal
 
@@ -179,7 +179,7 @@ def _identity(collection: Mapping[str, str], stage: FirstStage, setting: StageSe
     return {**collection, "first_stage": stated, **versions()}
 
 
-def _ensure_index(corpus: Input, target: Path, *, multifield: bool, language: str, setting: StageSetting) -> None:
+def _ensure_index(corpus: Input, target: Path, *, multifield: bool, language: str, setting: Workspace) -> None:
     """Build the index unless it is there and was built from the same corpus."""
     from headrank_pipeline.first_stage.index import build_index, index_identity
     from headrank_pipeline.first_stage.jvm import versions
@@ -206,7 +206,7 @@ def _is_there(target: Path, wanted: Mapping[str, Any], known: Mapping[str, Any],
     return False
 
 
-def _refuse_download(index: str, setting: StageSetting) -> None:
+def _refuse_download(index: str, setting: Workspace) -> None:
     if setting.offline:
         raise FileNotFoundError(
             f"--offline: index {index} is no folder here and would be downloaded by Pyserini; "
@@ -215,7 +215,7 @@ def _refuse_download(index: str, setting: StageSetting) -> None:
 
 
 def _bm25(
-    index: str, stage: FirstStage, setting: StageSetting, *, texts: str | None = None, language: str | None = None
+    index: str, stage: FirstStage, setting: Workspace, *, texts: str | None = None, language: str | None = None
 ) -> Source:
     from headrank_pipeline.first_stage.lexical import bm25
 
@@ -236,7 +236,7 @@ def _bm25(
 # ----------------------------------------------------------------------------------------------------- dense and impact
 
 
-def _dense(benchmark: Benchmark, choice: StageChoice, setting: StageSetting, index: str | None) -> _Stage:
+def _dense(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace, index: str | None) -> _Stage:
     from headrank_pipeline.first_stage.dense import dense
 
     flag = "--dense-index" if choice.method == "fusion" else "--index"
@@ -252,7 +252,7 @@ def _dense(benchmark: Benchmark, choice: StageChoice, setting: StageSetting, ind
 
 
 def _dense_of_corpus(
-    benchmark: Benchmark, choice: StageChoice, setting: StageSetting, corpus: Path, index: str | None
+    benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace, corpus: Path, index: str | None
 ) -> _Stage:
     from headrank_pipeline.first_stage.dense import dense
     from headrank_pipeline.first_stage.dense_index import build_dense_index
@@ -279,7 +279,7 @@ def _dense_of_corpus(
     return _Stage({**wanted, "first_stage": stated}, opened, f"{target}, from {corpus}")
 
 
-def _impact(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) -> _Stage:
+def _impact(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace) -> _Stage:
     from headrank_pipeline.first_stage.impact import impact
 
     if setting.index is None or setting.corpus is not None:
@@ -296,12 +296,12 @@ def _impact(benchmark: Benchmark, choice: StageChoice, setting: StageSetting) ->
     return _Stage({"source": source.describe()}, lambda: source, setting.index)
 
 
-def _common(benchmark: Benchmark, setting: StageSetting) -> dict[str, Any]:
+def _common(benchmark: Benchmark, setting: Workspace) -> dict[str, Any]:
     stage = benchmark.first_stage
     return {"hits": stage.hits, "remove_query": stage.remove_query, "exclude": setting.exclude}
 
 
-def _stated(benchmark: Benchmark, setting: StageSetting) -> dict[str, Any]:
+def _stated(benchmark: Benchmark, setting: Workspace) -> dict[str, Any]:
     from headrank_pipeline.first_stage.removal import Removal
 
     stage = benchmark.first_stage

@@ -13,11 +13,11 @@ from headrank_pipeline.pipeline import Source
 from headrank_pipeline.records import Query, Ranking
 from headrank_pipeline.trec import read_candidates
 
-__all__ = ["Supply", "queries_sha256", "supply_from_file", "supply_from_source"]
+__all__ = ["CandidateSource", "queries_sha256", "supply_from_file", "supply_from_source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Supply:
+class CandidateSource:
     """Candidates, and what they are determined by.
 
     Args:
@@ -33,7 +33,7 @@ class Supply:
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
-def supply_from_file(path: str | PathLike[str], *, only: Collection[str] | None = None) -> Supply:
+def supply_from_file(path: str | PathLike[str], *, only: Collection[str] | None = None) -> CandidateSource:
     """Return the candidates of a file.
 
     Args:
@@ -46,7 +46,7 @@ def supply_from_file(path: str | PathLike[str], *, only: Collection[str] | None 
     opened = open_input(path, "candidates")
     identity: dict[str, Any] = {"candidates_sha256": opened.sha256}
     if only is None:
-        return Supply(
+        return CandidateSource(
             identity=identity,
             rankings=lambda: read_candidates(opened),
             retrieves=False,
@@ -54,7 +54,7 @@ def supply_from_file(path: str | PathLike[str], *, only: Collection[str] | None 
         )
     kept = frozenset(only)
     identity["qids_sha256"] = hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()
-    return Supply(
+    return CandidateSource(
         identity=identity,
         rankings=lambda: (ranking for ranking in read_candidates(opened) if ranking.query.qid in kept),
         retrieves=False,
@@ -62,9 +62,9 @@ def supply_from_file(path: str | PathLike[str], *, only: Collection[str] | None 
     )
 
 
-def supply_from_source(source: Source, queries: Sequence[Query]) -> Supply:
+def supply_from_source(source: Source, queries: Sequence[Query]) -> CandidateSource:
     """Return what a first stage finds for the queries."""
-    return Supply(
+    return CandidateSource(
         identity={"source": source.describe(), "queries_sha256": queries_sha256(queries)},
         rankings=lambda: source.retrieve(queries),
         retrieves=True,

@@ -15,7 +15,7 @@ from headrank_pipeline.attention.model import check_folder, load_config
 
 __all__ = ["HEADS_FILE", "RECIPE_FILE", "Brought", "brought_by"]
 
-# align/export.py writes them.
+# learn/export.py writes them.
 HEADS_FILE = "heads.json"
 RECIPE_FILE = "recipe.json"
 

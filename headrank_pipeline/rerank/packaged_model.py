@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrank_pipeline.files import atomic_writer, held
+from headrank_pipeline.files import atomic_writer, locked_folder
 from headrank_pipeline.pipeline import MissingPrerequisite
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
         return folder
     cache = folder.parent
     try:
-        with held(cache, "cache of models", wait=True):
+        with locked_folder(cache, "cache of models", wait=True):
             if _is_whole(folder):
                 return folder
             if folder.exists():

@@ -30,7 +30,7 @@ from headrank_pipeline.rerank.recipe import CORE, ICR, QRHEAD, QRRANKER, Recipe,
 __all__ = ["core", "embedded_first_stage_weight", "embedded_model", "headrank", "icr", "qrhead", "qrranker"]
 
 
-class Loading(TypedDict, total=False):
+class EngineSettings(TypedDict, total=False):
     """How a model is loaded and fed."""
 
     device: str
@@ -42,7 +42,7 @@ class Loading(TypedDict, total=False):
     passage_cache: PassageCache | str | Path | None
 
 
-class Keywords(Loading, total=False):
+class Keywords(EngineSettings, total=False):
     """The keyword arguments that all recipes share: how a model is loaded, and fields of template and rule."""
 
     opening: str
@@ -214,14 +214,14 @@ def _own_heads(model: str | Path, brought: Brought) -> HeadSet | Path:
     )
 
 
-def _shared_out(system: str, given: Keywords, options: Mapping[str, Any]) -> tuple[Loading, dict[str, Any]]:
+def _shared_out(system: str, given: Keywords, options: Mapping[str, Any]) -> tuple[EngineSettings, dict[str, Any]]:
     """Return the keywords that load a model, and all others together with the options.
 
     Raises:
         ValueError: a name that nothing here has, with the nearest; or one that is given twice.
     """
-    refuse_unknown(system, given, PromptTemplate, ScoringRule, others=tuple(Loading.__annotations__))
-    own = {name: value for name, value in given.items() if name not in Loading.__annotations__}
+    refuse_unknown(system, given, PromptTemplate, ScoringRule, others=tuple(EngineSettings.__annotations__))
+    own = {name: value for name, value in given.items() if name not in EngineSettings.__annotations__}
     if twice := sorted(own.keys() & options.keys()):
         raise ValueError(f"{system}: {', '.join(twice)} given as a keyword and in options; name it once")
     loading: Any = {name: value for name, value in given.items() if name not in own}

@@ -19,7 +19,7 @@ from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.chat import ChatFormat
 from headrank_pipeline.rerank.baselines.conversation import Message
 from headrank_pipeline.rerank.baselines.fitting import fitted_words
-from headrank_pipeline.rerank.baselines.generation import CausalModel, Loading
+from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
 from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown
 from headrank_pipeline.rerank.baselines.windows import Ordered, Window, Windowing, slide
 from headrank_pipeline.rerank.options import read_settings, refuse_unknown
@@ -44,7 +44,7 @@ _WORDS = (SYSTEM, OPENING, PASSAGE, CLOSING, ANSWER)
 
 
 class FirstTokenOptions(TypedDict, total=False):
-    """Keyword arguments of `first_token`: `Identifiers`, `Windowing`, `PassageText` and `Loading`."""
+    """Keyword arguments of `first_token`: `Identifiers`, `Windowing`, `PassageText` and `ModelSettings`."""
 
     identifiers: Literal["letters", "digits"]
     window_size: int
@@ -209,9 +209,9 @@ def first_token(model: str | Path, **options: Unpack[FirstTokenOptions]) -> Firs
         ValueError: an unknown option, a value that an option refuses, or a tokenizer without single-token identifiers.
     """
     given: dict[str, Any] = dict(options)
-    refuse_unknown("first-token", given, Identifiers, Windowing, PassageText, Loading)
+    refuse_unknown("first-token", given, Identifiers, Windowing, PassageText, ModelSettings)
     identifiers = read_settings(Identifiers, "first-token", given)
     windowing = read_settings(Windowing, "first-token", given)
     passages = read_settings(PassageText, "first-token", given)
-    loaded = CausalModel(model, read_settings(Loading, "first-token", given))
+    loaded = CausalModel(model, read_settings(ModelSettings, "first-token", given))
     return FirstToken(loaded, windowing, passages, identifiers)

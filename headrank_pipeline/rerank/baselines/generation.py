@@ -28,13 +28,13 @@ from headrank_pipeline.attention.vocabulary import check_vocabulary
 from headrank_pipeline.rerank.baselines.decoding import Decoding
 from headrank_pipeline.rerank.named_models import named_model
 
-__all__ = ["CausalModel", "Generated", "Loading", "load_causal"]
+__all__ = ["CausalModel", "Generated", "ModelSettings", "load_causal"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class ModelSettings:
     """How a model is loaded and fed.
 
     Args:
@@ -86,7 +86,7 @@ class CausalModel:
         ValueError: a checkpoint that is damaged or lacks weights, or a budget beyond the model's positions.
     """
 
-    def __init__(self, model: str | Path, loading: Loading) -> None:
+    def __init__(self, model: str | Path, loading: ModelSettings) -> None:
         name, device = str(named_model(model)), choose_device(loading.device)
         config = load_config(name, loading.revision)
         self.source = source_of(name, config, loading.revision)

@@ -16,7 +16,7 @@ from typing import Any, TypedDict, Unpack
 from headrank_pipeline.attention.markup import control_pattern, neutralised
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
-from headrank_pipeline.rerank.baselines.generation import CausalModel, Loading
+from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
 from headrank_pipeline.rerank.baselines.passage_text import passage_of
 from headrank_pipeline.rerank.options import read_settings, refuse_unknown
 
@@ -34,7 +34,7 @@ _PUBLISHED_BUDGET = 8192  # tokens of a whole prompt
 
 
 class Qwen3RerankerOptions(TypedDict, total=False):
-    """Keyword arguments of `qwen3_reranker`: `PairText` and `Loading`."""
+    """Keyword arguments of `qwen3_reranker`: `PairText` and `ModelSettings`."""
 
     instruction: str
     passage_words: int | None
@@ -203,6 +203,6 @@ def qwen3_reranker(model: str | Path, **options: Unpack[Qwen3RerankerOptions]) -
         ValueError: an unknown option, a value that an option refuses, or a tokenizer without "yes" and "no".
     """
     given: dict[str, Any] = dict(options)
-    refuse_unknown("qwen3-reranker", given, PairText, Loading)
+    refuse_unknown("qwen3-reranker", given, PairText, ModelSettings)
     text = read_settings(PairText, "qwen3-reranker", given)
-    return Qwen3Reranker(CausalModel(model, read_settings(Loading, "qwen3-reranker", given)), text)
+    return Qwen3Reranker(CausalModel(model, read_settings(ModelSettings, "qwen3-reranker", given)), text)

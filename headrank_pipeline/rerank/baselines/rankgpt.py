@@ -44,7 +44,7 @@ _WORDS = (SYSTEM, OPENING, OPENING_REPLY, PASSAGE, PASSAGE_REPLY, CLOSING)
 class RankGPTOptions(TypedDict, total=False):
     """Keyword arguments of `rankgpt`; each is explained where it belongs.
 
-    `Windowing`, `PassageText`, `Reasoning`, `Decoding`, and `generation.Loading` (a model in this process) or
+    `Windowing`, `PassageText`, `Reasoning`, `Decoding`, and `generation.ModelSettings` (a model in this process) or
     `endpoint.Connection` (a server).
     """
 
@@ -238,12 +238,12 @@ _SHARED = (Windowing, PassageText, Reasoning, Decoding)
 
 
 def _local_writer(model: str, where: str, given: Mapping[str, Any]) -> Writer:
-    from headrank_pipeline.rerank.baselines.generation import CausalModel, Loading
+    from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
     from headrank_pipeline.rerank.baselines.local_writer import LocalWriter
 
-    refuse_unknown(where, given, *_SHARED, Loading)
+    refuse_unknown(where, given, *_SHARED, ModelSettings)
     reasoning, limit, decoding = _reply_settings(where, given)
-    loaded = CausalModel(model, read_settings(Loading, where, given))
+    loaded = CausalModel(model, read_settings(ModelSettings, where, given))
     return LocalWriter(loaded, thinking=bool(reasoning.thinking), decoding=decoding, max_new_tokens=limit)
 
 

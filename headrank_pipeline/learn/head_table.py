@@ -1,0 +1,249 @@
+"""One pass over graded lists measures every head of every layer at once, keeping running sums and nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.scoring import check_finite
+from headrank_pipeline.files import atomic_writer
+from headrank_pipeline.learn import measures
+from headrank_pipeline.learn.lists import GradedList, Order, arranged
+from headrank_pipeline.learn.place_curves import PlaceSums, PlaceTable
+from headrank_pipeline.learn.scorer import ListScorer, Reading, ndcg
+
+__all__ = ["BINARY_MEASURES", "CRITERIA", "Criterion", "HeadTable", "SelectionConfig", "has_places", "measure_heads"]
+
+Criterion = Literal["entropy-regularised", "discrimination", "qrscore", "ndcg", "core", "layer-window"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+
+# Measures that look at grades only as relevant or not; lists without both kinds do not count for them.
+BINARY_MEASURES = ("qrscore", "core")
+GRADED_MEASURES = ("discrimination", "entropy", "ndcg")
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionConfig:
+    """What decides a choice of heads, besides model, prompt and data.
+
+    Args:
+        criterion: one of `CRITERIA`; ``discrimination`` is the entropy-regularised one with lambda 0.
+        num_heads: how many to keep (a layer window keeps all heads of its layers instead).
+        entropy_weight: lambda, of the entropy term.
+        flatness_weight: of the term that prefers heads whose attention goes little by place; 0 leaves it out. It is
+            z(log flatness), subtracted from the criterion's score, which is made a z-score for that.
+        depth_cap: largest share of the model's layers that may be kept, or None.
+        window: layers of the layer window (Selective-ICR: 4).
+        temperature: of CoRe's contrastive score.
+        relevance_level: lowest grade that counts as relevant for QRScore and CoRe.
+        order: of the passages; ``random`` so that a head that looks at the first passages is not taken for a good one.
+        list_size: passages drawn from each list, or None for whole lists.
+        max_lists: use that many lists, the first ones; None for all.
+        max_prompt_tokens: budget of a prompt, or None for all positions of the model.
+        seed: of the passage order.
+    """
+
+    criterion: Criterion = "entropy-regularised"
+    num_heads: int = 16
+    entropy_weight: float = 0.25
+    flatness_weight: float = 0.0
+    depth_cap: float | None = None
+    window: int = 4
+    temperature: float = 0.1
+    relevance_level: int = 1
+    order: Order = "random"
+    list_size: int | None = None
+    max_lists: int | None = None
+    max_prompt_tokens: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"criterion {self.criterion!r}: expected one of {', '.join(CRITERIA)}")
+        if self.num_heads < 1 or self.window < 1:
+            raise ValueError(f"num_heads {self.num_heads} and window {self.window}: expected at least 1")
+        if self.depth_cap is not None and not 0 < self.depth_cap <= 1:
+            raise ValueError(f"depth_cap {self.depth_cap!r}: expected a share above 0 and at most 1, for example 0.7")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature {self.temperature!r}: expected a number above 0")
+        if not 0 <= self.flatness_weight < float("inf"):
+            raise ValueError(f"flatness_weight {self.flatness_weight!r}: expected a number from 0")
+        if self.flatness_weight and self.criterion == "layer-window":
+            raise ValueError("flatness_weight: a layer window takes all heads of its layers; leave it out")
+        if self.flatness_weight and self.order != "random":
+            raise ValueError(
+                f"flatness_weight: with order {self.order!r} a place holds what is relevant; measure with order random"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTable:
+    """What one pass over graded lists found out about every head.
+
+    Attributes:
+        heads: (layer, head), layer by layer.
+        layers: of the whole model.
+        values: measure -> [H] float64, its mean over the lists it is defined on; NaN where there was none.
+        layer_ndcg: [L] float64, nDCG@10 of the sum of each layer's heads.
+        constant: [H], on how many lists a head gave all passages the same score.
+        counts: lists ``used``, and those left out: ``one_grade``; ``no_positive`` and ``no_negative`` (they count for
+            the graded measures only); ``prompt_tokens`` (mean, rounded).
+        calibrated: whether a content-free query was subtracted, which leaves nothing that has an entropy.
+        places: how attention goes by place, which only random orders of causal passages show, without calibration;
+            otherwise None. Its flatness is a measure, too, NaN where it is None.
+    """
+
+    heads: tuple[tuple[int, int], ...]
+    layers: int
+    values: Mapping[str, np.ndarray]
+    layer_ndcg: np.ndarray
+    constant: np.ndarray
+    counts: Mapping[str, int]
+    calibrated: bool = False
+    places: PlaceTable | None = None
+
+    def usable(self) -> np.ndarray:
+        """Return [H] bool: heads that are not constant on every list."""
+        usable: np.ndarray = self.constant < self.counts["used"]
+        return usable
+
+    def save(self, path: str | Path, *, scores: np.ndarray | None = None, chosen: HeadSet | None = None) -> None:
+        """Write one row per head as TSV: measures, the criterion's score, and whether it was chosen."""
+        picked = set(chosen.heads) if chosen else set()
+        names = [*self.values]
+        with atomic_writer(path) as file:
+            file.write("\t".join(["layer", "head", *names, "constant_lists", "score", "chosen"]) + "\n")
+            for index, (layer, head) in enumerate(self.heads):
+                numbers = [self.values[name][index] for name in names]
+                score = np.nan if scores is None else scores[index]
+                cells = [str(layer), str(head), *(f"{n:.6f}" for n in numbers), str(self.constant[index])]
+                file.write("\t".join([*cells, f"{score:.6f}", str(int((layer, head) in picked))]) + "\n")
+
+
+def has_places(reading: Reading, config: SelectionConfig) -> bool:
+    """Return whether lists that are read so show how attention goes by place."""
+    return config.order == "random" and reading.template.passages == "causal" and reading.rule.content_free is None
+
+
+def measure_heads(
+    scorer: ListScorer,
+    lists: Iterable[GradedList],
+    config: SelectionConfig | None = None,
+    *,
+    on_list: Callable[[int], None] | None = None,
+) -> HeadTable:
+    """Return the measures of every head that the scorer's reader reads, in one forward pass per list.
+
+    Args:
+        scorer: over a reader of all heads (``load(model, "all")``).
+        lists: graded lists; those that order nothing are counted and left out.
+        config: order, list size, temperature, relevance level.
+        on_list: called with the number of lists done.
+
+    Raises:
+        ValueError: no list with two grades, or attention that is not finite, naming the list and the head.
+    """
+    config = config or SelectionConfig()
+    sums = _Sums.empty(scorer.reader.heads.heads)
+    if has_places(scorer.reading, config):
+        sums.places = PlaceSums(len(sums.heads))
+    for done, graded in enumerate(lists, start=1):
+        if config.max_lists is not None and done > config.max_lists:
+            break
+        if len(set(graded.grades)) < 2:
+            sums.counts["one_grade"] += 1
+        else:
+            part = arranged(graded, config.list_size, config.order, seed=config.seed)
+            sums.add(part, scorer, config)
+        if on_list is not None:
+            on_list(done)
+    if not sums.counts["used"]:
+        raise ValueError(
+            f"none of the {sums.counts['one_grade']} lists has passages of two grades: no head can be told from another"
+        )
+    return sums.table(scorer)
+
+
+@dataclass
+class _Sums:
+    """Running sums over lists; nothing else of a list is kept."""
+
+    heads: tuple[tuple[int, int], ...]
+    layer_of: Tensor
+    sums: dict[str, Tensor]
+    layer_ndcg: Tensor
+    constant: Tensor
+    counts: Counter[str] = field(default_factory=Counter)
+    places: PlaceSums | None = None
+
+    @classmethod
+    def empty(cls, heads: tuple[tuple[int, int], ...]) -> _Sums:
+        layer_of = torch.tensor([layer for layer, _ in heads])
+        zeros = {name: torch.zeros(len(heads), dtype=torch.float64) for name in (*GRADED_MEASURES, *BINARY_MEASURES)}
+        per_layer = torch.zeros(int(layer_of.max()) + 1, dtype=torch.float64)
+        return cls(heads, layer_of, zeros, per_layer, torch.zeros(len(heads), dtype=torch.int64))
+
+    def add(self, graded: GradedList, scorer: ListScorer, config: SelectionConfig) -> None:
+        (prompt,) = scorer.prompts([graded])
+        mass = scorer.masses([prompt])[0].cpu()
+        check_finite(mass, self.heads, graded.qid)
+        grades = torch.tensor(graded.grades)
+        self.counts["used"] += 1
+        self.counts["passages"] += len(graded)
+        self.counts["prompt_tokens"] += len(prompt)
+        if self.places is not None:
+            self.places.add(mass.numpy(), prompt.places)
+        self.constant += measures.constant_heads(mass)
+        self.sums["discrimination"] += measures.discrimination(mass, grades)
+        self.sums["entropy"] += measures.normalised_entropy(mass)
+        self.sums["ndcg"] += ndcg(mass, grades)
+        layers = mass.new_zeros(len(self.layer_ndcg), mass.shape[1]).index_add(0, self.layer_of, mass)
+        self.layer_ndcg += ndcg(layers, grades)
+        self._add_binary(mass, grades, config)
+
+    def _add_binary(self, mass: Tensor, grades: Tensor, config: SelectionConfig) -> None:
+        relevant = grades >= config.relevance_level
+        if not relevant.any():
+            self.counts["no_positive"] += 1
+        elif relevant.all():
+            self.counts["no_negative"] += 1
+        else:
+            self.counts["binary"] += 1
+            level = config.relevance_level
+            self.sums["qrscore"] += measures.qr_score(mass, grades, relevance_level=level)
+            self.sums["core"] += measures.contrastive_score(
+                mass, grades, temperature=config.temperature, relevance_level=level
+            )
+
+    def table(self, scorer: ListScorer) -> HeadTable:
+        used, binary = self.counts["used"], self.counts["binary"]
+        share = {name: used for name in GRADED_MEASURES} | {name: binary for name in BINARY_MEASURES}
+        values = {name: total.numpy() / share[name] if share[name] else np.full(len(self.heads), np.nan)
+                  for name, total in self.sums.items()}  # fmt: skip
+        places = None if self.places is None else self.places.table(scorer.rule.support)
+        values["flatness"] = np.full(len(self.heads), np.nan) if places is None else places.flatness
+        return HeadTable(
+            heads=self.heads,
+            layers=scorer.reader.source.layers,
+            values=values,
+            layer_ndcg=self.layer_ndcg.numpy() / used,
+            constant=self.constant.numpy(),
+            counts={
+                "used": used,
+                "one_grade": self.counts["one_grade"],
+                "no_positive": self.counts["no_positive"],
+                "no_negative": self.counts["no_negative"],
+                "passages": self.counts["passages"],
+                "prompt_tokens": round(self.counts["prompt_tokens"] / used),
+            },
+            calibrated=scorer.rule.content_free is not None,
+            places=places,
+        )
