@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Model
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import quiet_transformers
-from headrank_pipeline.rerank.recipe import HEADRANK
+from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.rerank.recipes import headrank
 
 VOCABULARY = 14_000

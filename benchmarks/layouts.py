@@ -26,6 +26,7 @@ from evidence.settings import ALIGNMENT
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.experiment.evaluate import evaluate
 from headrank_pipeline.experiment.manifest import environment, write_json
 from headrank_pipeline.learn.export import export
@@ -36,7 +37,7 @@ from headrank_pipeline.learn.scorer import ListScorer
 from headrank_pipeline.learn.selection import SelectionConfig, select_heads
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.pipeline import Reranker
-from headrank_pipeline.rerank.recipe import Recipe, recipe_of
+from headrank_pipeline.rerank.brought import recipe_of
 from headrank_pipeline.rerank.recipes import headrank
 from headrank_pipeline.trec import read_qrels
 

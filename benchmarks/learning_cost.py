@@ -67,8 +67,8 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from headrank_pipeline.attention.reader import AttentionReader
+    from headrank_pipeline.attention.recipe import HEADRANK
     from headrank_pipeline.learn.scorer import ListScorer
-    from headrank_pipeline.rerank.recipe import HEADRANK
 
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     loaded = random_model(arguments, selects=arguments.what == "selection", dtype=dtype)
@@ -124,9 +124,9 @@ def activations(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from headrank_pipeline.attention.reader import AttentionReader
+    from headrank_pipeline.attention.recipe import HEADRANK
     from headrank_pipeline.learn.movable import set_movable
     from headrank_pipeline.learn.scorer import ListScorer
-    from headrank_pipeline.rerank.recipe import HEADRANK
 
     kept: dict[int, float] = {}
     for layers in (arguments.layers - 1, arguments.layers):

@@ -20,11 +20,11 @@ import torch
 
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.learn.lists import GradedList, arranged, read_lists
 from headrank_pipeline.learn.scorer import ndcg
 from headrank_pipeline.learn.selection import SelectionConfig, select_heads
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.recipe import HEADRANK
 
 CAUSAL: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},

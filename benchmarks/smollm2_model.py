@@ -41,6 +41,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.experiment.evaluate import evaluate
 from headrank_pipeline.experiment.manifest import environment, write_json
 from headrank_pipeline.learn.export import export
@@ -50,7 +51,6 @@ from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.selection import SelectionConfig, select_heads
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.rerank.interpolation import interpolated
-from headrank_pipeline.rerank.recipe import HEADRANK
 from headrank_pipeline.rerank.recipes import headrank
 
 ISOLATED = HEADRANK.varied({"passages": "isolated"})

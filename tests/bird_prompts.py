@@ -5,8 +5,8 @@ from __future__ import annotations
 from tiny_models import tiny_tokenizer
 
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
+from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipe import HEADRANK
 
 
 def builder(*, max_prompt_tokens: int = 4096, **options) -> PromptBuilder:

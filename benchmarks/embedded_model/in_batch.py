@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedTokenizerFast, Qwen3Model
 
 from headrank_pipeline.attention.markup import CHATML
-from headrank_pipeline.attention.template import PromptTemplate
+from headrank_pipeline.attention.recipe import PromptTemplate
 
 __all__ = ["Frame", "shares"]
 

@@ -10,6 +10,7 @@ from typing import Any
 from evidence.data import Judged
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.passage_cache import PassageCache
+from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.comparison.finished import FinishedRun, read_finished
 from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.runner import RunPlan, execute
@@ -17,7 +18,6 @@ from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.learn.selection import SelectionConfig
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
-from headrank_pipeline.rerank.recipe import Recipe
 from headrank_pipeline.rerank.recipes import headrank
 from headrank_pipeline.trec import read_candidates, read_qrels
 

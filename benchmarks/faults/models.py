@@ -24,11 +24,11 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.markup import PLAIN
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.passage_cache import PassageCache
+from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.learn.schedule import TrainingConfig
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.pipeline import Failure
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipe import HEADRANK
 from headrank_pipeline.rerank.recipes import headrank, icr
 
 __all__ = ["FAULTS"]

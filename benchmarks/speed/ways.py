@@ -27,11 +27,11 @@ from headrank_pipeline.attention.kernels import fast_products
 from headrank_pipeline.attention.model import LoadedModel, choose_device, load
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import AttentionReader, FastPath
+from headrank_pipeline.attention.recipe import HEADRANK, ICR
 from headrank_pipeline.attention.tap import IMPLEMENTATION
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
-from headrank_pipeline.rerank.recipe import HEADRANK, ICR
 from speed.meter import Reading, measure
 from speed.models import HEAD_DIM, KEY_HEADS, Shape
 from speed.report import FLOOR, GENERATION, REFERENCE

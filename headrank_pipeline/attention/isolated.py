@@ -23,7 +23,8 @@ from torch import Tensor
 
 from headrank_pipeline.attention.passage_cache import KeyValues, PassageCache, entry_name
 from headrank_pipeline.attention.prompt import Prompt
-from headrank_pipeline.attention.tap import Past, Support, to_device
+from headrank_pipeline.attention.recipe import Support
+from headrank_pipeline.attention.tap import Past, to_device
 
 __all__ = ["Engine", "cached_passages", "read_isolated"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:  # it brings torch, which readers of head sets do without
-    from headrank_pipeline.attention.tap import Support
+    from headrank_pipeline.attention.recipe import Support
 
 __all__ = ["Places", "relative_places"]
 

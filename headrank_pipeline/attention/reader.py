@@ -42,7 +42,8 @@ from headrank_pipeline.attention.kernels import (
 from headrank_pipeline.attention.model import LoadedModel
 from headrank_pipeline.attention.passage_cache import PassageCache, weights_digest
 from headrank_pipeline.attention.prompt import Prompt
-from headrank_pipeline.attention.tap import DeepestLayerRead, Past, Support, Tap, spared_deepest_layer, to_device
+from headrank_pipeline.attention.recipe import Support
+from headrank_pipeline.attention.tap import DeepestLayerRead, Past, Tap, spared_deepest_layer, to_device
 
 __all__ = ["AttentionReader", "FastPath"]
 

@@ -7,19 +7,15 @@ normalisation, their own place curves) pools first: [H, N] -> [H, P] -> [P].
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.tap import Support
-from headrank_pipeline.attention.template import PromptTemplate
+from headrank_pipeline.attention.recipe import PromptTemplate, ScoringRule
 
 __all__ = [
-    "ScoringRule",
     "calibrated",
     "check_finite",
     "check_places",
@@ -34,72 +30,6 @@ __all__ = [
 # A share of attention below this counts as this where logarithms are taken: one head that sees nothing of a passage
 # must not decide alone.
 _LEAST_SHARE = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringRule:
-    """How passages are scored; the fields are the columns of the table in docs/method.md.
-
-    Args:
-        support: what the softmax of each row is normalised over.
-        heads: sum or mean over heads (equal order; the scale of scores differs).
-        content_free: the query whose attention is subtracted (``"N/A"`` in ICR), or None for no calibration.
-        filter_deviations: drop a passage's tokens at or below mean - k * standard deviation (ICR: k = 2), or None.
-        length_exponent: divide a passage's sum by its number of tokens to this power; 0 is the sum, 1 the mean.
-        both_orders: read every list in the prompt's order and in its reverse; scores are the mean of both.
-        place_profile: divide by the mean share that attention has at a passage's place, whatever stands there, as the
-            head set carries it: ``set`` the score by the set's curve, ``heads`` the mass of each head by its own.
-            Curves are scaled to a mean of 1 over the list's places.
-        normalise: of each head over the passages of a list, before heads are put together: ``mass`` leaves it,
-            ``zscore`` standardises it (scores can be negative), ``log`` takes logarithms of shares, so that scores are
-            the heads' geometric mean, scaled to sum to 1, whatever `heads` says.
-        temperature: of each head's softmax over the logarithms of its masses, before `normalise`; below 1 sharpens.
-
-    Raises:
-        ValueError: a temperature that is not above 0, or fields that do not go together.
-    """
-
-    support: Support = "passages"
-    heads: Literal["sum", "mean"] = "mean"
-    content_free: str | None = None
-    filter_deviations: float | None = None
-    length_exponent: float = 0.0
-    both_orders: bool = False
-    place_profile: Literal["set", "heads"] | None = None
-    normalise: Literal["mass", "zscore", "log"] = "mass"
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(
-                f"temperature {self.temperature!r}: expected a number above 0; 1 leaves masses as they are"
-            )
-        if self.content_free is not None:
-            for name, used in (
-                ("place_profile", self.place_profile is not None),
-                ("normalise 'log'", self.normalise == "log"),
-                ("temperature", self.temperature != 1.0),
-            ):
-                if used:
-                    raise ValueError(
-                        f"{name}: not with a content-free query, whose subtraction leaves negative attention; give "
-                        f"content_free=null, or leave it out"
-                    )
-        if self.place_profile == "set" and (self.normalise, self.temperature) != ("mass", 1.0):
-            raise ValueError(
-                "place_profile 'set': the set's curve is that of its plain score; with normalise or temperature divide "
-                "each head by its own (place_profile=heads)"
-            )
-
-    def describe(self) -> dict[str, Any]:
-        """Return the rule as JSON-ready values, without fields that are as they were before they existed."""
-        since = {"both_orders": False, "place_profile": None, "normalise": "mass", "temperature": 1.0}
-        return {name: value for name, value in asdict(self).items() if name not in since or value != since[name]}
-
-    @property
-    def pools_first(self) -> bool:
-        """Whether passages are pooled for each head, before heads are put together."""
-        return self.place_profile == "heads" or self.normalise != "mass" or self.temperature != 1.0
 
 
 def check_places(rule: ScoringRule, template: PromptTemplate, heads: HeadSet) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (its usual name)
@@ -32,7 +32,6 @@ __all__ = [
     "IMPLEMENTATION",
     "DeepestLayerRead",
     "Past",
-    "Support",
     "Tap",
     "has_flash_attention",
     "mean_attention",
@@ -42,8 +41,6 @@ __all__ = [
 ]
 
 IMPLEMENTATION = "headrank_tap"
-
-Support = Literal["all", "passages"]
 
 # (layer, key, value) of a pass's own tokens, [B, K, T, D] each -> the same with earlier tokens put before them. At the
 # deepest layer only the key counts. Not a transformers cache: layers that recompute activations drop theirs.

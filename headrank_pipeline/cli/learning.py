@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from headrank_pipeline.attention.recipe import RECIPES, Recipe
 from headrank_pipeline.cli.reporting import command_line, echo_json, table
 from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, path_option
 
 if TYPE_CHECKING:
     from headrank_pipeline.learn.selection import Selection
     from headrank_pipeline.learn.trainer import TrainingReport
-    from headrank_pipeline.rerank.recipe import Recipe
 
 __all__ = ["lists", "select_heads", "train"]
 
 # The values of align.head_table.CRITERIA and align.schedule.TrainingConfig, without importing torch to print --help.
 _CRITERIA = ("entropy-regularised", "discrimination", "qrscore", "ndcg", "core", "layer-window")
 _MOVES = ("lora", "lora-all", "heads", "qk", "all")
-_READINGS = ("headrank", "icr", "qrhead", "core", "qrranker")  # those that read attention with selected heads
 
 # CoRe finds heads by raw attention and reranks by calibrated, filtered attention of spans one token longer (its
 # core_detector.py and reranker_calib.py).
@@ -80,7 +79,7 @@ def lists(
 @click.option("--max-lists", type=click.IntRange(min=1), help="Use only the first so many lists.")
 @click.option("--max-prompt-tokens", type=int, help="Budget of a prompt.  [default: all the model's positions]")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--system", type=click.Choice(_READINGS), default="headrank", show_default=True,
+@click.option("--system", type=click.Choice(list(RECIPES)), default="headrank", show_default=True,
               help="Whose prompt and rule the heads are measured with.")  # fmt: skip
 @PASSAGES_OPTION
 @click.option("--figure/--no-figure", default=True, show_default=True, help="Draw a layer x head map (.png).")
@@ -285,10 +284,10 @@ def _report(report: TrainingReport, output: Path, *, as_json: bool) -> None:
 
 def _recipe(system: str, model: str, revision: str | None, passages: str | None) -> Recipe:
     """Return what heads are measured with: HeadRank's is that of a trained folder; its passages are every system's."""
-    from headrank_pipeline.rerank import recipe as recipes
+    from headrank_pipeline.rerank.brought import recipe_of
 
-    trained: Recipe = recipes.recipe_of(model, revision)
-    recipe: Recipe = trained if system == "headrank" else getattr(recipes, system.upper())
+    trained = recipe_of(model, revision)
+    recipe = trained if system == "headrank" else RECIPES[system]
     return recipe.varied({**_DETECTION.get(system, {}), "passages": passages or trained.template.passages})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.template import prompt_order
+from headrank_pipeline.attention.recipe import prompt_order
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.journal import Entry, journal_key, read_journal
 from headrank_pipeline.experiment.manifest import file_sha256, read_json, read_manifest

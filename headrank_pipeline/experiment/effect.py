@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.stats import kendalltau
 
-from headrank_pipeline.attention.template import prompt_order
+from headrank_pipeline.attention.recipe import prompt_order
 from headrank_pipeline.experiment.journal import Entry
 
 __all__ = ["Effect"]

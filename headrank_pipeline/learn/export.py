@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from headrank_pipeline.attention.model import LoadedModel, save_weights
+from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.files import atomic_writer
-from headrank_pipeline.learn.scorer import Reading
 
 __all__ = ["export"]
 
@@ -23,7 +23,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def export(
     loaded: LoadedModel,
-    reading: Reading,
+    reading: Recipe,
     folder: str | Path,
     *,
     dtype: str = "auto",
@@ -72,7 +72,7 @@ def export(
     return target
 
 
-def _write_recipe(reading: Reading, path: Path) -> None:
+def _write_recipe(reading: Recipe, path: Path) -> None:
     template = reading.template.describe()
     template.pop("chat")  # follows from the tokenizer
     with atomic_writer(path) as file:
@@ -80,7 +80,7 @@ def _write_recipe(reading: Reading, path: Path) -> None:
         file.write("\n")
 
 
-def _card(name: str, loaded: LoadedModel, reading: Reading, made_by: Mapping[str, Any]) -> str:
+def _card(name: str, loaded: LoadedModel, reading: Recipe, made_by: Mapping[str, Any]) -> str:
     source, heads = loaded.source, loaded.heads
     count = sum(weight.numel() for weight in loaded.model.parameters())
     details = json.dumps(made_by, indent=1, ensure_ascii=False, default=str)

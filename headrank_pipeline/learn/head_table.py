@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.attention.scoring import check_finite
 from headrank_pipeline.files import atomic_writer
 from headrank_pipeline.learn import measures
 from headrank_pipeline.learn.lists import GradedList, Order, arranged
 from headrank_pipeline.learn.place_curves import PlaceSums, PlaceTable
-from headrank_pipeline.learn.scorer import ListScorer, Reading, ndcg
+from headrank_pipeline.learn.scorer import ListScorer, ndcg
 
 __all__ = ["BINARY_MEASURES", "CRITERIA", "Criterion", "HeadTable", "SelectionConfig", "has_places", "measure_heads"]
 
@@ -128,7 +129,7 @@ class HeadTable:
                 file.write("\t".join([*cells, f"{score:.6f}", str(int((layer, head) in picked))]) + "\n")
 
 
-def has_places(reading: Reading, config: SelectionConfig) -> bool:
+def has_places(reading: Recipe, config: SelectionConfig) -> bool:
     """Return whether lists that are read so show how attention goes by place."""
     return config.order == "random" and reading.template.passages == "causal" and reading.rule.content_free is None
 

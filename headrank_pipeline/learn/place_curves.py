@@ -19,7 +19,7 @@ import numpy as np
 from headrank_pipeline.attention.places import Places, relative_places
 
 if TYPE_CHECKING:  # it brings torch, which analyses of runs do without
-    from headrank_pipeline.attention.tap import Support
+    from headrank_pipeline.attention.recipe import Support
 
 __all__ = ["POINTS", "PlaceSums", "PlaceTable"]
 

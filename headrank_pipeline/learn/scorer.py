@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.attention.scoring import (
-    ScoringRule,
     calibrated,
     check_finite,
     check_places,
@@ -19,29 +18,12 @@ from headrank_pipeline.attention.scoring import (
     passage_mass,
     place_shares,
 )
-from headrank_pipeline.attention.template import PromptTemplate
 from headrank_pipeline.learn.lists import GradedList
 
-__all__ = ["ListScorer", "Reading", "mean_ndcg", "ndcg"]
+__all__ = ["ListScorer", "mean_ndcg", "ndcg"]
 
 # Lists whose token scores [H, N] are held at once before they are pooled.
 _READ_AT_ONCE = 32
-
-
-class Reading(Protocol):
-    """How passages are read: prompt and rule. `rerank.recipe.HEADRANK` is one."""
-
-    @property
-    def name(self) -> str:
-        """How manifests call it."""
-
-    @property
-    def template(self) -> PromptTemplate:
-        """The prompt's layout."""
-
-    @property
-    def rule(self) -> ScoringRule:
-        """From attention to scores."""
 
 
 class ListScorer:
@@ -53,7 +35,7 @@ class ListScorer:
         max_prompt_tokens: budget of a prompt; None for all positions of the model.
     """
 
-    def __init__(self, reader: AttentionReader, reading: Reading, *, max_prompt_tokens: int | None = None) -> None:
+    def __init__(self, reader: AttentionReader, reading: Recipe, *, max_prompt_tokens: int | None = None) -> None:
         self.reader = reader
         self.reading = reading
         self.rule = reading.rule

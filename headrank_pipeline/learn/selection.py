@@ -17,6 +17,7 @@ import numpy as np
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import LoadedModel
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.learn.cost import TruncationCost, truncation_cost
 from headrank_pipeline.learn.head_table import (
     BINARY_MEASURES,
@@ -28,7 +29,7 @@ from headrank_pipeline.learn.head_table import (
     measure_heads,
 )
 from headrank_pipeline.learn.lists import GradedList
-from headrank_pipeline.learn.scorer import ListScorer, Reading
+from headrank_pipeline.learn.scorer import ListScorer
 
 __all__ = [
     "CRITERIA",
@@ -189,7 +190,7 @@ class Selection:
 
 def select_heads(
     loaded: LoadedModel,
-    reading: Reading,
+    reading: Recipe,
     lists: Iterable[GradedList],
     config: SelectionConfig | None = None,
     *,
@@ -200,7 +201,7 @@ def select_heads(
 
     Args:
         loaded: ``load(model, "all")``.
-        reading: prompt template and rule, for example `rerank.recipe.HEADRANK`.
+        reading: prompt template and rule, for example `attention.recipe.HEADRANK`.
         lists: graded lists; never those of a test set.
         config: criterion and the rest.
         origin: of the lists (file and checksum), for the set's provenance.
@@ -227,7 +228,7 @@ def select_heads(
     return Selection(chosen, scores, table, _candidates(table, config, loaded, provenance))
 
 
-def _refuse_in_vain(config: SelectionConfig, loaded: LoadedModel, reading: Reading) -> None:
+def _refuse_in_vain(config: SelectionConfig, loaded: LoadedModel, reading: Recipe) -> None:
     """Raise ValueError before a long pass whose criterion or number of heads cannot be met at its end."""
     if config.criterion == "entropy-regularised" and reading.rule.content_free is not None:
         raise ValueError(_NO_ENTROPY)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from headrank_pipeline.attention.model import LoadedModel
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.learn.checkpoint import TrainingDirectory
 from headrank_pipeline.learn.lists import GradedList, arranged, lists_sha256
 from headrank_pipeline.learn.movable import (
@@ -33,7 +34,7 @@ from headrank_pipeline.learn.movable import (
 )
 from headrank_pipeline.learn.objective import ListLoss
 from headrank_pipeline.learn.schedule import Draw, TrainingConfig, learning_rate, plan
-from headrank_pipeline.learn.scorer import ListScorer, Reading, mean_ndcg
+from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 
 __all__ = ["NotFiniteError", "Trainer", "TrainingData", "TrainingReport"]
 
@@ -111,7 +112,7 @@ class Trainer:
 
     Args:
         loaded: truncated at its deepest selected head, as `attention.model.load` returns it; its heads are trained.
-        reading: prompt template and rule, for example `rerank.recipe.HEADRANK`.
+        reading: prompt template and rule, for example `attention.recipe.HEADRANK`.
         data: training and dev lists.
         config: everything else.
         directory: folder for log and checkpoints; a run with the same setup goes on from there.
@@ -126,7 +127,7 @@ class Trainer:
     def __init__(
         self,
         loaded: LoadedModel,
-        reading: Reading,
+        reading: Recipe,
         data: TrainingData,
         config: TrainingConfig | None = None,
         *,
@@ -228,7 +229,7 @@ class Trainer:
         at = self._progress
         return TrainingReport(end, at.step, at.best_step, at.dev_before, at.dev_best, self.directory.path)
 
-    def _setup_of(self, reading: Reading) -> dict[str, Any]:
+    def _setup_of(self, reading: Recipe) -> dict[str, Any]:
         source = self.loaded.source
         return {
             "model": {"name": source.label, "revision": source.revision, "fingerprint": source.fingerprint},

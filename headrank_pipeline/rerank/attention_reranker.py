@@ -13,10 +13,10 @@ import numpy as np
 from headrank_pipeline.attention.isolated import cached_passages
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.attention.scoring import check_finite, check_places, passage_scores
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
-from headrank_pipeline.rerank.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,14 +6,16 @@ its weights come from: weights that were trained for isolated passages mean noth
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrank_pipeline.attention.gguf import gguf_file
 from headrank_pipeline.attention.hub import commit_of, hub_file
 from headrank_pipeline.attention.model import check_folder, load_config
+from headrank_pipeline.attention.recipe import HEADRANK, Recipe
 
-__all__ = ["HEADS_FILE", "RECIPE_FILE", "Brought", "brought_by"]
+__all__ = ["HEADS_FILE", "RECIPE_FILE", "Brought", "brought_by", "read_recipe", "recipe_of"]
 
 # learn/export.py writes them.
 HEADS_FILE = "heads.json"
@@ -54,3 +56,34 @@ def brought_by(model: str | Path, revision: str | None = None) -> Brought:
     load_config(name, revision)  # says what there is no model behind
     commit = commit_of(name, revision)
     return Brought(hub_file(name, RECIPE_FILE, commit), hub_file(name, HEADS_FILE, commit), commit)
+
+
+def recipe_of(model: str | Path, revision: str | None = None) -> Recipe:
+    """Return the prompt and rule that a trained model's weights belong to; `HEADRANK` for other models.
+
+    Args:
+        model: a local folder or a Hugging Face name.
+        revision: of a Hugging Face model.
+
+    Raises:
+        FileNotFoundError: no such folder or model.
+        ValueError: a recipe.json that is not the template and rule of a trained model.
+    """
+    return read_recipe(brought_by(model, revision).recipe)
+
+
+def read_recipe(path: Path | None) -> Recipe:
+    """Return the prompt and rule in a trained model's recipe.json; `HEADRANK` for None, a model that has no such file.
+
+    Raises:
+        ValueError: a file that is not the template and rule of a trained model.
+    """
+    if path is None:
+        return HEADRANK
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        changes = {**record["template"], **record["rule"]}
+        changes.pop("name", None)
+        return HEADRANK.varied(changes)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the template and rule of a trained model ({error}); export it again") from error

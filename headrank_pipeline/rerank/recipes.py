@@ -18,14 +18,23 @@ from headrank_pipeline.attention.markup import CHATS
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import AttentionReader
-from headrank_pipeline.attention.scoring import ScoringRule
-from headrank_pipeline.attention.tap import Support
-from headrank_pipeline.attention.template import Columns, Passages, PromptTemplate, Rows
+from headrank_pipeline.attention.recipe import (
+    CORE,
+    ICR,
+    QRHEAD,
+    QRRANKER,
+    Columns,
+    Passages,
+    PromptTemplate,
+    Recipe,
+    Rows,
+    ScoringRule,
+    Support,
+)
+from headrank_pipeline.options import refuse_unknown
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.brought import HEADS_FILE, Brought, brought_by
+from headrank_pipeline.rerank.brought import HEADS_FILE, Brought, brought_by, read_recipe
 from headrank_pipeline.rerank.named_models import embedded_first_stage_weight, embedded_model, named_model
-from headrank_pipeline.rerank.options import refuse_unknown
-from headrank_pipeline.rerank.recipe import CORE, ICR, QRHEAD, QRRANKER, Recipe, read_recipe
 
 __all__ = ["core", "embedded_first_stage_weight", "embedded_model", "headrank", "icr", "qrhead", "qrranker"]
 

@@ -34,11 +34,11 @@ from headrank_pipeline.attention.kernels import (
 from headrank_pipeline.attention.model import load, prefer_flash_attention
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import AttentionReader, FastPath
+from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.attention.scoring import passage_mass
 from headrank_pipeline.pipeline import Failure
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.recipe import HEADRANK
 
 TOLERANCE = 1e-5
 SLOW = FastPath(early_exit=False, spared_deepest=False, shared_prefix=False, fast_products=False, reused_memory=False)

@@ -20,12 +20,12 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.attention.scoring import passage_mass
 from headrank_pipeline.learn.schedule import TrainingConfig
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.rerank.baselines.decoding import Decoding
 from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
-from headrank_pipeline.rerank.recipe import HEADRANK
 
 HEADS = HeadSet("some", ((2, 3), (0, 1), (2, 0), (1, 2)))
 TOLERANCE = 1e-4  # other kernels, other order of summation

@@ -11,9 +11,9 @@ import pytest
 from tiny_models import tiny_model
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.brought import HEADS_FILE, RECIPE_FILE
-from headrank_pipeline.rerank.recipe import HEADRANK, recipe_of
+from headrank_pipeline.rerank.brought import HEADS_FILE, RECIPE_FILE, recipe_of
 from headrank_pipeline.rerank.recipes import headrank, icr
 
 NAME = "me/aligned"

@@ -21,11 +21,11 @@ from headrank_pipeline.attention.markup import PLAIN
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRRANKER
 from headrank_pipeline.cli import main
 from headrank_pipeline.learn.lists import save_lists
 from headrank_pipeline.learn.movable import checkpointed_activations
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipe import CORE, HEADRANK, ICR, QRRANKER
 from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead, qrranker
 from headrank_pipeline.trec import write_candidates
 

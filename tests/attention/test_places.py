@@ -18,7 +18,8 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.places import Places, relative_places
 from headrank_pipeline.attention.reader import AttentionReader, FastPath
-from headrank_pipeline.attention.scoring import ScoringRule, combined, passage_mass
+from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER, ScoringRule
+from headrank_pipeline.attention.scoring import combined, passage_mass
 from headrank_pipeline.cli import main
 from headrank_pipeline.learn.export import export
 from headrank_pipeline.learn.head_table import SelectionConfig, measure_heads
@@ -29,7 +30,6 @@ from headrank_pipeline.learn.selection import criterion_scores, select_heads
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 from headrank_pipeline.rerank.interpolation import interpolated
-from headrank_pipeline.rerank.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER
 from headrank_pipeline.rerank.recipes import headrank, icr
 
 U = Places(

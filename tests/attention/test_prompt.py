@@ -15,9 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from headrank_pipeline.attention.markup import LLAMA3, PLAIN, neutralised
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
-from headrank_pipeline.attention.template import PromptTemplate
+from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER, PromptTemplate
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER
 
 RECIPES = [HEADRANK, ICR, QRHEAD, CORE, QRRANKER]
 

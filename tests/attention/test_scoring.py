@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrank_pipeline.attention.scoring import ScoringRule, passage_mass, pool_tokens, token_scores
+from headrank_pipeline.attention.recipe import ScoringRule
+from headrank_pipeline.attention.scoring import passage_mass, pool_tokens, token_scores
 
 ICR_RULE = ScoringRule(support="all", heads="sum", content_free="N/A", filter_deviations=2.0)
 

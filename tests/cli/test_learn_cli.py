@@ -13,12 +13,12 @@ from graded_lists import overlap_lists
 from tiny_models import tiny_model
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.cli import learning, main
 from headrank_pipeline.comparison.learning_figures import head_map, training_curves
 from headrank_pipeline.learn.head_table import CRITERIA
 from headrank_pipeline.learn.lists import read_lists, save_lists
 from headrank_pipeline.learn.movable import Moves
-from headrank_pipeline.rerank.recipe import HEADRANK
 from headrank_pipeline.rerank.recipes import embedded_model, headrank
 from headrank_pipeline.trec import write_candidates
 

@@ -12,7 +12,7 @@ from run_directories import Scripted, graded_candidates, make_run, shuffled_copy
 from scipy import stats
 
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.template import prompt_order
+from headrank_pipeline.attention.recipe import prompt_order
 from headrank_pipeline.cli.comparison import ANALYSES as CLI_ANALYSES
 from headrank_pipeline.cli.comparison import analyze as analyze_command
 from headrank_pipeline.comparison.analysis import Zone, middle_zone, place_shares, score_positions

@@ -17,6 +17,7 @@ from tiny_models import tiny_model
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.recipe import HEADRANK, ICR
 from headrank_pipeline.attention.scoring import passage_mass, pool_tokens, token_scores
 from headrank_pipeline.experiment.evaluate import evaluate
 from headrank_pipeline.learn.cost import truncation_cost
@@ -26,7 +27,6 @@ from headrank_pipeline.learn.measures import contrastive_score, discrimination, 
 from headrank_pipeline.learn.scorer import ListScorer, ndcg
 from headrank_pipeline.learn.selection import choose_heads, criterion_scores, select_heads
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipe import HEADRANK, ICR
 
 GRADES = torch.tensor([2, 0, 1, 0])
 SCORES = torch.tensor(

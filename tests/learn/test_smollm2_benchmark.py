@@ -14,9 +14,9 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.learn.scorer import ListScorer
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipe import HEADRANK
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

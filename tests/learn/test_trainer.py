@@ -17,6 +17,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.markup import PLAIN
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.learn.checkpoint import TrainingDirectory
 from headrank_pipeline.learn.export import export
 from headrank_pipeline.learn.lists import GradedList, sublist
@@ -26,7 +27,6 @@ from headrank_pipeline.learn.schedule import TrainingConfig, configured, learnin
 from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.trainer import NotFiniteError, Trainer, TrainingData
 from headrank_pipeline.pipeline import MissingPrerequisite
-from headrank_pipeline.rerank.recipe import HEADRANK
 from headrank_pipeline.rerank.recipes import headrank
 
 # Short prompts: the words of the frame teach nothing here and would be most of the tokens.

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.markup import CHATS, PLAIN, chat_of
 from headrank_pipeline.attention.prompt import PromptBuilder
+from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER
 from headrank_pipeline.rerank.recipes import core, icr, qrhead, qrranker
 
 RECIPES = {recipe.name: recipe for recipe in (HEADRANK, ICR, QRHEAD, CORE, QRRANKER)}

@@ -16,8 +16,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.scoring import ScoringRule
-from headrank_pipeline.attention.template import PromptTemplate
+from headrank_pipeline.attention.recipe import PromptTemplate, ScoringRule
 from headrank_pipeline.pipeline import Failure
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank import recipes

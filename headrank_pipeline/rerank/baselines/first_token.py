@@ -14,6 +14,7 @@ from string import ascii_uppercase
 from typing import Any, Literal, TypedDict, Unpack
 
 from headrank_pipeline.attention.markup import control_pattern
+from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.chat import ChatFormat
@@ -22,7 +23,6 @@ from headrank_pipeline.rerank.baselines.fitting import fitted_words
 from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
 from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown
 from headrank_pipeline.rerank.baselines.windows import Ordered, Window, Windowing, slide
-from headrank_pipeline.rerank.options import read_settings, refuse_unknown
 
 __all__ = ["FirstToken", "FirstTokenOptions", "first_token"]
 

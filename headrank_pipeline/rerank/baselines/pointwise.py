@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from headrank_pipeline.attention.markup import control_pattern, neutralised
+from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
 from headrank_pipeline.rerank.baselines.passage_text import passage_of
-from headrank_pipeline.rerank.options import read_settings, refuse_unknown
 
 __all__ = ["Qwen3Reranker", "Qwen3RerankerOptions", "qwen3_reranker"]
 

@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.conversation import Conversation, Message, Writer
@@ -19,7 +20,6 @@ from headrank_pipeline.rerank.baselines.fitting import fitted_words
 from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown
 from headrank_pipeline.rerank.baselines.replies import NoReply, Reply, parse_reply
 from headrank_pipeline.rerank.baselines.windows import Ordered, Window, Windowing, slide
-from headrank_pipeline.rerank.options import read_settings, refuse_unknown
 
 __all__ = ["RankGPT", "RankGPTOptions", "rankgpt"]
 

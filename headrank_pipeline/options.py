@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
 __all__ = ["read_settings", "refuse_unknown"]
 
 Settings = TypeVar("Settings")
@@ -34,6 +32,8 @@ def read_settings(kind: type[Settings], system: str, options: Mapping[str, Any])
     Raises:
         ValueError: a value of the wrong type, or one that the settings refuse.
     """
+    from pydantic import TypeAdapter, ValidationError  # takes longer to load than all else that --help needs
+
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass, as every caller's
     given = {name: value for name, value in options.items() if name in names}
     try:
