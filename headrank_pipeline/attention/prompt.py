@@ -191,6 +191,29 @@ class PromptBuilder:
         shown, layout, tokens = self._fit(ranking.query.qid, query, shown, order, changes)
         return self._prompt(shown, order, layout, tokens, changes.counts())
 
+    def sizes(self, ranking: Ranking) -> tuple[int, list[int]]:
+        """Return the tokens of a prompt's frame and of each passage in it, uncut but for the template's own limits.
+
+        A passage's are those of its label, title, text and separator. Together they are what the prompt takes without
+        a budget; a few less where the template's limit cuts passages.
+
+        Raises:
+            ValueError: a candidate without text.
+        """
+        changes = _Changes()
+        query = self._neutralise(ranking.query.text, changes)
+        shown = [self._prepare(ranking.query.qid, candidate, changes) for candidate in ranking.candidates]
+        order = self.template.order(ranking.query.qid, ranking.docids)
+        layout = self._layout(query, shown, order)
+        tokens, limit = self._tokens(layout), self._token_limit
+        borders = [bisect_left(tokens.starts, start) for start in layout.starts]
+        sizes = [0] * len(shown)
+        for place, index in enumerate(order):
+            first, last = tokens.span(*layout.texts[place])
+            over = 0 if limit is None else max(0, last - first - limit)
+            sizes[index] = borders[place + 1] - borders[place] - over
+        return len(tokens.ids) - (borders[-1] - borders[0]), sizes
+
     def with_query(self, prompt: Prompt, query: str) -> Prompt:
         """Return the same passages, cut as they are in `prompt`, asked another query (the content-free one)."""
         layout = self._layout(query, prompt.shown, prompt.order)
@@ -258,10 +281,16 @@ class PromptBuilder:
                 f"qid {qid}: {len(lengths)} passages do not fit: the query and the frame of the prompt take {rest} of "
                 f"{self.max_prompt_tokens} tokens, which leaves fewer than {MIN_PASSAGE_TOKENS} per passage; {advice}"
             )
+        limit = self._token_limit
+        return caps if limit is None else [min(cap, limit) for cap in caps]
+
+    @property
+    def _token_limit(self) -> int | None:
+        """The tokens that a text may have whatever the budget is."""
         limit, words = self.template.passage_tokens, self.template.passage_words
         if limit is None and words is not None:
             limit = max(_FEWEST_TOKENS, _TOKENS_PER_WORD * words)
-        return caps if limit is None else [min(cap, limit) for cap in caps]
+        return limit
 
     def _layout(self, query: str, shown: Sequence[Candidate], order: Sequence[int]) -> _Layout:
         template, chat = self.template, self.template.chat

@@ -199,6 +199,11 @@ class ScoringRule:
         return {name: value for name, value in asdict(self).items() if name not in since or value != since[name]}
 
     @property
+    def scale_between_prompts(self) -> Literal["ratio", "affine"]:
+        """How the scores of a passage differ between prompts: shares by a factor, others by a shift, too."""
+        return "ratio" if self.content_free is None and self.normalise != "zscore" else "affine"
+
+    @property
     def pools_first(self) -> bool:
         """Whether passages are pooled for each head, before heads are put together."""
         return self.place_profile == "heads" or self.normalise != "mass" or self.temperature != 1.0

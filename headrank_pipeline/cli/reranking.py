@@ -363,6 +363,8 @@ def _forbid_hub() -> None:
 
 def report(ctx: click.Context, outcome: Outcome, *, as_json: bool) -> None:
     """Print what a run came to, and end with status 7 where queries failed."""
+    from headrank_pipeline.rerank.long_lists import summary
+
     totals = outcome.manifest["totals"]
     if as_json:
         record = {"output": str(outcome.directory.path), "status": outcome.manifest["status"], "totals": totals}
@@ -379,6 +381,8 @@ def report(ctx: click.Context, outcome: Outcome, *, as_json: bool) -> None:
                 click.echo(f"means over the {judged.answered} judged queries that the run has")
         rate = f", {totals['queries_per_second']:.2f} queries/s" if totals["queries_per_second"] else ""
         click.echo(f"{totals['queries']} queries, {len(totals['failed'])} failed{rate}: {outcome.directory.run}")
+        if told := summary(totals["notes"], totals["queries"]):
+            click.echo(told)
         for qid, message in outcome.failed.items():
             click.echo(f"  qid {qid}: {message}")
     if outcome.failed:

@@ -51,7 +51,8 @@ class Effect:
         self.unchanged += list(candidates) == list(entry.docids)
         if min(entry.scores) == max(entry.scores):
             self.equal += 1
-        elif self._template is not None:
+        # Passages of a list that was read in several prompts have no one place.
+        elif self._template is not None and not entry.notes.keys() & {"windows", "lists_refined"}:
             self._taus.append(self._tau(candidates, entry, self._template))
 
     def _tau(self, candidates: Sequence[str], entry: Entry, template: Mapping[str, Any]) -> float:

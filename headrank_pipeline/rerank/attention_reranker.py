@@ -17,6 +17,7 @@ from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.attention.scoring import check_finite, check_places, passage_scores
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
+from headrank_pipeline.rerank.long_lists import LongLists
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,13 +32,23 @@ class AttentionReranker(Reranker):
         reader: truncated model and heads.
         recipe: prompt and rule.
         max_prompt_tokens: budget of a prompt; None for all positions of the model.
+        long_lists: how lists are read that take more: ``auto``, ``whole``, ``windows`` or ``refine``
+            (`rerank.long_lists.LongLists`).
 
     Raises:
         ValueError: a budget beyond the model's positions, chat markup that the tokenizer does not know, a passage
-            cache without isolated passages, or a rule about places that the prompt or the head set does not have.
+            cache without isolated passages, a rule about places that the prompt or the head set does not have, or
+            another strategy for long lists.
     """
 
-    def __init__(self, reader: AttentionReader, recipe: Recipe, *, max_prompt_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        reader: AttentionReader,
+        recipe: Recipe,
+        *,
+        max_prompt_tokens: int | None = None,
+        long_lists: str = "auto",
+    ) -> None:
         budget = reader.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
         if budget > reader.max_prompt_tokens:
             raise ValueError(
@@ -52,13 +63,15 @@ class AttentionReranker(Reranker):
         self.reader = reader
         self.builder = PromptBuilder(reader.tokenizer, recipe.template, max_prompt_tokens=budget)
         self.recipe = replace(recipe, template=self.builder.template)
+        scale = recipe.rule.scale_between_prompts
+        self.long_lists = LongLists.of(self.builder, reader.tokenizer, scale, long_lists)
 
     def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
         """Return the rankings rescored; empty ones come back as they are.
 
         Raises:
-            ValueError: a candidate without text, a list that does not fit the budget, or attention that is not finite,
-                with the layer and head.
+            ValueError: a candidate without text, a query that leaves no room for passages, or attention that is not
+                finite, with the layer and head.
         """
         reranked = []
         for attempt in self._attempts(rankings):
@@ -69,6 +82,10 @@ class AttentionReranker(Reranker):
 
     def _attempts(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
         """A query whose prompt cannot be built fails alone; prompts are built as passes need them."""
+        return self.long_lists.attempts(rankings, self._read)
+
+    def _read(self, rankings: Sequence[Ranking], builder: PromptBuilder) -> list[Ranking | Failure]:
+        """Return the rankings rescored from one prompt each, two where the rule reads both orders."""
         attempts: list[Ranking | Failure] = list(rankings)
         rule = self.recipe.rule
         waiting: deque[tuple[int, Prompt, dict[str, int]]] = deque()  # built, and not yet scored
@@ -77,7 +94,7 @@ class AttentionReranker(Reranker):
         def lists() -> Iterator[tuple[Prompt, ...]]:
             for index in _longest_first(rankings):
                 try:
-                    orders = [self._prompts(rankings[index], turned=turned) for turned in self._orders]
+                    orders = [self._prompts(rankings[index], builder, turned=turned) for turned in self._orders]
                 except ValueError as error:
                     attempts[index] = Failure(rankings[index].query, error)
                     continue
@@ -98,10 +115,10 @@ class AttentionReranker(Reranker):
         """Whether the prompt's order is turned round, for each order in which a list is read."""
         return (False, True) if self.recipe.rule.both_orders else (False,)
 
-    def _prompts(self, ranking: Ranking, *, turned: bool) -> tuple[Prompt, ...]:
+    def _prompts(self, ranking: Ranking, builder: PromptBuilder, *, turned: bool) -> tuple[Prompt, ...]:
         """Return the prompt of a ranking, and that of the content-free query where the rule has one."""
-        prompt, blank = self.builder.build(ranking, turned=turned), self.recipe.rule.content_free
-        return (prompt,) if blank is None else (prompt, self.builder.with_query(prompt, blank))
+        prompt, blank = builder.build(ranking, turned=turned), self.recipe.rule.content_free
+        return (prompt,) if blank is None else (prompt, builder.with_query(prompt, blank))
 
     def _rescored(
         self, ranking: Ranking, read: Sequence[tuple[Prompt, tuple[Tensor, ...]]], kept: Mapping[str, int]
@@ -141,6 +158,7 @@ class AttentionReranker(Reranker):
             "template": {**template, "sha256": sha256(repr(sorted(template.items())).encode()).hexdigest()},
             "rule": self.recipe.rule.describe(),
             "max_prompt_tokens": self.builder.max_prompt_tokens,
+            "long_lists": self.long_lists.strategy,
         }
 
     def origins(self) -> dict[str, str]:

@@ -49,6 +49,7 @@ class EngineSettings(TypedDict, total=False):
     max_prompt_tokens: int | None
     chat: str
     passage_cache: PassageCache | str | Path | None
+    long_lists: str
 
 
 class Keywords(EngineSettings, total=False):
@@ -98,7 +99,8 @@ def headrank(
             trained model brings along (heads.json, in its folder or at its revision on the hub).
         options: fields of `PromptTemplate` or `ScoringRule` to change, such as ``{"reverse": True}``; a trained
             model's own (recipe.json) are the base.
-        **given: device, dtype, revision, batch_tokens, max_prompt_tokens, chat, and with isolated passages
+        **given: device, dtype, revision, batch_tokens, max_prompt_tokens, chat, long_lists (how lists are
+            read that take more tokens than that: `rerank.long_lists.LongLists`), and with isolated passages
             passage_cache: a `PassageCache`, or a folder. Any other name is an option: ``passage_words=100`` is
             ``options={"passage_words": 100}`` (the rule's ``heads`` can only be an option).
 
@@ -209,7 +211,12 @@ def _load(
         passage_cache=PassageCache(cache) if isinstance(cache, str | Path) else cache,
     )
     varied = replace(varied, template=replace(varied.template, chat=CHATS.get(family)))
-    return AttentionReranker(reader, varied, max_prompt_tokens=loading.get("max_prompt_tokens"))
+    return AttentionReranker(
+        reader,
+        varied,
+        max_prompt_tokens=loading.get("max_prompt_tokens"),
+        long_lists=loading.get("long_lists", "auto"),
+    )
 
 
 def _own_heads(model: str | Path, brought: Brought) -> HeadSet | Path:
@@ -231,7 +238,10 @@ def _shared_out(system: str, given: Keywords, options: Mapping[str, Any]) -> tup
     """
     refuse_unknown(system, given, PromptTemplate, ScoringRule, others=tuple(EngineSettings.__annotations__))
     own = {name: value for name, value in given.items() if name not in EngineSettings.__annotations__}
-    if twice := sorted(own.keys() & options.keys()):
+    if twice := sorted(given.keys() & options.keys()):
         raise ValueError(f"{system}: {', '.join(twice)} given as a keyword and in options; name it once")
     loading: Any = {name: value for name, value in given.items() if name not in own}
-    return loading, {**options, **own}
+    changes = {**options, **own}
+    if "long_lists" in changes:  # as --option gives it
+        loading["long_lists"] = changes.pop("long_lists")
+    return loading, changes

@@ -1,0 +1,326 @@
+"""Lists of more tokens than a prompt may have: read whole, in windows on one scale, or coarsely first.
+
+A causal prompt holds as many tokens as the model has positions. A list that needs more is dealt into windows, each read
+in one pass. All windows share a few passages, the anchors; what an anchor scores in each window shows how the windows'
+scales differ, so that all scores can be put on one scale. No window waits for another, and nothing slides.
+
+`LongLists` plans the windows, has them read, and joins what they say; `joined` is the arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from headrank_pipeline.attention.prompt import PromptBuilder
+from headrank_pipeline.pipeline import Failure
+from headrank_pipeline.records import Candidate, Ranking
+
+__all__ = ["LongLists", "Scale", "Strategy", "dealt", "joined", "summary"]
+
+Strategy = Literal["auto", "whole", "windows", "refine"]
+Scale = Literal["ratio", "affine"]
+Read = Callable[[Sequence[Ranking], PromptBuilder], list[Ranking | Failure]]
+
+# Passages that all windows share, and the largest part of a window that they may take.
+_ANCHORS, _ANCHOR_PART = 8, 0.25
+
+# A refined list: tokens of each passage in the first reading, and how many of the best are read again as they are.
+_COARSE_TOKENS, _FINE_PASSAGES = 48, 20
+
+# Scores below this count as this where logarithms are taken.
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True)
+class LongLists:
+    """How the lists of one reranker are read.
+
+    Args:
+        builder: of prompts of whole passages.
+        coarse: of prompts of short ones, where the strategy is ``refine``.
+        scale: how scores of one passage differ between two prompts: ``ratio`` for shares of attention, ``affine`` for
+            scores that can be negative.
+        strategy: ``whole``: one prompt, the longest passages cut until it fits. ``windows``: as many prompts as hold
+            all passages uncut. ``auto``: whole where that cuts nothing, else windows; always whole with isolated
+            passages, which have no limit. ``refine``: the first tokens of every passage, then the 20 best uncut.
+
+    Raises:
+        ValueError: another strategy.
+    """
+
+    builder: PromptBuilder
+    coarse: PromptBuilder | None
+    scale: Scale
+    strategy: Strategy = "auto"
+
+    @classmethod
+    def of(cls, builder: PromptBuilder, tokenizer: Any, scale: Scale, strategy: str) -> LongLists:
+        """Return the strategy of that name for prompts of a builder."""
+        if strategy not in get_args(Strategy):
+            raise ValueError(f"long_lists {strategy!r}: expected one of {', '.join(get_args(Strategy))}")
+        if strategy != "refine":
+            return cls(builder, None, scale, strategy)  # type: ignore[arg-type]  # checked above
+        tokens = min(_COARSE_TOKENS, builder.template.passage_tokens or _COARSE_TOKENS)
+        short = replace(builder.template, passage_tokens=tokens)
+        coarse = PromptBuilder(tokenizer, short, max_prompt_tokens=builder.max_prompt_tokens)
+        return cls(builder, coarse, scale, "refine")
+
+    def attempts(self, rankings: Sequence[Ranking], read: Read) -> list[Ranking | Failure]:
+        """Return the rankings rescored, or why that failed; empty ones come back as they are.
+
+        Args:
+            rankings: of any lengths.
+            read: reads each ranking in one prompt of a builder.
+        """
+        filled = [index for index, ranking in enumerate(rankings) if ranking.candidates]
+        lists = [rankings[index] for index in filled]
+        done = self._read(lists, self.builder, read) if self.coarse is None else self._refined(lists, self.coarse, read)
+        attempts: list[Ranking | Failure] = list(rankings)
+        for index, attempt in zip(filled, done, strict=True):
+            attempts[index] = attempt
+        return attempts
+
+    def _read(self, rankings: Sequence[Ranking], builder: PromptBuilder, read: Read) -> list[Ranking | Failure]:
+        """Return each ranking rescored, from one prompt or from as many windows as it takes."""
+        plans: list[_Plan | Failure] = []
+        for ranking in rankings:
+            try:
+                plans.append(self._plan(ranking, builder))
+            except ValueError as error:
+                plans.append(Failure(ranking.query, error))
+        windows = [w for plan in plans if isinstance(plan, _Plan) for w in plan.windows]
+        readings = iter(read(windows, builder))
+        return [
+            plan if isinstance(plan, Failure) else self._joined(plan, [next(readings) for _ in plan.windows])
+            for plan in plans
+        ]
+
+    def _plan(self, ranking: Ranking, builder: PromptBuilder) -> _Plan:
+        whole = _Plan(ranking, (ranking,), ())
+        unlimited = builder.template.passages == "isolated" and self.strategy != "windows"
+        if self.strategy == "whole" or unlimited or len(ranking) < 2:
+            return whole
+        frame, sizes = builder.sizes(ranking)
+        if frame + sum(sizes) <= builder.max_prompt_tokens:
+            return whole
+        # One token more for each passage: what stands beside it decides how its borders are tokenised.
+        windows, anchors = dealt([size + 1 for size in sizes], builder.max_prompt_tokens - frame)
+        if len(windows) == 1:
+            return whole
+        parts = (tuple(ranking.candidates[index] for index in window) for window in windows)
+        docids = tuple(ranking.candidates[index].docid for index in anchors)
+        return _Plan(ranking, tuple(Ranking(ranking.query, part) for part in parts), docids)
+
+    def _joined(self, plan: _Plan, readings: Sequence[Ranking | Failure]) -> Ranking | Failure:
+        if len(readings) == 1:
+            return readings[0]
+        notes = {**plan.ranking.notes, **_summed(reading.notes for reading in readings)}
+        for reading in readings:
+            if isinstance(reading, Failure):
+                return replace(reading, notes=notes)
+        notes |= {"lists_windowed": 1, "windows": len(readings), "anchors": len(plan.anchors)}
+        scores = joined([_by_docid(reading) for reading in readings], plan.anchors, self.scale)
+        return replace(plan.ranking, notes=notes).rescored([scores[docid] for docid in plan.ranking.docids])
+
+    def _refined(self, rankings: Sequence[Ranking], short: PromptBuilder, read: Read) -> list[Ranking | Failure]:
+        """Return each ranking rescored: all from their first tokens, then the best from all they have."""
+        long = [index for index, ranking in enumerate(rankings) if len(ranking) > _FINE_PASSAGES]
+        coarse = dict(zip(long, self._read([rankings[index] for index in long], short, read), strict=True))
+        best = [_best(ranking, coarse.get(index)) for index, ranking in enumerate(rankings)]
+        return [
+            _refined(coarse.get(index), fine, self.scale)
+            for index, fine in enumerate(self._read(best, self.builder, read))
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The prompts that one ranking is read in, and the docids that all of them hold."""
+
+    ranking: Ranking
+    windows: tuple[Ranking, ...]
+    anchors: tuple[str, ...]
+
+
+def dealt(sizes: Sequence[int], room: int) -> tuple[list[list[int]], list[int]]:
+    """Return windows that hold every passage and share the anchors, and the anchors.
+
+    Anchors lie evenly over the list; of each part of it the passage of middling length. The others go, in the list's
+    order, to the window with the fewest tokens: so windows are alike in what the first stage thought of them.
+
+    Args:
+        sizes: tokens of each passage, in the order of the list; at least one passage.
+        room: tokens that a window may have.
+
+    Returns:
+        The indices of each window, ascending, and of the anchors; no anchors where one window holds all. A window is
+        larger than `room` only where one passage and the anchors are.
+
+    Examples:
+        >>> dealt([3, 3, 3, 3, 3, 3], 9)
+        ([[0, 1, 4], [0, 2, 5], [0, 3]], [0])
+        >>> dealt([3, 3, 3], 9)
+        ([[0, 1, 2]], [])
+    """
+    if sum(sizes) <= room:
+        return [list(range(len(sizes)))], []
+    anchors = _anchors(sizes, room)
+    others = [index for index in range(len(sizes)) if index not in anchors]
+    free = room - sum(sizes[index] for index in anchors)
+    least = -(-sum(sizes[index] for index in others) // free) if free > 0 else len(others)
+    for count in range(min(max(least, 2), len(others)), len(others) + 1):
+        windows, filled = [list(anchors) for _ in range(count)], [0] * count
+        for index in others:
+            emptiest = filled.index(min(filled))
+            windows[emptiest].append(index)
+            filled[emptiest] += sizes[index]
+        if max(filled) <= free:
+            break
+    return [sorted(window) for window in windows], anchors
+
+
+def _anchors(sizes: Sequence[int], room: int) -> list[int]:
+    """Return indices, ascending: as many as may be, one at least, and one passage is left."""
+    for count in range(min(_ANCHORS, len(sizes) - 1), 0, -1):
+        parts = np.array_split(np.arange(len(sizes)), count)
+        chosen = [int(sorted(part, key=lambda index: (sizes[index], index))[(len(part) - 1) // 2]) for part in parts]
+        if sum(sizes[index] for index in chosen) <= _ANCHOR_PART * room:
+            return chosen
+    return [min(range(len(sizes)), key=lambda index: (sizes[index], index))]
+
+
+def joined(windows: Sequence[Mapping[str, float]], anchors: Sequence[str], scale: Scale) -> dict[str, float]:
+    """Return one score for every passage from windows whose scales differ.
+
+    ``ratio``: scores are multiplied so that the anchors' geometric mean is the same in every window. ``affine``: they
+    are shifted and multiplied so that the anchors have the same mean and standard deviation (only shifted where a
+    window gives all anchors one score). The scale is the mean of the windows' own; an anchor scores its mean. With
+    ``ratio`` the scores of the list sum to what those of a window sum to in the mean.
+
+    Args:
+        windows: docid -> score; each holds all anchors, other passages stand in one.
+        anchors: docids.
+        scale: what differs between windows.
+
+    Examples:
+        >>> joined([{"a": 0.5, "b": 0.5}, {"a": 0.2, "c": 0.8}], ["a"], "ratio")["c"] > 0.5
+        True
+        >>> joined([{"a": 1.0, "b": 3.0}, {"a": 11.0, "c": 12.0}], ["a"], "affine")
+        {'a': 6.0, 'b': 8.0, 'c': 7.0}
+    """
+    if len(windows) == 1:
+        return dict(windows[0])
+    seen = [[window[docid] for docid in anchors] for window in windows]
+    on_one_scale = _by_ratio(windows, seen) if scale == "ratio" else _by_mean_and_deviation(windows, seen)
+    found: dict[str, list[float]] = {}
+    for window in on_one_scale:
+        for docid, score in window.items():
+            found.setdefault(docid, []).append(score)
+    scores = {docid: math.fsum(readings) / len(readings) for docid, readings in found.items()}
+    if scale == "affine":
+        return scores
+    total = math.fsum(scores.values())
+    wanted = math.fsum(math.fsum(window.values()) for window in windows) / len(windows)
+    return {docid: score * wanted / total for docid, score in scores.items()} if total > 0 else scores
+
+
+def _by_ratio(windows: Sequence[Mapping[str, float]], seen: Sequence[Sequence[float]]) -> list[dict[str, float]]:
+    levels = [fmean(math.log(max(score, _LEAST)) for score in scores) for scores in seen]
+    common = fmean(levels)
+    return [
+        {docid: score * math.exp(common - level) for docid, score in window.items()}
+        for window, level in zip(windows, levels, strict=True)
+    ]
+
+
+def _by_mean_and_deviation(
+    windows: Sequence[Mapping[str, float]], seen: Sequence[Sequence[float]]
+) -> list[dict[str, float]]:
+    means = [fmean(scores) for scores in seen]
+    spreads = [
+        math.sqrt(fmean((score - mean) ** 2 for score in scores)) for scores, mean in zip(seen, means, strict=True)
+    ]
+    told_apart = [spread > 1e-9 * max(map(abs, scores)) for spread, scores in zip(spreads, seen, strict=True)]
+    known = [spread for spread, apart in zip(spreads, told_apart, strict=True) if apart]
+    mean, spread = fmean(means), math.exp(fmean(map(math.log, known))) if known else 1.0
+    factors = [spread / own if apart else 1.0 for own, apart in zip(spreads, told_apart, strict=True)]
+    return [
+        {docid: (score - own) * factor + mean for docid, score in window.items()}
+        for window, own, factor in zip(windows, means, factors, strict=True)
+    ]
+
+
+def _best(ranking: Ranking, coarse: Ranking | Failure | None) -> Ranking:
+    """Return the candidates that are read again, in the order they came in; those of a short list are all read now."""
+    if coarse is None:
+        return ranking
+    if isinstance(coarse, Failure):
+        return ranking.cut(1)
+    kept = frozenset(coarse.docids[:_FINE_PASSAGES])
+    return replace(ranking, candidates=tuple(c for c in ranking.candidates if c.docid in kept), notes={})
+
+
+def _refined(coarse: Ranking | Failure | None, fine: Ranking | Failure, scale: Scale) -> Ranking | Failure:
+    """Return the fine order, and after it the coarse one of those that were not read again."""
+    if isinstance(coarse, Failure):
+        return coarse
+    if coarse is None or isinstance(fine, Failure):
+        return fine
+    costs = ("prompt_tokens", "forward_passes", "windows")
+    first = {name if name in costs else f"coarse_{name}": count for name, count in coarse.notes.items()}
+    notes = {**_summed((first, fine.notes)), "lists_refined": 1, "passages_refined": len(fine)}
+    again = frozenset(fine.docids)
+    rest = [candidate for candidate in coarse.candidates if candidate.docid not in again]
+    if scale == "affine":
+        return replace(fine.continued_by(replace(coarse, candidates=tuple(rest))), notes=notes)
+    return replace(fine, candidates=(*fine.candidates, *_below(rest, fine.scores[-1])), notes=notes)
+
+
+def _below(rest: Sequence[Candidate], last: float) -> list[Candidate]:
+    """Return candidates with scores of at least 0 scaled down so that none is above `last`."""
+    factor = min(1.0, last / rest[0].score) if rest and rest[0].score > 0 else 1.0
+    return [replace(candidate, score=min(last, candidate.score * factor)) for candidate in rest]
+
+
+def _by_docid(ranking: Ranking) -> dict[str, float]:
+    return dict(zip(ranking.docids, ranking.scores, strict=True))
+
+
+def _summed(counts: Any) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        for name, count in one.items():
+            total[name] += count
+    return dict(total)
+
+
+def summary(notes: Mapping[str, float], queries: int) -> str | None:
+    """Return one line about how the lists of a run were read; None where each went into one prompt.
+
+    Args:
+        notes: sums over the queries.
+        queries: how many.
+
+    Examples:
+        >>> summary({"lists_windowed": 3, "windows": 7, "anchors": 24}, 43)
+        'lists: 40 read whole, 3 in 7 windows joined by 8 anchors each'
+    """
+    windowed, refined = (int(notes.get(name, 0)) for name in ("lists_windowed", "lists_refined"))
+    if not windowed and not refined:
+        return None
+    told = [f"{queries - windowed - refined} read whole"]
+    if windowed:
+        told.append(
+            f"{windowed} in {notes['windows']:g} windows joined by {notes['anchors'] / windowed:.0f} anchors each"
+        )
+    if refined:
+        again = f"{notes['passages_refined']:g} of these again uncut"
+        told.append(f"{refined} by {_COARSE_TOKENS} tokens of each passage, {again}")
+    return f"lists: {', '.join(told)}"
