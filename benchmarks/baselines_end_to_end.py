@@ -30,7 +30,7 @@ from transformers import logging as transformers_logging
 
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.manifest import read_json
-from headrank_pipeline.rerank.recipes import embedded_model
+from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.trec import read_candidates, read_qrels, read_run
 
 COLLECTIONS = {"dl19": "candidates.jsonl.gz", "noveleval": "candidates_bm25order.jsonl.gz"}

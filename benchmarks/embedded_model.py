@@ -36,7 +36,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Model
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import quiet_transformers
 from headrank_pipeline.attention.recipe import HEADRANK
-from headrank_pipeline.rerank.recipes import headrank
+from headrank_pipeline.rerank.systems import headrank
 
 VOCABULARY = 14_000
 LEAST_RARITY = 0.05  # of punctuation and control tokens; a word's is its inverse document frequency

@@ -31,7 +31,7 @@ from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.baselines.conversation import Conversation
 from headrank_pipeline.rerank.baselines.rankgpt import RankGPT, rankgpt
 from headrank_pipeline.rerank.baselines.replies import Reply
-from headrank_pipeline.rerank.recipes import headrank
+from headrank_pipeline.rerank.systems import headrank
 
 COLUMNS = ("system", "candidates", "forward passes", "prompt tokens", "generated", "seconds", "ratio")
 

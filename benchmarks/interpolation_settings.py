@@ -25,7 +25,7 @@ from evidence.learned import WEIGHTS
 from headrank_pipeline.experiment.evaluate import evaluate
 from headrank_pipeline.learn.lists import GradedList
 from headrank_pipeline.rerank.interpolation import interpolated
-from headrank_pipeline.rerank.recipes import headrank
+from headrank_pipeline.rerank.systems import headrank
 
 MEASURE = "nDCG@10"
 

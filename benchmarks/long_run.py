@@ -23,7 +23,8 @@ from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import embedded_model, headrank
+from headrank_pipeline.rerank.named_models import embedded_model
+from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import read_qrels, read_topics, write_candidates
 
 

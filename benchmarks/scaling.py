@@ -35,7 +35,7 @@ from headrank_pipeline.files import open_text
 from headrank_pipeline.learn.cost import truncation_cost
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.recipes import embedded_model
+from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.trec import read_candidates
 
 SHAPES = {

@@ -31,7 +31,7 @@ from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.experiment.manifest import environment, write_json
 from headrank_pipeline.learn.selection import SelectionConfig
 from headrank_pipeline.pipeline import Reranker
-from headrank_pipeline.rerank.recipes import headrank, icr
+from headrank_pipeline.rerank.systems import headrank, icr
 
 FIRST_STAGE, SHIPPED, MIXED, FUSED = "BM25", "smollm2", "smollm2, interpolated", "smollm2, rank fusion"
 PLANNED = (

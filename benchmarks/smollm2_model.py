@@ -51,7 +51,7 @@ from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.selection import SelectionConfig, select_heads
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.rerank.interpolation import interpolated
-from headrank_pipeline.rerank.recipes import headrank
+from headrank_pipeline.rerank.systems import headrank
 
 ISOLATED = HEADRANK.varied({"passages": "isolated"})
 TRAINING_WORDS = 80

@@ -10,8 +10,8 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from headrank_pipeline.rerank.recipes import headrank
 from headrank_pipeline.rerank.self_check import scores_of, shipped_lists
+from headrank_pipeline.rerank.systems import headrank
 
 STORED = Path(__file__).resolve().parents[1] / "headrank_pipeline" / "resources" / "self_check.json"
 

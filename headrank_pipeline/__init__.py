@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
     from headrank_pipeline.rerank.interpolation import interpolated
     from headrank_pipeline.rerank.named_models import embedded_model, smollm2
-    from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead, qrranker
     from headrank_pipeline.rerank.searcher import RerankingSearcher
+    from headrank_pipeline.rerank.systems import core, headrank, icr, qrhead, qrranker
 
     __version__: str
 
@@ -58,16 +58,16 @@ _HOMES = {
     "Ranking": "records",
     "RerankingSearcher": "rerank.searcher",
     "bm25": "first_stage.lexical",
-    "core": "rerank.recipes",
+    "core": "rerank.systems",
     "dense": "first_stage.dense",
     "embedded_model": "rerank.named_models",
     "evaluate": "experiment.evaluate",
-    "headrank": "rerank.recipes",
-    "icr": "rerank.recipes",
+    "headrank": "rerank.systems",
+    "icr": "rerank.systems",
     "impact": "first_stage.impact",
     "interpolated": "rerank.interpolation",
-    "qrhead": "rerank.recipes",
-    "qrranker": "rerank.recipes",
+    "qrhead": "rerank.systems",
+    "qrranker": "rerank.systems",
     "rankgpt": "rerank.baselines.rankgpt",
     "saved_candidates": "first_stage.saved",
     "saved_run": "first_stage.saved",

@@ -12,7 +12,7 @@ from embedded_model.lists import TRAINING, Collection, ndcg
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.interpolation import interpolated
-from headrank_pipeline.rerank.recipes import headrank
+from headrank_pipeline.rerank.systems import headrank
 
 __all__ = ["dev_lists", "reached"]
 

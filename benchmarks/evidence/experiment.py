@@ -18,7 +18,7 @@ from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.learn.selection import SelectionConfig
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
-from headrank_pipeline.rerank.recipes import headrank
+from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import read_candidates, read_qrels
 
 __all__ = ["MEASURE", "Experiment", "KnownScores", "candidates_of", "file_name"]

@@ -29,7 +29,7 @@ from headrank_pipeline.learn.schedule import TrainingConfig
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.pipeline import Failure
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import headrank, icr
+from headrank_pipeline.rerank.systems import headrank, icr
 
 __all__ = ["FAULTS"]
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from headrank_pipeline.attention.places import Places
 from headrank_pipeline.files import atomic_writer
 
-__all__ = ["HeadSet", "all_heads", "published_heads", "resolve_heads"]
+__all__ = ["HeadSet", "all_heads", "published_heads", "published_names", "resolve_heads"]
 
 _KEYS = {"name", "model", "revision", "heads", "weights", "selection", "source", "places"}
 _WINDOW = re.compile(r"layers:(\d+)-(\d+)")
@@ -188,13 +189,21 @@ def published_heads(name: str) -> HeadSet:
     Raises:
         ValueError: an unknown name; the message lists the known ones.
     """
-    folder = files("headrank_pipeline") / "resources" / "heads"
-    known = sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+    known = published_names()
     if name not in known:
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"published sets: {', '.join(known)}"
         raise ValueError(f"no head set {name!r}: neither a file nor a published set; {hint}")
-    return HeadSet.load(Path(str(folder / f"{name}.json")))
+    return HeadSet.load(Path(str(_published() / f"{name}.json")))
+
+
+def published_names() -> list[str]:
+    """Return the names of the head sets that ship with the package."""
+    return sorted(entry.name.removesuffix(".json") for entry in _published().iterdir() if entry.name.endswith(".json"))
+
+
+def _published() -> Traversable:
+    return files("headrank_pipeline") / "resources" / "heads"
 
 
 def resolve_heads(heads: HeadSet | str | Path, *, layers: int, heads_per_layer: int, model: str) -> HeadSet:

@@ -23,6 +23,7 @@ __all__ = [
     "QRHEAD",
     "QRRANKER",
     "RECIPES",
+    "RECIPE_OPTIONS",
     "Columns",
     "Passages",
     "PromptTemplate",
@@ -219,6 +220,15 @@ ICR_INSTRUCTIONS = {
 Settings = TypeVar("Settings", PromptTemplate, ScoringRule)
 
 
+# What `Recipe.varied` changes: not the chat markup, which depends on the tokenizer, as what families write does.
+RECIPE_OPTIONS = tuple(
+    field.name
+    for settings in (PromptTemplate, ScoringRule)
+    for field in fields(settings)
+    if field.name not in ("name", "chat", "families")
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """A named way to score passages with attention; heads come on top."""
@@ -233,9 +243,7 @@ class Recipe:
         Raises:
             ValueError: a field that neither has, or a value of the wrong type.
         """
-        # The chat markup is an argument of its own: it depends on the tokenizer, as what families write does.
-        template = {field.name for field in fields(PromptTemplate)} - {"name", "chat", "families"}
-        refuse_unknown(self.name, changes, ScoringRule, others=tuple(template))
+        refuse_unknown(self.name, changes, others=RECIPE_OPTIONS)
         changes = {**changes, **_instruction(self.name, changes)}
         if changes.get("passages") == "isolated" and "{rank}" in self.template.label:
             changes = {"label": "", **changes}  # a place in the prompt is what isolated passages do not have

@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
 import click
 
-if TYPE_CHECKING:
-    from headrank_pipeline.pipeline import Reranker
-
-__all__ = ["BASELINES", "BASELINE_FLAGS", "BASELINE_OPTIONS", "load_baseline", "refuse_flags"]
-
-# --system NAME -> (module, function), as SYSTEMS of headrank_pipeline.cli.reranking.
-BASELINES = {
-    "rankgpt": ("headrank_pipeline.rerank.baselines.rankgpt", "rankgpt"),
-    "first-token": ("headrank_pipeline.rerank.baselines.first_token", "first_token"),
-    "qwen3-reranker": ("headrank_pipeline.rerank.baselines.pointwise", "qwen3_reranker"),
-}
+__all__ = ["BASELINE_FLAGS", "BASELINE_OPTIONS"]
 
 # None means that the flag was not given: defaults belong to the systems.
 BASELINE_OPTIONS = (
@@ -36,32 +22,3 @@ BASELINE_OPTIONS = (
 BASELINE_FLAGS = (
     "window_size", "stride", "num_passes", "thinking", "max_new_tokens", "endpoint", "api_key_env", "timeout",
 )  # fmt: skip
-
-
-def load_baseline(system: str, model: str, given: Mapping[str, Any], *, offline: bool) -> Reranker:
-    """Return a baseline; options that it does not have are refused by itself.
-
-    Args:
-        system: a key of `BASELINES`.
-        model: folder, Hugging Face name, or the name that an endpoint knows.
-        given: option -> value; None where a flag was not given.
-        offline: whether sockets are forbidden.
-    """
-    options = {name: value for name, value in given.items() if value is not None}
-    if options.pop("heads", None) is not None:
-        raise click.UsageError(f"--heads belongs to systems that read attention heads; {system} reads none")
-    for name in ("device", "dtype"):
-        if options.get(name) == "auto":  # the flag's default, which an endpoint has no use for
-            del options[name]
-    if offline and "endpoint" in options:
-        raise click.UsageError("--endpoint opens a socket, which --offline forbids; leave one of them out")
-    module, name = BASELINES[system]
-    reranker: Reranker = getattr(importlib.import_module(module), name)(model, **options)
-    return reranker
-
-
-def refuse_flags(system: str, given: Mapping[str, Any]) -> None:
-    """Refuse the flags of baselines with another system, where they would change nothing."""
-    if wrong := [name for name, value in given.items() if value is not None]:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
-        raise click.UsageError(f"{flags}: {system} has no such option; it belongs to {', '.join(BASELINES)}")

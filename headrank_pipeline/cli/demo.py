@@ -86,7 +86,7 @@ def _plans(output: Path, model: str, device: str) -> list[RunPlan]:
     from headrank_pipeline.experiment.runner import RunPlan
     from headrank_pipeline.rerank.interpolation import interpolated
     from headrank_pipeline.rerank.named_models import first_stage_weight, named_model
-    from headrank_pipeline.rerank.recipes import headrank, icr
+    from headrank_pipeline.rerank.systems import headrank, icr
 
     benchmark = embedded_benchmark("demo")
     inputs = resolve_inputs(benchmark, LocalFiles(offline=True), RunDirectory(output / "icr"))

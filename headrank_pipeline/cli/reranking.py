@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import logging
@@ -18,14 +17,11 @@ import click
 from headrank_pipeline.cli.baselines import (
     BASELINE_FLAGS,
     BASELINE_OPTIONS,
-    BASELINES,
-    load_baseline,
-    refuse_flags,
 )
 from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, refuse_typed, table
+from headrank_pipeline.rerank.systems import OWN_SYSTEMS, SystemSpec, check_system
 
 if TYPE_CHECKING:
-    from headrank_pipeline.attention.passage_cache import PassageCache
     from headrank_pipeline.experiment.batches import Workers
     from headrank_pipeline.experiment.judgement import Judged
     from headrank_pipeline.experiment.runner import Outcome
@@ -36,7 +32,6 @@ __all__ = [
     "RERANKER_FLAGS",
     "RERANKER_OPTIONS",
     "RUN_OPTIONS",
-    "SYSTEMS",
     "default_output",
     "load_reranker",
     "measures_table",
@@ -49,11 +44,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-
-# --system NAME -> (module, function); imported when used, since they bring torch along.
-SYSTEMS = {
-    name: ("headrank_pipeline.rerank.recipes", name) for name in ("headrank", "icr", "qrhead", "core", "qrranker")
-} | BASELINES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -88,10 +78,25 @@ def _tokens(ctx: click.Context, option: click.Parameter, text: str | None) -> in
     return int(text)
 
 
+def _system(ctx: click.Context, option: click.Parameter, name: str) -> str:
+    try:
+        check_system(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return name
+
+
 RERANKER_OPTIONS = (
     model_option(required=True),
     click.option("--heads", help="Head set: JSON file, published name, 'all' or 'layers:10-13'."),
-    click.option("--system", type=click.Choice(list(SYSTEMS)), default="headrank", show_default=True),
+    click.option(
+        "--system",
+        metavar="NAME",
+        callback=_system,
+        default="headrank",
+        show_default=True,
+        help=f"Method that scores the candidates: {', '.join(OWN_SYSTEMS)}, or one that an installed package adds.",
+    ),
     click.option("--max-prompt-tokens", type=int, help="Budget of a prompt.  [default: all the model's positions]"),
     click.option("--passage-words", type=int, help="Words kept of a passage.  [default: the system's own]"),
     PASSAGES_OPTION,
@@ -269,38 +274,29 @@ def load_reranker(
     **baseline: Any,
 ) -> Reranker:
     """Return the reranker that the flags describe, with its model loaded; `baseline` are the flags of baselines."""
-    named = {"passage_words": passage_words, "passages": passages}
-    changes = dict(map(_option, options)) | {name: value for name, value in named.items() if value is not None}
-    if offline:
-        _forbid_hub()
-    loading: dict[str, Any]
-    budgets = {"max_prompt_tokens": max_prompt_tokens, "batch_tokens": batch_tokens}
+    named = {
+        "passage_words": passage_words,
+        "passages": passages,
+        "passage_cache": passage_cache,
+        "passage_cache_memory": passage_cache_memory,
+        "passage_cache_limit": passage_cache_limit,
+        "max_prompt_tokens": max_prompt_tokens,
+        "batch_tokens": batch_tokens,
+        "revision": revision,
+        "chat": chat,
+        "device": None if device == "auto" else device,
+        "dtype": None if dtype == "auto" else dtype,
+        **baseline,
+    }
     if passage_cache_limit is not None and passage_cache is None:
         raise click.UsageError("--passage-cache-limit bounds a folder; name it with --passage-cache")
-    caches = passage_cache is not None or passage_cache_memory is not None
-    if system in BASELINES:
-        if caches:
-            raise click.UsageError(f"a passage cache does not go with --system {system}, which reads no attention")
-        if chat is not None:
-            raise click.UsageError(
-                f"--chat does not go with --system {system}, which uses the model's own chat template"
-            )
-        loading = {"device": device, "dtype": dtype, "revision": revision, **budgets}
-        built = load_baseline(system, model, {"heads": heads, **loading, **baseline, **changes}, offline=offline)
-        return _mixed(built, first_stage_weight, logs=log_scores)
-    refuse_flags(system, baseline)
-    module, name = SYSTEMS[system]
-    build = getattr(importlib.import_module(module), name)
-    needs_heads = inspect.signature(build).parameters["heads"].default is inspect.Parameter.empty
-    if heads is None and needs_heads:
-        raise click.UsageError(f"--heads is required with --system {system}: which heads to read")
-    chosen = {} if heads is None else {"heads": heads}
-    given = {**budgets, "chat": chat}
-    loading = {"device": device, "dtype": dtype, "revision": revision}
-    loading |= {name: value for name, value in given.items() if value is not None}
-    if caches:
-        loading["passage_cache"] = _passage_cache(passage_cache, passage_cache_memory, passage_cache_limit)
-    return _mixed(build(model, **chosen, options=changes, **loading), first_stage_weight, logs=log_scores)
+    if log_scores and first_stage_weight is None:
+        raise click.UsageError("--log-scores says how --first-stage-weight mixes; give that, too")
+    changes = dict(map(_option, options)) | {name: value for name, value in named.items() if value is not None}
+    spec = SystemSpec(
+        system, model, heads, changes, first_stage_weight=first_stage_weight, log_scores=log_scores, offline=offline
+    )
+    return spec.open()
 
 
 # Every flag that `load_reranker` takes, by its own signature: a command that left one out would ignore it.
@@ -308,24 +304,6 @@ RERANKER_FLAGS = (
     *(name for name in inspect.signature(load_reranker).parameters if name != "baseline"),
     *BASELINE_FLAGS,
 )
-
-
-def _passage_cache(folder: Path | None, memory: float | None, limit: float | None) -> PassageCache:
-    """Return the cache that the flags describe, sizes in GiB."""
-    from headrank_pipeline.attention.passage_cache import PassageCache
-
-    given = {"memory_bytes": memory, "folder_bytes": limit}
-    return PassageCache(folder, **{name: int(size * 2**30) for name, size in given.items() if size is not None})
-
-
-def _mixed(reranker: Reranker, first_stage_weight: float | None, *, logs: bool) -> Reranker:
-    if first_stage_weight is None:
-        if logs:
-            raise click.UsageError("--log-scores says how --first-stage-weight mixes; give that, too")
-        return reranker
-    from headrank_pipeline.rerank.interpolation import interpolated
-
-    return interpolated(reranker, first_stage_weight, logs=logs)
 
 
 def _advise_on_mixing(model: str) -> None:

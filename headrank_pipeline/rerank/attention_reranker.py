@@ -1,32 +1,104 @@
-"""The reranker behind every recipe: prompts from a template, attention from a reader, scores from a rule."""
+"""The reranker behind every recipe: prompts from a template, attention from a reader, scores from a rule.
+
+`open_attention` makes one from a `SystemSpec`: a recipe, a model, its heads and what its options change.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headrank_pipeline.attention.budget import BATCH_TOKENS
+from headrank_pipeline.attention.heads import HeadSet, published_names
 from headrank_pipeline.attention.isolated import cached_passages
+from headrank_pipeline.attention.markup import CHATS
+from headrank_pipeline.attention.model import load
+from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
-from headrank_pipeline.attention.recipe import Recipe
+from headrank_pipeline.attention.recipe import RECIPE_OPTIONS, RECIPES, Recipe
 from headrank_pipeline.attention.scoring import check_finite, check_places, passage_scores
+from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
+from headrank_pipeline.rerank.brought import HEADS_FILE, Brought, brought_by, read_recipe
 from headrank_pipeline.rerank.long_lists import LongLists
+from headrank_pipeline.rerank.named_models import named_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AttentionReranker"]
+    from headrank_pipeline.rerank.systems import SystemSpec
+
+__all__ = ["AttentionReranker", "EngineSettings", "open_attention"]
+
+# What is read where no heads are named. HeadRank's heads are those that a trained model brings; QRHead and CoRe select
+# theirs for each model.
+_HEADS = {"icr": "all", "qrranker": "qrranker-qwen3-4b"}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How a model is loaded and fed: options of every system that reads attention.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        revision: of a Hugging Face model.
+        batch_tokens: padded tokens of one forward pass at most, or ``auto`` for what free memory allows.
+        max_prompt_tokens: budget of a prompt; None for all positions of the model.
+        long_lists: how lists are read that take more tokens than that (`rerank.long_lists.LongLists`).
+        chat: turn markup; ``auto`` is what the tokenizer knows.
+        passage_cache: with isolated passages, a folder that keeps their keys from query to query, or a `PassageCache`.
+        passage_cache_memory: GiB of cached keys kept on the device, with or without a folder; None for 2 GiB with a
+            folder, else no cache.
+        passage_cache_limit: GiB that the folder may hold; what was not used for longest goes first. None for 64 GiB.
+
+    Raises:
+        ValueError: markup that there is not, or settings of a cache that do not go together.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    revision: str | None = None
+    batch_tokens: int | str = BATCH_TOKENS
+    max_prompt_tokens: int | None = None
+    long_lists: str = "auto"
+    chat: str = "auto"
+    passage_cache: Any = None
+    passage_cache_memory: float | None = None
+    passage_cache_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batch_tokens, str) and self.batch_tokens != "auto":
+            raise ValueError(f"batch_tokens {self.batch_tokens!r}: expected auto or a whole number of at least 1")
+        if self.chat != "auto" and self.chat not in CHATS:
+            raise ValueError(f"chat {self.chat!r}: expected auto or one of {', '.join(CHATS)}")
+        if not isinstance(self.passage_cache, PassageCache | str | Path | None):
+            raise ValueError(f"passage_cache {self.passage_cache!r}: expected a folder or a PassageCache")
+        sized = [name for name in ("passage_cache_memory", "passage_cache_limit") if getattr(self, name) is not None]
+        if sized and isinstance(self.passage_cache, PassageCache):
+            raise ValueError(f"{sized[0]}: the PassageCache has its own size; name a folder, or leave it out")
+        if self.passage_cache_limit is not None and self.passage_cache is None:
+            raise ValueError("passage_cache_limit bounds a folder; name it as passage_cache")
+
+    def cache(self) -> PassageCache | None:
+        """Return the passage cache that the settings describe."""
+        if isinstance(self.passage_cache, PassageCache):
+            return self.passage_cache
+        sizes = {"memory_bytes": self.passage_cache_memory, "folder_bytes": self.passage_cache_limit}
+        given = {name: int(gib * 2**30) for name, gib in sizes.items() if gib is not None}
+        return PassageCache(self.passage_cache, **given) if given or self.passage_cache is not None else None
 
 
 class AttentionReranker(Reranker):
-    """Scores the passages of a ranking with attention heads in one prefill; made by the functions of `rerank.recipes`.
+    """Scores the passages of a ranking with attention heads in one prefill; made by `open_attention`.
 
     Args:
         reader: truncated model and heads.
@@ -161,6 +233,10 @@ class AttentionReranker(Reranker):
             "long_lists": self.long_lists.strategy,
         }
 
+    def __repr__(self) -> str:
+        heads = len(self.reader.heads.heads)
+        return f"<{self.recipe.name}: {self.reader.source.name}, {heads} head{'' if heads == 1 else 's'}>"
+
     def origins(self) -> dict[str, str]:
         """Return where the model and the passage cache lie."""
         return self.reader.origins()
@@ -178,3 +254,52 @@ def _longest_first(rankings: Sequence[Ranking]) -> list[int]:
     characters = [sum(len(candidate.text or "") for candidate in ranking.candidates) for ranking in rankings]
     filled = [index for index, ranking in enumerate(rankings) if ranking.candidates]
     return sorted(filled, key=lambda index: (-characters[index], index))
+
+
+def open_attention(spec: SystemSpec) -> AttentionReranker:
+    """Return the reranker of a spec whose system is one of `RECIPES`; see `SystemSpec.open` for errors."""
+    refuse_unknown(spec.system, spec.options, EngineSettings, others=RECIPE_OPTIONS)
+    settings = read_settings(EngineSettings, spec.system, spec.options)
+    own_heads = spec.heads is None and spec.system == "headrank"
+    heads = _HEADS.get(spec.system) if spec.heads is None else spec.heads
+    if heads is None and not own_heads:
+        raise ValueError(f"{spec.system} needs heads; {_name_heads()}")
+    model = named_model(spec.model, trained=own_heads)
+    brought = brought_by(model, settings.revision)
+    recipe = _varied(spec, read_recipe(brought.recipe))
+    loaded = load(
+        model,
+        _brought_heads(model, brought) if heads is None else heads,
+        device=settings.device,
+        dtype=settings.dtype,
+        revision=brought.revision,
+    )
+    reader = AttentionReader(loaded, batch_tokens=settings.batch_tokens, passage_cache=settings.cache())
+    recipe = replace(recipe, template=replace(recipe.template, chat=CHATS.get(settings.chat)))
+    return AttentionReranker(
+        reader, recipe, max_prompt_tokens=settings.max_prompt_tokens, long_lists=settings.long_lists
+    )
+
+
+def _varied(spec: SystemSpec, trained: Recipe) -> Recipe:
+    """Return a system's recipe with the spec's options; HeadRank's own is that of the trained model."""
+    recipe = trained if spec.system == "headrank" else RECIPES[spec.system]
+    engine = {field.name for field in fields(EngineSettings)}
+    changes = {name: value for name, value in spec.options.items() if name not in engine}
+    # Weights trained for isolated passages are not read with causal ones, whatever prompt and rule they are read by.
+    return recipe.varied({"passages": trained.template.passages, **changes})
+
+
+def _brought_heads(model: str | Path, brought: Brought) -> HeadSet | Path:
+    if brought.heads is not None:
+        return brought.heads if Path(model).is_dir() else replace(HeadSet.load(brought.heads), model=str(model))
+    found = f"there is no folder {model}" if brought.revision is None else f"{model} brings no {HEADS_FILE}"
+    found = f"{model} brings no {HEADS_FILE}" if Path(model).exists() else found
+    raise ValueError(f"headrank needs heads: {found}; {_name_heads()}")
+
+
+def _name_heads() -> str:
+    return (
+        "name a head set: a JSON file that headrank select-heads wrote, 'all', 'layers:10-13', or one that ships for "
+        f"its model: {', '.join(published_names())}"
+    )

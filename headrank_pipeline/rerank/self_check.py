@@ -28,7 +28,7 @@ from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 from headrank_pipeline.rerank.brought import brought_by
 from headrank_pipeline.rerank.named_models import named_model
-from headrank_pipeline.rerank.recipes import headrank
+from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import read_qrels, read_topics
 
 __all__ = ["Difference", "check_model", "scores_of", "shipped_lists", "stored_scores"]
@@ -76,7 +76,7 @@ def check_model(
     """Yield the differences between the ways of reading one model; it is loaded twice, one after the other.
 
     Args:
-        model: as in `rerank.recipes.headrank`.
+        model: as in `rerank.systems.headrank`.
         heads: likewise; None for those that a trained model brings, else all.
         device: where to run.
         dtype: of weights and activations.

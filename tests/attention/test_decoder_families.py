@@ -15,7 +15,7 @@ from transformers import AutoModel
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import headrank
+from headrank_pipeline.rerank.systems import headrank
 
 TOLERANCE = 1e-5
 MODELS = Path(__file__).resolve().parents[2] / "docs" / "models.md"

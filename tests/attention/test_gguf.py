@@ -22,7 +22,7 @@ from headrank_pipeline.cli import main
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
-from headrank_pipeline.rerank.recipes import headrank, icr
+from headrank_pipeline.rerank.systems import headrank, icr
 
 RANKING = Ranking(
     Query("q", "can a flea fly?"),

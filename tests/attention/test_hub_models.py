@@ -14,7 +14,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.brought import HEADS_FILE, RECIPE_FILE, recipe_of
-from headrank_pipeline.rerank.recipes import headrank, icr
+from headrank_pipeline.rerank.systems import headrank, icr
 
 NAME = "me/aligned"
 FIRST, SECOND = "1" * 40, "2" * 40

@@ -26,7 +26,7 @@ from headrank_pipeline.cli import main
 from headrank_pipeline.learn.lists import save_lists
 from headrank_pipeline.learn.movable import checkpointed_activations
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead, qrranker
+from headrank_pipeline.rerank.systems import core, headrank, icr, qrhead, qrranker
 from headrank_pipeline.trec import write_candidates
 
 TOLERANCE = 1e-5

@@ -18,7 +18,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.passage_cache import KeyValues, PassageCache, entry_name, weights_digest
 from headrank_pipeline.cli import main
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import headrank, icr
+from headrank_pipeline.rerank.systems import headrank, icr
 from headrank_pipeline.trec import write_candidates
 
 HEADS = HeadSet("some", ((1, 0), (2, 3)))

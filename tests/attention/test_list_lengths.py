@@ -14,7 +14,7 @@ from headrank_pipeline.rerank.baselines.first_token import first_token
 from headrank_pipeline.rerank.baselines.pointwise import qwen3_reranker
 from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
 from headrank_pipeline.rerank.interpolation import interpolated
-from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead, qrranker
+from headrank_pipeline.rerank.systems import core, headrank, icr, qrhead, qrranker
 
 HEADS = HeadSet("some", ((1, 0), (2, 3)))
 FAMILY = {"headrank": headrank, "icr": icr, "qrhead": qrhead, "core": core, "qrranker": qrranker}

@@ -20,7 +20,7 @@ from headrank_pipeline.attention.tap import has_flash_attention
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
-from headrank_pipeline.rerank.recipes import headrank
+from headrank_pipeline.rerank.systems import headrank
 
 MIB = 2**20
 

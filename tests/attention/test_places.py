@@ -30,7 +30,7 @@ from headrank_pipeline.learn.selection import criterion_scores, select_heads
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 from headrank_pipeline.rerank.interpolation import interpolated
-from headrank_pipeline.rerank.recipes import headrank, icr
+from headrank_pipeline.rerank.systems import headrank, icr
 
 U = Places(
     points=(0.0, 0.5, 1.0),

@@ -24,7 +24,7 @@ from headrank_pipeline.cli.reporting import ReportingGroup, _exit_status
 from headrank_pipeline.cli.reranking import RERANKER_FLAGS, RERANKER_OPTIONS, open_reranker
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import embedded_model
+from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.trec import read_candidates, read_run, write_candidates
 
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
@@ -340,8 +340,8 @@ def test_a_file_that_is_not_there_is_told_before_a_model_is_loaded(files, tmp_pa
 def test_a_system_without_default_heads_asks_for_them(files, model):
     arguments = ["rerank", "--candidates", files["candidates"], "--model", model, "--output", files["output"]]
     result = invoke(*arguments, "--system", "qrhead")
-    assert result.exit_code == 2
-    assert "--heads is required with --system qrhead" in result.stderr
+    assert result.exit_code == 5
+    assert "qrhead needs heads; name a head set" in result.stderr
     result = invoke(*arguments)
     assert result.exit_code == 5
     assert "brings no heads.json; name a head set" in result.stderr

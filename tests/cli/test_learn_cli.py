@@ -19,7 +19,8 @@ from headrank_pipeline.comparison.learning_figures import head_map, training_cur
 from headrank_pipeline.learn.head_table import CRITERIA
 from headrank_pipeline.learn.lists import read_lists, save_lists
 from headrank_pipeline.learn.movable import Moves
-from headrank_pipeline.rerank.recipes import embedded_model, headrank
+from headrank_pipeline.rerank.named_models import embedded_model
+from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import write_candidates
 
 PNG = b"\x89PNG"

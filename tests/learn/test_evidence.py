@@ -18,7 +18,7 @@ from tiny_models import tiny_model
 from headrank_pipeline.learn.lists import GradedList
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Ranking
-from headrank_pipeline.rerank.recipes import embedded_model
+from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.trec import read_qrels, read_topics, write_candidates
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -27,7 +27,7 @@ from headrank_pipeline.learn.schedule import TrainingConfig, configured, learnin
 from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.trainer import NotFiniteError, Trainer, TrainingData
 from headrank_pipeline.pipeline import MissingPrerequisite
-from headrank_pipeline.rerank.recipes import headrank
+from headrank_pipeline.rerank.systems import headrank
 
 # Short prompts: the words of the frame teach nothing here and would be most of the tokens.
 SHORT = replace(

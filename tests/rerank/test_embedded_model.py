@@ -17,15 +17,8 @@ from embedded_model.in_batch import Frame, shares
 
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.recipes import (
-    core,
-    embedded_first_stage_weight,
-    embedded_model,
-    headrank,
-    icr,
-    qrhead,
-    qrranker,
-)
+from headrank_pipeline.rerank.named_models import embedded_first_stage_weight, embedded_model
+from headrank_pipeline.rerank.systems import core, headrank, icr, qrhead, qrranker
 
 PASSAGES = {
     "bees": "A honey bee colony keeps its brood at about 35 degrees. Workers shiver their flight muscles to warm the "

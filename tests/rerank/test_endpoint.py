@@ -455,8 +455,8 @@ def test_a_timeout_of_one_query_ends_with_status_7(candidates):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--system", "rankgpt", "--heads", "all"], 2, "--heads belongs to systems that read attention heads"),
-        (["--system", "headrank", "--heads", "all", "--window-size", "5"], 2, "--window-size: headrank has no such"),
+        (["--system", "rankgpt", "--heads", "all"], 5, "rankgpt reads no attention heads; leave heads out"),
+        (["--system", "headrank", "--heads", "all", "--window-size", "5"], 5, "headrank has no option 'window_size'"),
         (["--system", "rankgpt", "--stride", "20"], 5, "stride 20: expected less than the window_size 20"),
         (["--system", "qwen3-reranker", "--no-thinking"], 5, "qwen3-reranker has no option 'thinking'"),
     ],

@@ -15,7 +15,7 @@ from headrank_pipeline.first_stage.encoder import load_encoder
 from headrank_pipeline.rerank.baselines.first_token import first_token
 from headrank_pipeline.rerank.baselines.pointwise import qwen3_reranker
 from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
-from headrank_pipeline.rerank.recipes import core, headrank, icr, qrhead, qrranker
+from headrank_pipeline.rerank.systems import core, headrank, icr, qrhead, qrranker
 
 HEADS = HeadSet("one", ((0, 0),))
 SYSTEMS = {

@@ -18,7 +18,7 @@ from headrank_pipeline.cli import main
 from headrank_pipeline.pipeline import Failure
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.long_lists import dealt, joined, summary
-from headrank_pipeline.rerank.recipes import headrank, icr
+from headrank_pipeline.rerank.systems import headrank, icr
 
 HEADS = HeadSet("some", ((1, 0), (2, 3)))
 WORDS = ("birds", "fly", "high", "above", "the", "sea", "where", "no", "fish", "ever", "saw", "land", "stone", "winter")

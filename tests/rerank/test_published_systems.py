@@ -17,7 +17,7 @@ from headrank_pipeline.attention.markup import CHATS, PLAIN, chat_of
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.recipes import core, icr, qrhead, qrranker
+from headrank_pipeline.rerank.systems import core, icr, qrhead, qrranker
 
 RECIPES = {recipe.name: recipe for recipe in (HEADRANK, ICR, QRHEAD, CORE, QRRANKER)}
 SYSTEMS = {"icr": icr, "qrhead": qrhead, "core": core, "qrranker": qrranker}

@@ -32,7 +32,7 @@ from headrank_pipeline.rerank import named_models
 from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
 from headrank_pipeline.rerank.named_models import SMOLLM2, first_stage_weight, smollm2
 from headrank_pipeline.rerank.packaged_model import PackagedModel, cache_folder
-from headrank_pipeline.rerank.recipes import headrank, icr
+from headrank_pipeline.rerank.systems import headrank, icr
 
 RANKING = Ranking(
     Query("q", "can a flea fly?"),

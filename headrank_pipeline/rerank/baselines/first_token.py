@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal
 
 from headrank_pipeline.attention.markup import control_pattern
 from headrank_pipeline.options import read_settings, refuse_unknown
@@ -23,8 +23,9 @@ from headrank_pipeline.rerank.baselines.fitting import fitted_words
 from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
 from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown
 from headrank_pipeline.rerank.baselines.windows import Ordered, Window, Windowing, slide
+from headrank_pipeline.rerank.systems import SystemSpec
 
-__all__ = ["FirstToken", "FirstTokenOptions", "first_token"]
+__all__ = ["FirstToken", "first_token", "open_first_token"]
 
 # The words of the published code for text; "[B] > [A]" is its example for lists of varying length.
 SYSTEM = "You are RankLLM, an intelligent assistant that can rank passages based on their relevancy to the query"
@@ -41,22 +42,6 @@ CLOSING = (
 )
 ANSWER = "["  # the reply is begun with it, so that an identifier is the next token
 _WORDS = (SYSTEM, OPENING, PASSAGE, CLOSING, ANSWER)
-
-
-class FirstTokenOptions(TypedDict, total=False):
-    """Keyword arguments of `first_token`: `Identifiers`, `Windowing`, `PassageText` and `ModelSettings`."""
-
-    identifiers: Literal["letters", "digits"]
-    window_size: int
-    stride: int
-    num_passes: int
-    passage_words: int | None
-    rewrite_brackets: bool
-    device: str
-    dtype: str
-    revision: str | None
-    max_prompt_tokens: int | None
-    batch_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +124,9 @@ class FirstToken(Reranker):
             "prompt_sha256": sha256(repr(_WORDS).encode()).hexdigest(),
         }
 
+    def __repr__(self) -> str:
+        return f"<first-token: {self.model.source.name}>"
+
     def origins(self) -> dict[str, str]:
         """Return where the model lies."""
         return self.model.origins()
@@ -196,22 +184,29 @@ def _single_tokens(model: CausalModel, names: str) -> list[int]:
     return [vocabulary[name] for name in names]
 
 
-def first_token(model: str | Path, **options: Unpack[FirstTokenOptions]) -> FirstToken:
+def first_token(model: str | Path, **options: Any) -> FirstToken:
     """Return first-token reranking with any causal chat model; FIRST's own checkpoints were trained for it.
 
     Args:
         model: a local folder or a Hugging Face name.
-        **options: identifiers letters, window_size 20, stride 10, passage_words 300, …: see `FirstTokenOptions`.
+        **options: fields of `Identifiers` (letters), `Windowing` (window_size 20, stride 10), `PassageText`
+            (passage_words 300) and `ModelSettings`.
 
     Raises:
         FileNotFoundError: no such model.
         MissingPrerequisite: a GPU was named and there is none.
         ValueError: an unknown option, a value that an option refuses, or a tokenizer without single-token identifiers.
     """
-    given: dict[str, Any] = dict(options)
-    refuse_unknown("first-token", given, Identifiers, Windowing, PassageText, ModelSettings)
-    identifiers = read_settings(Identifiers, "first-token", given)
-    windowing = read_settings(Windowing, "first-token", given)
-    passages = read_settings(PassageText, "first-token", given)
-    loaded = CausalModel(model, read_settings(ModelSettings, "first-token", given))
+    return open_first_token(SystemSpec("first-token", model, options=options))
+
+
+def open_first_token(spec: SystemSpec) -> FirstToken:
+    """Return the reranker of a spec: `first_token` with its model and options."""
+    spec.refuse_heads()
+    system, given = spec.system, spec.options
+    refuse_unknown(system, given, Identifiers, Windowing, PassageText, ModelSettings)
+    identifiers = read_settings(Identifiers, system, given)
+    windowing = read_settings(Windowing, system, given)
+    passages = read_settings(PassageText, system, given)
+    loaded = CausalModel(spec.model, read_settings(ModelSettings, system, given))
     return FirstToken(loaded, windowing, passages, identifiers)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 from headrank_pipeline.attention.markup import control_pattern, neutralised
 from headrank_pipeline.options import read_settings, refuse_unknown
@@ -19,8 +19,9 @@ from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
 from headrank_pipeline.rerank.baselines.passage_text import passage_of
+from headrank_pipeline.rerank.systems import SystemSpec
 
-__all__ = ["Qwen3Reranker", "Qwen3RerankerOptions", "qwen3_reranker"]
+__all__ = ["Qwen3Reranker", "open_qwen3_reranker", "qwen3_reranker"]
 
 PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -31,18 +32,6 @@ SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 _MARKUP = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 _PUBLISHED_BUDGET = 8192  # tokens of a whole prompt
-
-
-class Qwen3RerankerOptions(TypedDict, total=False):
-    """Keyword arguments of `qwen3_reranker`: `PairText` and `ModelSettings`."""
-
-    instruction: str
-    passage_words: int | None
-    device: str
-    dtype: str
-    revision: str | None
-    max_prompt_tokens: int | None
-    batch_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +112,9 @@ class Qwen3Reranker(Reranker):
             "prompt_sha256": sha256(repr(words).encode()).hexdigest(),
         }
 
+    def __repr__(self) -> str:
+        return f"<qwen3-reranker: {self.model.source.name}>"
+
     def origins(self) -> dict[str, str]:
         """Return where the model lies."""
         return self.model.origins()
@@ -190,19 +182,25 @@ def _probability(yes: float, no: float) -> float:
     return odds / (1.0 + odds)
 
 
-def qwen3_reranker(model: str | Path, **options: Unpack[Qwen3RerankerOptions]) -> Qwen3Reranker:
+def qwen3_reranker(model: str | Path, **options: Any) -> Qwen3Reranker:
     """Return pointwise reranking as Qwen3-Reranker's model card does it.
 
     Args:
         model: a local folder or a Hugging Face name.
-        **options: instruction, passage_words (whole passages), max_prompt_tokens 8192, …: see `Qwen3RerankerOptions`.
+        **options: fields of `PairText` (instruction, passage_words) and `ModelSettings` (max_prompt_tokens is 8192
+            where it is not given).
 
     Raises:
         FileNotFoundError: no such model.
         MissingPrerequisite: a GPU was named and there is none.
         ValueError: an unknown option, a value that an option refuses, or a tokenizer without "yes" and "no".
     """
-    given: dict[str, Any] = dict(options)
-    refuse_unknown("qwen3-reranker", given, PairText, ModelSettings)
-    text = read_settings(PairText, "qwen3-reranker", given)
-    return Qwen3Reranker(CausalModel(model, read_settings(ModelSettings, "qwen3-reranker", given)), text)
+    return open_qwen3_reranker(SystemSpec("qwen3-reranker", model, options=options))
+
+
+def open_qwen3_reranker(spec: SystemSpec) -> Qwen3Reranker:
+    """Return the reranker of a spec: `qwen3_reranker` with its model and options."""
+    spec.refuse_heads()
+    refuse_unknown(spec.system, spec.options, PairText, ModelSettings)
+    text = read_settings(PairText, spec.system, spec.options)
+    return Qwen3Reranker(CausalModel(spec.model, read_settings(ModelSettings, spec.system, spec.options)), text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import Failure, Reranker
@@ -20,8 +20,9 @@ from headrank_pipeline.rerank.baselines.fitting import fitted_words
 from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown
 from headrank_pipeline.rerank.baselines.replies import NoReply, Reply, parse_reply
 from headrank_pipeline.rerank.baselines.windows import Ordered, Window, Windowing, slide
+from headrank_pipeline.rerank.systems import SystemSpec
 
-__all__ = ["RankGPT", "RankGPTOptions", "rankgpt"]
+__all__ = ["RankGPT", "open_rankgpt", "rankgpt"]
 
 # The words of the paper (its appendix, and the repository's first version; the latter now shows "[20] > [19]").
 SYSTEM = "You are RankGPT, an intelligent assistant that can rank passages based on their relevancy to the query."
@@ -39,36 +40,6 @@ CLOSING = (
     "explain."
 )
 _WORDS = (SYSTEM, OPENING, OPENING_REPLY, PASSAGE, PASSAGE_REPLY, CLOSING)
-
-
-class RankGPTOptions(TypedDict, total=False):
-    """Keyword arguments of `rankgpt`; each is explained where it belongs.
-
-    `Windowing`, `PassageText`, `Reasoning`, `Decoding`, and `generation.ModelSettings` (a model in this process) or
-    `endpoint.Connection` (a server).
-    """
-
-    window_size: int
-    stride: int
-    num_passes: int
-    passage_words: int | None
-    rewrite_brackets: bool
-    thinking: bool | None
-    max_new_tokens: int | None
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-    device: str
-    dtype: str
-    revision: str | None
-    max_prompt_tokens: int | None
-    batch_tokens: int
-    api_key_env: str | None
-    timeout: float
-    retries: int
-    concurrency: int
-    request: dict[str, Any]
 
 
 class RankGPT(Reranker):
@@ -109,6 +80,9 @@ class RankGPT(Reranker):
             "passages": self.passages.describe(),
             "prompt_sha256": sha256(repr(_WORDS).encode()).hexdigest(),
         }
+
+    def __repr__(self) -> str:
+        return f"<rankgpt: {self.describe()['model']}>"
 
     def origins(self) -> dict[str, str]:
         """Return where the model lies."""
@@ -213,25 +187,32 @@ def conversation_of(query: str, passages: Sequence[str]) -> list[Message]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def rankgpt(model: str | Path, *, endpoint: str | None = None, **options: Unpack[RankGPTOptions]) -> RankGPT:
+def rankgpt(model: str | Path, *, endpoint: str | None = None, **options: Any) -> RankGPT:
     """Return RankGPT with a chat model in this process, or behind an OpenAI-compatible endpoint.
 
     Args:
         model: a local folder or a Hugging Face name; with an endpoint, the name by which the server knows it.
         endpoint: URL of a server up to ``/v1``; None for a model in this process.
-        **options: window_size 20, stride 10, num_passes 1, passage_words 300, …: see `RankGPTOptions`.
+        **options: fields of `Windowing` (window_size 20, stride 10, num_passes 1), `PassageText` (passage_words 300),
+            `Reasoning` and `Decoding` (thinking, max_new_tokens, temperature), and of `generation.ModelSettings` (a
+            model in this process) or `endpoint.Connection` (a server).
 
     Raises:
         FileNotFoundError: no such model.
         MissingPrerequisite: a GPU was named and there is none, or the key's variable is not set.
         ValueError: an unknown option, or a value that an option refuses.
     """
-    given: dict[str, Any] = dict(options)
+    return open_rankgpt(SystemSpec("rankgpt", model, options={**options, "endpoint": endpoint}))
+
+
+def open_rankgpt(spec: SystemSpec) -> RankGPT:
+    """Return the reranker of a spec: `rankgpt` with its model and options."""
+    spec.refuse_heads()
+    options, model = dict(spec.options), str(spec.model)
+    endpoint = options.pop("endpoint", None)
     where = "rankgpt" if endpoint is None else "rankgpt with an endpoint"
-    writer = (
-        _local_writer(str(model), where, given) if endpoint is None else _server(endpoint, str(model), where, given)
-    )
-    return RankGPT(writer, read_settings(Windowing, where, given), read_settings(PassageText, where, given))
+    writer = _local_writer(model, where, options) if endpoint is None else _server(str(endpoint), model, where, options)
+    return RankGPT(writer, read_settings(Windowing, where, options), read_settings(PassageText, where, options))
 
 
 _SHARED = (Windowing, PassageText, Reasoning, Decoding)
