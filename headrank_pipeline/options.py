@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-__all__ = ["read_settings", "refuse_unknown"]
+__all__ = ["read_assignment", "read_settings", "refuse_unknown"]
 
 Settings = TypeVar("Settings")
 
@@ -45,3 +46,22 @@ def read_settings(kind: type[Settings], system: str, options: Mapping[str, Any])
             raise ValueError(f"{system} option {wanted}") from error
         name = str(problem["loc"][0])
         raise ValueError(f"{system} option {name}: {wanted}, got {given.get(name)!r}") from error
+
+
+def read_assignment(text: str) -> tuple[str, Any]:
+    """Return the name and value of ``NAME=VALUE``; a value that is no JSON is a string.
+
+    Raises:
+        ValueError: no name or no equals sign.
+
+    Examples:
+        >>> read_assignment("reverse=true"), read_assignment("separator= | ")
+        (('reverse', True), ('separator', ' | '))
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"{text!r}: expected NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

@@ -56,7 +56,7 @@ def batch_tokens_for(
         if reserved and fitting < 1:
             raise ValueError(
                 f"batch_tokens auto: the passage cache may hold {reserved / 2**30:.1f} GiB more, {device} has "
-                f"{free / 2**30:.1f} GiB free; let it hold less (--passage-cache-memory)"
+                f"{free / 2**30:.1f} GiB free; let it hold less (passage_cache_memory)"
             )
         return max(1, min(_MOST_TOKENS, fitting))
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:

@@ -116,7 +116,7 @@ def check_isolated(
     if reason := _isolated[model]:
         raise ValueError(
             f"model {name}: isolated passages are not read right with a {type(model).__name__} ({reason}); leave them "
-            f"causal (--passages causal)"
+            f"causal (passages='causal')"
         )
 
 

@@ -90,7 +90,7 @@ def chat_of(tokenizer: PreTrainedTokenizerFast) -> Chat:
     if strange or template:
         logger.warning(
             "prompts are written without turn markup (chat 'plain'): the tokenizer's (%s) is of no known family, so "
-            "scores may be worse than the model's best; choose with --chat %s (which says that this is right)",
+            "scores may be worse than the model's best; set the option chat: %s (which says that this is right)",
             ", ".join(strange[:4]) or "its chat template",
             ", ".join(CHATS).replace(", plain", ", or plain"),
         )

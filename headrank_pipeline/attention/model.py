@@ -72,7 +72,7 @@ def choose_device(device: str = "auto") -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise MissingPrerequisite(
             f"device {device!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "
-            f"use --device cpu, or a CUDA build of torch and a driver for it (headrank doctor)"
+            f"use device cpu, or a CUDA build of torch and a driver for it (headrank doctor)"
         )
     return chosen
 
@@ -354,7 +354,7 @@ def _check_layers(name: str, model: PreTrainedModel) -> None:
     if not len(layers) or not all(hasattr(layer, "self_attn") for layer in layers):
         raise ValueError(
             f"model {name}: a {type(model).__name__} is no decoder whose heads can be read here: expected layers with "
-            f"self_attn, as in Qwen3, Qwen2 and Llama; a sentence encoder belongs to --encoder"
+            f"self_attn, as in Qwen3, Qwen2 and Llama; a sentence encoder belongs to a dense first stage"
         )
 
 

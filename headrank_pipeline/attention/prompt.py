@@ -269,12 +269,12 @@ class PromptBuilder:
     def _caps(self, qid: str, lengths: Sequence[int], tokens: _Tokens) -> list[int]:
         """Return how many tokens each text may have, given the tokens that the rest of the prompt takes."""
         if self.template.passages == "causal":
-            rest, advice = len(tokens.ids) - sum(lengths), "rerank fewer (--depth) or raise --max-prompt-tokens"
+            rest, advice = len(tokens.ids) - sum(lengths), "rerank fewer or raise max_prompt_tokens"
             caps = [_cap(lengths, self.max_prompt_tokens - rest)] * len(lengths)
         else:
             around = np.diff(tokens.boundaries) - lengths  # label, title and separator of each passage
             frame = len(tokens.ids) - int(around.sum()) - sum(lengths)
-            rest, advice = frame + int(around.max(initial=0)), "raise --max-prompt-tokens"
+            rest, advice = frame + int(around.max(initial=0)), "raise max_prompt_tokens"
             caps = [self.max_prompt_tokens - frame - int(size) for size in around]
         if any(cap < min(MIN_PASSAGE_TOKENS, length) for cap, length in zip(caps, lengths, strict=True)):
             raise ValueError(

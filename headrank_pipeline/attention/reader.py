@@ -280,8 +280,8 @@ class AttentionReader:
         if len(batch) == 1 and smaller < row:
             raise MemoryError(
                 f"a prompt of {longest} tokens does not fit into the memory of {self.device} beside "
-                f"{self.source.name} in {self.model.dtype}; rerank fewer passages (--depth), shorten them "
-                f"(--passage-words), isolate them (--passages isolated) or load the model as bfloat16 (--dtype)"
+                f"{self.source.name} in {self.model.dtype}; rerank fewer passages, shorten them "
+                f"(passage_words), isolate them (passages='isolated') or load the model as bfloat16 (dtype)"
             )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -352,7 +352,7 @@ class AttentionReader:
                 raise ValueError(
                     f"{self.source.name}: a list with isolated passages takes {max(map(_positions, prompts))} "
                     f"positions; beyond {self._short_positions} its LongRoPE would turn the question by other "
-                    f"frequencies than the passages: shorten them (--passage-words)"
+                    f"frequencies than the passages: shorten them (passage_words)"
                 )
         return read_isolated(self, lists, support=support)
 

@@ -47,7 +47,7 @@ def check_places(rule: ScoringRule, template: PromptTemplate, heads: HeadSet) ->
     if heads.places.support != rule.support:
         raise ValueError(
             f"place_profile: the curve of head set {heads.name!r} is that of a softmax over {heads.places.support}, "
-            f"the rule's runs over {rule.support}; select heads with this rule (--system), or leave place_profile out"
+            f"the rule's runs over {rule.support}; select heads with this rule, or leave place_profile out"
         )
 
 
@@ -161,7 +161,7 @@ def check_finite(values: Tensor, heads: Sequence[tuple[int, int]], qid: str) -> 
         layer, head = min(heads[index] for index in (~finite).nonzero()[:, 0].tolist())
         raise ValueError(
             f"qid {qid}: the attention of head {layer}-{head} is not finite; an overflow in half precision is the "
-            f"usual cause: try --dtype float32, and if it is that already, the weights are broken"
+            f"usual cause: try dtype float32, and if it is that already, the weights are broken"
         )
 
 

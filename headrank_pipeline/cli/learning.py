@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from headrank_pipeline.attention.recipe import RECIPES, Recipe
-from headrank_pipeline.cli.reporting import command_line, echo_json, table
+from headrank_pipeline.cli.reporting import ASSIGNMENT, command_line, echo_json, table
 from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, path_option
+from headrank_pipeline.options import read_assignment
 
 if TYPE_CHECKING:
     from headrank_pipeline.learn.selection import Selection
@@ -183,7 +183,7 @@ def _costs(found: Selection) -> dict[str, Any]:
 @click.option("--list-size", type=int, help="Passages drawn from each list.")
 @click.option("--lists-per-step", type=int, help="Lists whose gradients make one step.")
 @click.option("--seed", type=int)
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+@click.option("--set", "settings", multiple=True, type=ASSIGNMENT,
               help="Any other training setting, such as objective.beta=4 or patience=3; repeatable.")  # fmt: skip
 @click.option("--max-lists", type=click.IntRange(min=1), help="Use only the first so many training lists.")
 @PASSAGES_OPTION
@@ -226,7 +226,7 @@ def train(
     from headrank_pipeline.rerank.named_models import named_model
 
     named = {name: value for name, value in common.items() if value is not None}
-    config = configured(TrainingConfig(), named | dict(_setting(text) for text in settings))
+    config = configured(TrainingConfig(), named | dict(map(read_assignment, settings)))
     train_lists = open_input(lists, "graded lists")
     dev_lists = open_input(dev, "graded lists") if dev else None
     origin = {"lists": describe_file(train_lists), "max_lists": max_lists}
@@ -289,13 +289,3 @@ def _recipe(system: str, model: str, revision: str | None, passages: str | None)
     trained = recipe_of(model, revision)
     recipe = trained if system == "headrank" else RECIPES[system]
     return recipe.varied({**_DETECTION.get(system, {}), "passages": passages or trained.template.passages})
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise click.BadParameter(f"{text!r}: expected NAME=VALUE, for example patience=3", param_hint="--set")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value

@@ -7,37 +7,103 @@ import logging
 import select
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from headrank_pipeline.options import read_assignment
 from headrank_pipeline.pipeline import MissingPrerequisite
 
-__all__ = ["PARTIAL", "ReportingGroup", "command_line", "echo_json", "refuse_typed", "start_logging", "table"]
+__all__ = [
+    "ASSIGNMENT",
+    "PARTIAL",
+    "CommandWithMovedFlags",
+    "ReportingGroup",
+    "command_line",
+    "echo_json",
+    "refuse_typed",
+    "start_logging",
+    "table",
+]
 
 PARTIAL = 7  # some queries failed; the others are there
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class ReportingGroup(click.Group):
-    """Turns the exceptions of the package into one line and an exit status; ``--debug`` keeps the traceback."""
+    """Turns the exceptions of the package into one line and an exit status; ``--debug`` keeps the traceback.
+
+    With ``--json`` standard output gets ``{"error": …, "status": …}``, too.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        # Looked for by hand: a command line that is wrong elsewhere is not parsed to the end.
+        as_json = "--json" in ctx.args
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort):
             raise
+        except click.ClickException as error:
+            _echo_error(error.format_message(), error.exit_code, as_json=as_json)
+            raise
         except KeyboardInterrupt:
+            _echo_error("interrupted", _INTERRUPTED, as_json=as_json)
             click.echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
-            if ctx.params.get("debug") or _nobody_reads(error):
+            if _nobody_reads(error):
+                raise
+            _echo_error(_message(error), _exit_status(error), as_json=as_json)
+            if ctx.params.get("debug"):
                 raise
             click.echo(f"error: {_message(error)}", err=True)
             ctx.exit(_exit_status(error))
+
+
+def _echo_error(message: str, status: int, *, as_json: bool) -> None:
+    if as_json:
+        echo_json({"error": message, "status": status})
+
+
+class CommandWithMovedFlags(click.Command):
+    """A command that says of each flag that it once had what to write instead.
+
+    Args:
+        moved: flag -> what says the same now.
+    """
+
+    def __init__(self, *arguments: Any, moved: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.moved = moved
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name not in self.moved:
+                raise
+            instead = self.moved[error.option_name]
+            raise click.UsageError(f"{error.option_name} is no flag any more; write {instead}", ctx) from error
+
+
+class _Assignment(click.ParamType[str]):
+    """``NAME=VALUE``, checked and kept as text, so that a command line can be written again from its parameters."""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            read_assignment(value)
+        except ValueError as error:
+            self.fail(f"{error}, for example patience=3", param, ctx)
+        return str(value)
+
+
+ASSIGNMENT = _Assignment()
 
 
 def _nobody_reads(error: Exception) -> bool:

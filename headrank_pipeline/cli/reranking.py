@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from headrank_pipeline.cli.baselines import (
-    BASELINE_FLAGS,
-    BASELINE_OPTIONS,
+from headrank_pipeline.cli.reporting import (
+    ASSIGNMENT,
+    PARTIAL,
+    CommandWithMovedFlags,
+    command_line,
+    echo_json,
+    refuse_typed,
+    table,
 )
-from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, refuse_typed, table
-from headrank_pipeline.rerank.systems import OWN_SYSTEMS, SystemSpec, check_system
+from headrank_pipeline.options import read_assignment
+from headrank_pipeline.rerank.named_models import first_stage_weight
+from headrank_pipeline.rerank.systems import OWN_SYSTEMS, SystemSpec, check_system, forbid_hub
 
 if TYPE_CHECKING:
     from headrank_pipeline.experiment.batches import Workers
@@ -28,24 +31,47 @@ if TYPE_CHECKING:
     from headrank_pipeline.pipeline import Reranker
 
 __all__ = [
+    "MOVED_FLAGS",
     "PASSAGES_OPTION",
-    "RERANKER_FLAGS",
     "RERANKER_OPTIONS",
     "RUN_OPTIONS",
     "default_output",
-    "load_reranker",
     "measures_table",
     "model_option",
     "open_reranker",
     "path_option",
     "report",
     "rerank",
+    "reranker_spec",
     "with_options",
 ]
 
 _log = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+# Flags that went, since one kind of system alone knows them: what says the same.
+_OPTIONS = {
+    "api_key_env": "NAME",
+    "batch_tokens": "N",
+    "chat": "NAME",
+    "endpoint": "URL",
+    "max_new_tokens": "N",
+    "max_prompt_tokens": "N",
+    "num_passes": "N",
+    "passage_cache_limit": "GIB",
+    "passage_cache_memory": "GIB",
+    "passage_words": "N",
+    "revision": "NAME",
+    "stride": "N",
+    "thinking": "true",
+    "timeout": "SECONDS",
+    "window_size": "N",
+}
+MOVED_FLAGS = {
+    **{f"--{name.replace('_', '-')}": f"--option {name}={value}" for name, value in _OPTIONS.items()},
+    "--no-thinking": "--option thinking=false",
+}
 
 
 def path_option(name: str, text: str, *, required: bool = False) -> Callable[[Command], Command]:
@@ -56,7 +82,8 @@ def path_option(name: str, text: str, *, required: bool = False) -> Callable[[Co
 PASSAGES_OPTION = click.option(
     "--passages",
     type=click.Choice(["causal", "isolated"]),
-    help="What a passage sees: those before it, or the opening and itself only.  [default: as trained, else causal]",
+    help="What a passage attends to. causal: the passages before it, too; isolated: the opening words and itself "
+    "only.  [default: as the model was trained, else causal]",
 )
 
 
@@ -70,14 +97,6 @@ def model_option(*, required: bool) -> Callable[[Command], Command]:
     )
 
 
-def _tokens(ctx: click.Context, option: click.Parameter, text: str | None) -> int | str | None:
-    if text is None or text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise click.BadParameter(f"{text!r}: expected a whole number from 1, or auto")
-    return int(text)
-
-
 def _system(ctx: click.Context, option: click.Parameter, name: str) -> str:
     try:
         check_system(name)
@@ -88,7 +107,11 @@ def _system(ctx: click.Context, option: click.Parameter, name: str) -> str:
 
 RERANKER_OPTIONS = (
     model_option(required=True),
-    click.option("--heads", help="Head set: JSON file, published name, 'all' or 'layers:10-13'."),
+    click.option(
+        "--heads",
+        help="Attention heads to read: a JSON file, the name of a published set, 'all' or 'layers:10-13'.  [default: "
+        "those that the model or the system brings]",
+    ),
     click.option(
         "--system",
         metavar="NAME",
@@ -97,46 +120,30 @@ RERANKER_OPTIONS = (
         show_default=True,
         help=f"Method that scores the candidates: {', '.join(OWN_SYSTEMS)}, or one that an installed package adds.",
     ),
-    click.option("--max-prompt-tokens", type=int, help="Budget of a prompt.  [default: all the model's positions]"),
-    click.option("--passage-words", type=int, help="Words kept of a passage.  [default: the system's own]"),
+    click.option(
+        "--option",
+        "options",
+        multiple=True,
+        type=ASSIGNMENT,
+        help="Sets one option of the system, such as passage_words=100; repeatable. docs/options.md lists them.",
+    ),
     PASSAGES_OPTION,
-    click.option(
-        "--option", "options", multiple=True, metavar="NAME=VALUE", help="Any other option of the system; repeatable."
+    path_option(
+        "--passage-cache", "Folder that keeps what was computed for isolated passages, for later queries and runs."
     ),
-    path_option("--passage-cache", "Folder that keeps the keys of isolated passages from query to query, run to run."),
-    click.option(
-        "--passage-cache-memory",
-        type=click.FloatRange(min=0),
-        metavar="GIB",
-        help="GiB of cached keys on the device, also without --passage-cache.  [default: 2 with a folder, else 0]",
-    ),
-    click.option(
-        "--passage-cache-limit",
-        type=click.FloatRange(min=0),
-        metavar="GIB",
-        help="What the folder may hold; what was not used for longest goes first.  [default: 64]",
-    ),
-    click.option(
-        "--batch-tokens",
-        metavar="N",
-        callback=_tokens,
-        help="Tokens of one forward pass, or auto: what free memory allows.  [default: 16384]",
-    ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …"),
-    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
-    click.option("--revision", help="Revision of a Hugging Face model."),
-    click.option("--chat", help="Turn markup: auto, chatml, granite, llama3, mistral, phi or plain.  [default: auto]"),
+    click.option("--device", help="Device that computes: auto, cpu, cuda, cuda:1, …  [default: auto]"),
+    click.option("--dtype", help="Type of the weights: auto, float32, bfloat16 or float16.  [default: auto]"),
     click.option(
         "--first-stage-weight",
         type=float,
-        help="Mix in the first stage's scores, 0 to 1; choose it on training queries.",
+        help="Mixes in the first stage's scores with this weight, 0 to 1. Choose it on training queries.",
     ),
     click.option(
         "--log-scores",
         is_flag=True,
-        help="Mix it with the logarithm of the reranker's scores: for shares of attention, as headrank's.",
+        help="Takes the logarithm of the reranker's scores before they are mixed: right for shares of attention, such "
+        "as headrank's.",
     ),
-    *BASELINE_OPTIONS,
 )
 RUN_OPTIONS = (
     click.option("--batch-size", default=8, show_default=True, help="Queries handed to the reranker at once."),
@@ -145,15 +152,15 @@ RUN_OPTIONS = (
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Processes that rerank, each with a model, and a GPU where there are any; more than 1 needs Ray.",
+        help="Processes that rerank, each with its own model, and its own GPU if there are any. More than 1 needs Ray.",
     ),
-    click.option("--tag", help="Last column of the run.  [default: the system's name]"),
+    click.option("--tag", help="Name in the last column of the run.  [default: the system's name]"),
     click.option(
         "--overwrite",
         is_flag=True,
-        help="Start anew where the output holds another run; that one goes with the first batch.",
+        help="Starts anew if the output holds another run, which is deleted when the first batch is done.",
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    click.option("--json", "as_json", is_flag=True, help="Prints the result, or the error, as JSON."),
 )
 
 
@@ -168,15 +175,16 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
     return add
 
 
-@click.command()
-@path_option("--candidates", "Candidates JSONL with text, as retrieve writes them.", required=True)
-@path_option("--output", "Run directory.", required=True)
+@click.command(cls=CommandWithMovedFlags, moved=MOVED_FLAGS)
+@path_option("--candidates", "Candidates with texts (JSONL), as headrank retrieve writes them.", required=True)
+@path_option("--output", "Folder of the run; the same command continues an interrupted one.", required=True)
 @with_options(*RERANKER_OPTIONS)
 @click.option("--depth", type=click.IntRange(min=1), default=100, show_default=True,
-              help="Candidates that are reranked; the rest follow.")  # fmt: skip
-@path_option("--qrels", "Evaluate with these judgments.")
-@click.option("--measure", "-m", "measures", multiple=True, help="Repeatable.  [default: nDCG@10, R@100]")
-@click.option("--relevance-level", "-l", default=1, show_default=True)
+              help="Candidates of each query that are reranked; the rest follow in their order.")  # fmt: skip
+@path_option("--qrels", "Relevance judgments to evaluate the run with.")
+@click.option("--measure", "-m", "measures", multiple=True,
+              help="Measure to report; repeatable.  [default: nDCG@10, R@100]")  # fmt: skip
+@click.option("--relevance-level", "-l", default=1, show_default=True, help="Lowest grade that counts as relevant.")
 @with_options(*RUN_OPTIONS)
 @click.pass_context
 def rerank(
@@ -202,6 +210,7 @@ def rerank(
     from headrank_pipeline.experiment.supply import supply_from_file
     from headrank_pipeline.trec import read_qrels
 
+    spec = reranker_spec(reranker)
     judgement = None
     if qrels is None:
         refuse_typed("measures", "relevance_level", because="nothing is evaluated without --qrels")
@@ -210,14 +219,14 @@ def rerank(
         read_qrels(judgement.opened)  # a wrong name or line is told before a model is loaded, which may take minutes
     supply = supply_from_file(candidates)
     next(supply.rankings(), None)  # so is a file of another kind
-    with open_reranker(workers, **reranker) as opened:
+    with open_reranker(spec, workers) as opened:
         plan = RunPlan(
             output=output,
             supply=supply,
             reranker=opened,
             depth=depth,
             batch_size=batch_size,
-            tag=tag or reranker["system"],
+            tag=tag or spec.system,
             judgement=judgement,
         )
         outcome = execute(plan, overwrite=overwrite, command=command_line())
@@ -234,106 +243,62 @@ def default_output(benchmark: str, system: str, model: str) -> Path:
     return Path("runs") / benchmark / f"{system}-{re.sub(r'[^a-z0-9._-]+', '-', Path(model).name.lower())}"
 
 
+def reranker_spec(given: Mapping[str, Any]) -> SystemSpec:
+    """Return the reranker that the values of `RERANKER_OPTIONS` describe, by their parameters' names.
+
+    Args:
+        given: what click parsed, and ``offline`` where the command has that flag; other names are ignored.
+    """
+    if given["log_scores"] and given["first_stage_weight"] is None:
+        raise click.UsageError("--log-scores says how --first-stage-weight mixes; give that, too")
+    options: dict[str, Any] = {}
+    named = {name: given[name] for name in ("passages", "passage_cache", "device", "dtype")}
+    for name, value in (*map(read_assignment, given["options"]), *named.items()):
+        if value is None and name in named:
+            continue  # a flag that was not given
+        if name in options:
+            raise click.UsageError(f"{name} is set twice, by --option or by a flag of its own; set it once")
+        options[name] = value
+    return SystemSpec(
+        given["system"],
+        given["model"],
+        given["heads"],
+        options,
+        first_stage_weight=given["first_stage_weight"],
+        log_scores=given["log_scores"],
+        offline=given.get("offline", False),
+    )
+
+
 @contextmanager
-def open_reranker(workers: int, **flags: Any) -> Iterator[Reranker | Workers]:
-    """Give the reranker that the flags describe, in this process or in workers that end with the context."""
-    if flags.get("offline"):
-        _forbid_hub()  # in this process too, whose first stage may have an encoder
-    if flags["system"] == "headrank" and flags.get("heads") is None and flags["first_stage_weight"] is None:
-        _advise_on_mixing(flags["model"] or "")
+def open_reranker(spec: SystemSpec, workers: int) -> Iterator[Reranker | Workers]:
+    """Give a spec's reranker, in this process or in workers that end with the context."""
+    if spec.offline:
+        forbid_hub()  # here, too, where workers rerank: the first stage may have an encoder
+    if spec.system == "headrank" and spec.heads is None and spec.first_stage_weight is None:
+        _advise_on_mixing(str(spec.model))
     if workers == 1:
-        yield load_reranker(**flags)
+        yield spec.open()
         return
     from headrank_pipeline.experiment import scaleout
 
-    # An endpoint's model is elsewhere: its workers need no GPU.
-    device = "cpu" if flags.get("endpoint") else flags["device"]
-    with scaleout.workers(partial(load_reranker, **flags), workers, device=device) as started:
+    with scaleout.workers(spec.open, workers, device=spec.device) as started:
         yield started
 
 
-def load_reranker(
-    system: str,
-    model: str,
-    heads: str | None,
-    max_prompt_tokens: int | None,
-    passage_words: int | None,
-    passages: str | None,
-    passage_cache: Path | None,
-    passage_cache_memory: float | None,
-    passage_cache_limit: float | None,
-    batch_tokens: int | str | None,
-    options: tuple[str, ...],
-    device: str,
-    dtype: str,
-    revision: str | None,
-    chat: str | None = None,
-    first_stage_weight: float | None = None,
-    log_scores: bool = False,
-    offline: bool = False,
-    **baseline: Any,
-) -> Reranker:
-    """Return the reranker that the flags describe, with its model loaded; `baseline` are the flags of baselines."""
-    named = {
-        "passage_words": passage_words,
-        "passages": passages,
-        "passage_cache": passage_cache,
-        "passage_cache_memory": passage_cache_memory,
-        "passage_cache_limit": passage_cache_limit,
-        "max_prompt_tokens": max_prompt_tokens,
-        "batch_tokens": batch_tokens,
-        "revision": revision,
-        "chat": chat,
-        "device": None if device == "auto" else device,
-        "dtype": None if dtype == "auto" else dtype,
-        **baseline,
-    }
-    if passage_cache_limit is not None and passage_cache is None:
-        raise click.UsageError("--passage-cache-limit bounds a folder; name it with --passage-cache")
-    if log_scores and first_stage_weight is None:
-        raise click.UsageError("--log-scores says how --first-stage-weight mixes; give that, too")
-    changes = dict(map(_option, options)) | {name: value for name, value in named.items() if value is not None}
-    spec = SystemSpec(
-        system, model, heads, changes, first_stage_weight=first_stage_weight, log_scores=log_scores, offline=offline
-    )
-    return spec.open()
-
-
-# Every flag that `load_reranker` takes, by its own signature: a command that left one out would ignore it.
-RERANKER_FLAGS = (
-    *(name for name in inspect.signature(load_reranker).parameters if name != "baseline"),
-    *BASELINE_FLAGS,
-)
-
-
 def _advise_on_mixing(model: str) -> None:
-    from headrank_pipeline.rerank.named_models import first_stage_weight
-
     weight = first_stage_weight(model)
     if weight is None:
         return
     because = (
         "alone it is below BM25 on the public collections that it was measured on; " if model == "embedded" else ""
     )
-    _log.info("%s: %s--first-stage-weight %s --log-scores mixes the two as was chosen for it", model, because, weight)
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """``reverse=true`` and ``passage_words=null`` are JSON values; what is not JSON is a string."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise click.BadParameter(f"{text!r}: expected NAME=VALUE, for example reverse=true", param_hint="--option")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-def _forbid_hub() -> None:
-    """Keep the Hugging Face libraries off the network; they read this only when they are first imported."""
-    import os
-
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    _log.info(
+        "%s: %s--first-stage-weight %s --log-scores applies the mixing weight tuned for this model",
+        model,
+        because,
+        weight,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- reports

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrank_pipeline.cli.benchmarks import amount, need_lines
-from headrank_pipeline.cli.reporting import PARTIAL, command_line, echo_json, refuse_typed, table
+from headrank_pipeline.cli.reporting import PARTIAL, CommandWithMovedFlags, command_line, echo_json, refuse_typed, table
 from headrank_pipeline.cli.reranking import (
-    RERANKER_FLAGS,
+    MOVED_FLAGS,
     RERANKER_OPTIONS,
     RUN_OPTIONS,
     default_output,
@@ -21,6 +21,7 @@ from headrank_pipeline.cli.reranking import (
     open_reranker,
     path_option,
     report,
+    reranker_spec,
     with_options,
 )
 
@@ -40,7 +41,7 @@ _FILES = ("corpus", "topics", "qrels", "index", "candidates", "exclusions")
 _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run", "output", "as_json", "overwrite"}
 
 
-@click.command()
+@click.command(cls=CommandWithMovedFlags, moved=MOVED_FLAGS)
 @click.argument("definitions", nargs=-1, metavar="[BENCHMARK]...")
 @click.option("--all", "every", is_flag=True, help="Every main benchmark; a summary table at the end.")
 @click.option("--extra", is_flag=True, help="Run the extra benchmarks, too, with --all.")
@@ -109,8 +110,7 @@ def run(ctx: click.Context, /, **given: Any) -> None:
         job.local.check()
         if not several:  # of several, what one lacks is told in the summary, and the others run
             check_sources(job.benchmark, job.local, choice)
-    flags = {name: given[name] for name in RERANKER_FLAGS}
-    with open_reranker(given["workers"], **flags) as reranker:
+    with open_reranker(reranker_spec(given), given["workers"]) as reranker:
         if several:
             suite = _run_several(jobs, given, reranker)
         else:

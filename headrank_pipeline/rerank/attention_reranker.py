@@ -67,7 +67,7 @@ class EngineSettings:
     device: str = "auto"
     dtype: str = "auto"
     revision: str | None = None
-    batch_tokens: int | str = BATCH_TOKENS
+    batch_tokens: Any = BATCH_TOKENS
     max_prompt_tokens: int | None = None
     long_lists: str = "auto"
     chat: str = "auto"
@@ -76,8 +76,9 @@ class EngineSettings:
     passage_cache_limit: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.batch_tokens, str) and self.batch_tokens != "auto":
-            raise ValueError(f"batch_tokens {self.batch_tokens!r}: expected auto or a whole number of at least 1")
+        tokens = self.batch_tokens
+        if tokens != "auto" and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
+            raise ValueError(f"batch_tokens {tokens!r}: expected auto or a whole number of at least 1")
         if self.chat != "auto" and self.chat not in CHATS:
             raise ValueError(f"chat {self.chat!r}: expected auto or one of {', '.join(CHATS)}")
         if not isinstance(self.passage_cache, PassageCache | str | Path | None):
@@ -129,7 +130,7 @@ class AttentionReranker(Reranker):
         if reader.passage_cache is not None and recipe.template.passages != "isolated":
             raise ValueError(
                 f"{recipe.name}: a passage cache needs isolated passages, causal ones depend on those before them; add "
-                f"--passages isolated, or leave the cache out"
+                f"the option passages='isolated', or leave the cache out"
             )
         check_places(recipe.rule, recipe.template, reader.heads)
         self.reader = reader

@@ -98,7 +98,7 @@ class PackagedModel:
         if not self.ships_adapter:
             raise ValueError(
                 f"{self.name}: this version of headrank_pipeline ships no training of it (no {ADAPTER_FILE} in "
-                f"{self.resources}); name heads to read the plain model (--heads: a JSON file, 'all' or 'layers:10-13')"
+                f"{self.resources}); name heads to read the plain model (a JSON file, 'all' or 'layers:10-13')"
             )
         digest = hashlib.sha256()
         for file in (ADAPTER_FILE, *_COPIED):

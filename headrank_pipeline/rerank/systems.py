@@ -37,6 +37,7 @@ __all__ = [
     "SystemSpec",
     "check_system",
     "core",
+    "forbid_hub",
     "headrank",
     "icr",
     "open_system",
@@ -113,7 +114,7 @@ class SystemSpec:
         """
         opener = _opener(self.system)
         if self.offline:
-            os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which openers do
+            forbid_hub()
         reranker = opener(self)
         if not isinstance(reranker, Reranker):
             raise TypeError(f"system {self.system!r}: its opener returned {type(reranker).__name__}, not a Reranker")
@@ -134,6 +135,11 @@ def open_system(
     """Return a system's reranker by name; arguments and errors as in `SystemSpec` and its `open`."""
     spec = SystemSpec(system, model, heads, options, first_stage_weight=first_stage_weight, log_scores=log_scores)
     return spec.open()
+
+
+def forbid_hub() -> None:
+    """Keep the Hugging Face libraries off the network; they read this only when they are first imported."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def system_names() -> list[str]:

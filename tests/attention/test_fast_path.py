@@ -499,7 +499,7 @@ def test_a_prompt_too_large_for_memory_is_an_error_that_says_what_to_do(folders,
         raise torch.OutOfMemoryError("out of memory")  # a single prompt cannot be made to fail by a limit alone
 
     monkeypatch.setattr(loaded.model, "forward", full)
-    with pytest.raises(MemoryError, match=r"a prompt of \d+ tokens does not fit .*--depth"):
+    with pytest.raises(MemoryError, match=r"a prompt of \d+ tokens does not fit .*rerank fewer passages"):
         reader.read(prompts(builder()))
 
 
@@ -567,7 +567,7 @@ def test_automatic_budget_leaves_room_for_the_passage_cache(folders, monkeypatch
     monkeypatch.setattr(budget, "free_memory", lambda device: 10**6)
     reader = AttentionReader(loaded, batch_tokens="auto", passage_cache=PassageCache(memory_bytes=500_000))
     assert reader.row_tokens(0) == 300_000 // per_token
-    with pytest.raises(ValueError, match=r"may hold 2\.0 GiB more, cpu has 0\.0 GiB free; .*--passage-cache-memory"):
+    with pytest.raises(ValueError, match=r"may hold 2\.0 GiB more, cpu has 0\.0 GiB free; .*passage_cache_memory"):
         AttentionReader(loaded, batch_tokens="auto", passage_cache=PassageCache())
 
 

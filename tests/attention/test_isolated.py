@@ -268,7 +268,7 @@ def test_budget_bounds_positions_not_the_whole_list():
     assert len(prompt) > 400 and len(prompt) - sizes.sum() + sizes.max() == 90
     assert prompt.counts["passages_cut"] == 10
     assert prompt.shown[1].text == "fish"
-    with pytest.raises(ValueError, match=r"leaves fewer than 8 per passage; raise --max-prompt-tokens"):
+    with pytest.raises(ValueError, match=r"leaves fewer than 8 per passage; raise max_prompt_tokens"):
         builder_of(budget=40).build(ranking(texts))
 
 

@@ -318,9 +318,9 @@ def test_command_line_counts_hits_in_the_manifest(folder, tmp_path):
     HEADS.save(tmp_path / "heads.json")
     write_candidates(tmp_path / "candidates.jsonl", [ranking(qid="q1"), ranking(query="other", qid="q2")])
     command = ["rerank", "--candidates", tmp_path / "candidates.jsonl", "--model", folder, "--device", "cpu"]
-    said = invoke(*command, "--passage-cache-limit", 1, "--output", tmp_path / "other", code=2)
-    assert "--passage-cache-limit bounds a folder" in said
-    command += ["--passage-cache", tmp_path / "cache", "--passage-cache-memory", 0.01, "--batch-size", 1]
+    said = invoke(*command, "--option", "passage_cache_limit=1", "--output", tmp_path / "other", code=5)
+    assert "passage_cache_limit bounds a folder" in said
+    command += ["--passage-cache", tmp_path / "cache", "--option", "passage_cache_memory=0.01", "--batch-size", 1]
     reads = ["--heads", tmp_path / "heads.json"]
     invoke(*command, *reads, "--passages", "isolated", "--output", tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -329,10 +329,10 @@ def test_command_line_counts_hits_in_the_manifest(folder, tmp_path):
     notes = manifest["totals"]["notes"]
     assert (notes["passages"], notes["passages_cached"]) == (2 * len(TEXTS), len(TEXTS))
     assert files(tmp_path / "cache")
-    limited = ["--passage-cache-limit", 0, "--option", "label=* "]
+    limited = ["--option", "passage_cache_limit=0", "--option", "label=* "]
     invoke(*command, *reads, *limited, "--passages", "isolated", "--output", tmp_path / "none")
     assert not files(tmp_path / "cache")
     said = invoke(*command, *reads, "--output", tmp_path / "other", code=5)
     assert "a passage cache needs isolated passages" in said
-    said = invoke(*command, "--system", "rankgpt", "--output", tmp_path / "other", code=2)
-    assert "a passage cache does not go with --system rankgpt" in said
+    said = invoke(*command, "--system", "rankgpt", "--output", tmp_path / "other", code=5)
+    assert "rankgpt has no option 'passage_cache_memory'" in said

@@ -163,7 +163,9 @@ def test_a_folder_that_holds_no_model_is_told_from_one_that_is_not_there(tmp_pat
 
 
 def test_a_model_whose_heads_cannot_be_read_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"a BertModel is no decoder .* a sentence encoder belongs to --encoder"):
+    with pytest.raises(
+        ValueError, match=r"a BertModel is no decoder .* a sentence encoder belongs to a dense first stage"
+    ):
         reranked(tiny_encoder(tmp_path))
     Qwen3VLConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"\(qwen3_vl\) states no num_hidden_layers, .*expected a text-only decoder"):

@@ -217,7 +217,7 @@ def test_a_prompt_that_fits_is_tokenised_once(monkeypatch, passages):
 
 def test_more_passages_than_the_budget_holds_are_refused_by_name():
     candidates = ranking(*(f"number {i} " * 20 for i in range(50)))
-    with pytest.raises(ValueError, match=r"qid q1: 50 passages do not fit: .* rerank fewer \(--depth\)"):
+    with pytest.raises(ValueError, match=r"qid q1: 50 passages do not fit: .* rerank fewer or raise max_prompt_tokens"):
         built(HEADRANK.template, candidates, budget=400)
 
 

@@ -301,7 +301,7 @@ def test_a_model_that_goes_past_the_tap_is_an_error(folders):
 
 
 def test_absent_gpu_is_a_missing_prerequisite(folders):
-    with pytest.raises(MissingPrerequisite, match="use --device cpu"):
+    with pytest.raises(MissingPrerequisite, match="use device cpu"):
         load(folders["qwen3"], "all", device=f"cuda:{torch.cuda.device_count()}")
 
 

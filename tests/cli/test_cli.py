@@ -21,10 +21,11 @@ from tiny_models import tiny_model
 from headrank_pipeline.cli import main
 from headrank_pipeline.cli.doctor import checks
 from headrank_pipeline.cli.reporting import ReportingGroup, _exit_status
-from headrank_pipeline.cli.reranking import RERANKER_FLAGS, RERANKER_OPTIONS, open_reranker
+from headrank_pipeline.cli.reranking import MOVED_FLAGS, RERANKER_OPTIONS, open_reranker, reranker_spec
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.named_models import embedded_model
+from headrank_pipeline.rerank.systems import SystemSpec
 from headrank_pipeline.trec import read_candidates, read_run, write_candidates
 
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
@@ -66,7 +67,7 @@ def rerank_arguments(files: dict[str, Path], model: Path) -> list[object]:
 
 @pytest.mark.parametrize("tokens", ["auto", "100"])
 def test_tokens_of_a_pass_are_in_the_manifest(files, model, tokens):
-    result = invoke(*rerank_arguments(files, model), "--batch-tokens", tokens)
+    result = invoke(*rerank_arguments(files, model), "--option", f"batch_tokens={tokens}")
     assert result.exit_code == 0, result.stderr
     reranker = json.loads((files["output"] / "manifest.json").read_text())["identity"]["reranker"]
     assert str(reranker["batch_tokens"]) == tokens
@@ -74,9 +75,10 @@ def test_tokens_of_a_pass_are_in_the_manifest(files, model, tokens):
 
 @pytest.mark.parametrize("tokens", ["0", "many"])
 def test_tokens_of_a_pass_that_are_no_number_are_refused(files, model, tokens):
-    result = invoke(*rerank_arguments(files, model), "--batch-tokens", tokens)
-    assert result.exit_code == 2
-    assert f"{tokens!r}: expected a whole number from 1, or auto" in result.stderr
+    result = invoke(*rerank_arguments(files, model), "--option", f"batch_tokens={tokens}")
+    assert result.exit_code == 5
+    assert "headrank option batch_tokens" in result.stderr
+    assert "expected auto or a whole number of at least 1" in result.stderr
 
 
 # -------------------------------------------------------------------------------------------------------- evaluate
@@ -269,14 +271,14 @@ def test_rerank_continues_and_refuses_another_configuration(files, model):
     again = invoke(*arguments)
     assert again.exit_code == 0
     assert "3 of 3 queries are done already" in again.stderr
-    other = invoke(*arguments, "--passage-words", "2")
+    other = invoke(*arguments, "--option", "passage_words=2")
     assert other.exit_code == 5
     assert "reranker.template.passage_words: there 300, now 2" in other.stderr
-    assert invoke(*arguments, "--passage-words", "2", "--overwrite").exit_code == 0
+    assert invoke(*arguments, "--option", "passage_words=2", "--overwrite").exit_code == 0
 
 
 def test_options_of_a_system_are_passed_on(files, model):
-    options = ["--option", "reverse=true", "--option", "separator= | ", "--max-prompt-tokens", "2000"]
+    options = ["--option", "reverse=true", "--option", "separator= | ", "--option", "max_prompt_tokens=2000"]
     assert invoke(*rerank_arguments(files, model), *options).exit_code == 0
     described = json.loads((files["output"] / "manifest.json").read_text())["identity"]["reranker"]
     assert (described["template"]["reverse"], described["template"]["separator"]) == (True, " | ")
@@ -311,7 +313,7 @@ def test_failed_queries_are_listed_and_end_with_status_7(files, model):
         (["--depth", "0"], 2, "0 is not in the range x>=1"),
         (["--first-stage-weight", "2"], 5, "interpolation weight 2.0: expected 0"),
         (["--log-scores"], 2, "--log-scores says how --first-stage-weight mixes"),
-        (["--chat", "klingon"], 5, "chat 'klingon': expected auto or one of chatml, granite, llama3, mistral"),
+        (["--option", "chat=klingon"], 5, "chat 'klingon': expected auto or one of chatml, granite, llama3, mistral"),
         (["--tag", "two words"], 5, "tag 'two words'"),
         (["--device", "cuda:77"], 3, "cuda:77"),
         (["--model", "./nowhere"], 4, "nowhere"),
@@ -436,7 +438,8 @@ def test_the_scifact_definition_reproduces_the_published_bm25_scores(
     result = invoke(
         "run", PIPELINES / "beir-scifact.yaml", "--index", scifact_index, "--topics", scifact / "queries.jsonl",
         "--qrels", scifact / "qrels" / "test.tsv", "--model", model, "--heads", files["heads"],
-        "--output", tmp_path / "run", "--depth", "2", "--passage-words", "5", "--offline", "--json", "--threads", "2",
+        "--output", tmp_path / "run", "--depth", "2", "--option", "passage_words=5", "--offline", "--json",
+        "--threads", "2",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     references = json.loads(result.stdout)["evaluation"]["references"]
@@ -451,7 +454,7 @@ def test_the_embedded_model_comes_with_the_weight_that_was_chosen_for_it(files, 
             "--output", tmp_path / f"run{len(flags)}", "--device", "cpu",
         )  # fmt: skip
         assert result.exit_code == 0, result.output
-        assert ("--first-stage-weight 0.9 --log-scores mixes the two" in result.stderr) == told
+        assert ("--first-stage-weight 0.9 --log-scores applies the mixing weight" in result.stderr) == told
     result = invoke(*rerank_arguments(files, model))
     assert "embedded model" not in result.stderr
 
@@ -485,7 +488,7 @@ def test_offline_holds_for_the_process_that_retrieves_beside_workers(monkeypatch
         yield None
 
     monkeypatch.setattr("headrank_pipeline.experiment.scaleout.workers", workers)
-    with open_reranker(2, offline=True, model="any", system="headrank", first_stage_weight=None, device="cpu"):
+    with open_reranker(SystemSpec("headrank", "any", options={"device": "cpu"}, offline=True), 2):
         assert seen == ["1"]
 
 
@@ -563,13 +566,66 @@ def test_doctor_starts_no_jvm_and_imports_no_pyserini():
     assert done.stdout.strip() == "[]"
 
 
-def test_run_hands_every_reranker_flag_on():
+def test_every_flag_of_the_reranker_is_in_its_spec():
     """``headrank run`` once left --chat and --first-stage-weight out, and so ignored them."""
     command = click.Command("any", callback=lambda **_: None)
     for option in RERANKER_OPTIONS:
         option(command.callback)
-    named = {parameter.name for parameter in command.callback.__click_params__}
-    assert named == set(RERANKER_FLAGS) - {"offline"}
+    names = {parameter.name for parameter in command.callback.__click_params__}
+    read = set()
+
+    class Values(dict):
+        def __getitem__(self, name):
+            read.add(name)
+            return super().__getitem__(name)
+
+    given = dict.fromkeys(names) | {"system": "headrank", "model": "m", "options": (), "log_scores": False}
+    assert reranker_spec(Values(given)).options == {}
+    assert read == names
+
+
+@pytest.mark.parametrize("command", ["rerank", "run"])
+@pytest.mark.parametrize("flag", MOVED_FLAGS)
+def test_a_flag_that_became_an_option_says_so(command, flag):
+    result = invoke(command, f"{flag}=1", "--model", "m")
+    assert result.exit_code == 2
+    assert f"{flag} is no flag any more; write --option " in result.stderr
+    assert MOVED_FLAGS[flag] in result.stderr
+
+
+def test_an_unknown_flag_is_refused_as_ever():
+    result = invoke("rerank", "--windowsize", "5")
+    assert (result.exit_code, "No such option" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [["--option", "device=cpu", "--device", "cpu"], ["--option", "reverse=true", "--option", "reverse=false"]],
+)
+def test_an_option_that_is_set_twice_is_refused(files, model, twice):
+    result = invoke(*rerank_arguments(files, model), *twice)
+    assert result.exit_code == 2
+    assert f"{twice[1].split('=')[0]} is set twice" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--candidates", "nowhere.jsonl"], 4, "nowhere.jsonl: no such candidates file"),
+        (["--option", "revers=true"], 5, "headrank has no option 'revers'; did you mean 'reverse'?"),
+        (["--window-size", "5"], 2, "--window-size is no flag any more; write --option window_size=N"),
+        (["--depth", "0"], 2, "0 is not in the range x>=1"),
+    ],
+)
+def test_errors_are_json_where_json_was_asked_for(files, model, arguments, status, message):
+    result = invoke(*rerank_arguments(files, model), "--json", *arguments)
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["status"], message in told["error"]) == (status, status, True)
+    assert message in " ".join(result.stderr.split())
+
+
+def test_rerank_has_no_more_flags_than_a_reader_takes_in():
+    assert len(main.commands["rerank"].params) <= 22
 
 
 def test_a_run_goes_on_with_its_model_in_another_folder(files, model, tmp_path):

@@ -269,7 +269,8 @@ def collection(tmp_path, monkeypatch):
 def test_any_collection_of_ir_datasets_runs_without_a_definition(collection, tmp_path):
     model = tiny_model(tmp_path / "model")
     arguments = ["run", "--dataset", "local/five", "--model", str(model), "--heads", "all"]
-    arguments += ["--first-stage-weight", "0.5", "--log-scores", "--chat", "plain", "--output", str(tmp_path / "run")]
+    arguments += ["--first-stage-weight", "0.5", "--log-scores", "--option", "chat=plain"]
+    arguments += ["--output", str(tmp_path / "run")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())

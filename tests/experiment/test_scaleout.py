@@ -72,7 +72,7 @@ def test_two_workers_write_the_files_of_one_process(tmp_path, running_ray):
     told = []
     with serving(lambda asked, _: (200, completion("[3] > [1]"))) as server:
         command = ["rerank", "--candidates", str(tmp_path / "candidates.jsonl"), "--batch-size", "2"]
-        command += ["--system", "rankgpt", "--endpoint", server.url, "--model", "any", "--output"]
+        command += ["--system", "rankgpt", "--option", f"endpoint={server.url}", "--model", "any", "--output"]
         for count in (1, 2):
             done = CliRunner().invoke(main, [*command, str(tmp_path / f"run{count}"), "--workers", str(count)])
             assert done.exit_code == 7, done.output
@@ -147,7 +147,7 @@ def marked(folder: Path) -> Overlap:
 
 
 def without_gpu() -> Overlap:
-    raise MissingPrerequisite("device 'cuda': torch sees 0 GPUs; use --device cpu")
+    raise MissingPrerequisite("device 'cuda': torch sees 0 GPUs; use device cpu")
 
 
 def named_by_its_process() -> Overlap:
@@ -159,7 +159,7 @@ def named_by_its_process() -> Overlap:
 def test_what_keeps_a_worker_from_its_reranker_is_told_in_its_own_words(candidates, tmp_path, running_ray):
     with pytest.raises(MissingPrerequisite) as caught:
         rerank(candidates, tmp_path / "run", without_gpu)
-    assert str(caught.value) == "device 'cuda': torch sees 0 GPUs; use --device cpu"
+    assert str(caught.value) == "device 'cuda': torch sees 0 GPUs; use device cpu"
     assert "in without_gpu" in caught.value.__notes__[0]  # for --debug
     with pytest.raises(RuntimeError, match=r"is not that of the others \(system: expected '\d+', got '\d+'\)"):
         rerank(candidates, tmp_path / "run", named_by_its_process)

@@ -253,7 +253,7 @@ def test_a_timeout_names_the_query():
 
     with (
         serving(slow) as server,
-        pytest.raises(RuntimeError, match=r"qid q1: endpoint .* gave no answer within 0.1 s in 1 attempt; raise --tim"),
+        pytest.raises(RuntimeError, match=r"qid q1: endpoint .* gave no answer within 0.1 s in 1 attempt; raise tim"),
     ):
         with_server(server, timeout=0.1, retries=0).rerank(numbered(5))
 
@@ -300,7 +300,7 @@ def test_a_key_that_a_server_echoes_is_written_nowhere(monkeypatch, candidates, 
     monkeypatch.setenv("MY_KEY", KEY)
     body = completion(f"as you said, {KEY}") if status == 200 else {"error": {"message": f"wrong: {KEY}", "key": KEY}}
     with serving(lambda *_: (status, body)) as server:
-        flags = ["--system", "rankgpt", "--model", "m", "--endpoint", server.url, "--api-key-env", "MY_KEY"]
+        flags = ["--system", "rankgpt", "--model", "m", *options(endpoint=server.url, api_key_env="MY_KEY")]
         done = rerank(candidates, *flags, "--option", "retries=0")
         assert server.keys[0] == f"Bearer {KEY}"
         debugged = CliRunner().invoke(main, ["--debug", *map(str, ["rerank", "--candidates", candidates, "--output",
@@ -318,7 +318,7 @@ def test_a_key_that_a_server_echoes_is_written_nowhere(monkeypatch, candidates, 
      {"access_token": "x"}, {"x-api-key": "x"}, {"password": "x"}, {"client_secret": "x"}],
 )  # fmt: skip
 def test_a_field_that_looks_like_a_key_is_refused_with_the_way(request_fields):
-    with pytest.raises(ValueError, match=r"looks like a key, .* environment variable and name it with --api-key-env"):
+    with pytest.raises(ValueError, match=r"looks like a key, .* environment variable and name it as api_key_env"):
         rankgpt("m", endpoint="http://127.0.0.1:9/v1", request=request_fields)
 
 
@@ -418,6 +418,10 @@ def candidates(tmp_path):
     return path
 
 
+def options(**values):
+    return [part for name, value in values.items() for part in ("--option", f"{name}={value}")]
+
+
 def rerank(candidates, *arguments):
     fixed = ["rerank", "--candidates", candidates, "--output", candidates.with_name("run"), "--json"]
     return CliRunner().invoke(main, [str(argument) for argument in [*fixed, *arguments]])
@@ -428,7 +432,7 @@ def test_a_query_that_no_reply_helps_ends_with_status_7_and_stays_out_of_the_run
         return 200, completion("no idea" if "impossible" in json.dumps(asked) else by_number(asked))
 
     with serving(reply) as server:
-        done = rerank(candidates, "--system", "rankgpt", "--model", "m", "--endpoint", server.url)
+        done = rerank(candidates, "--system", "rankgpt", "--model", "m", *options(endpoint=server.url))
     assert done.exit_code == 7, done.output
     found = read_run(candidates.with_name("run") / "run.trec")
     assert sorted(found) == ["q1", "q3"]
@@ -446,8 +450,8 @@ def test_a_timeout_of_one_query_ends_with_status_7(candidates):
         return 200, completion(by_number(asked))
 
     with serving(reply) as server:
-        flags = ["--timeout", "1.5", "--option", "retries=0", "--batch-size", "1"]
-        done = rerank(candidates, "--system", "rankgpt", "--model", "m", "--endpoint", server.url, *flags)
+        flags = [*options(timeout=1.5, retries=0), "--batch-size", "1"]
+        done = rerank(candidates, "--system", "rankgpt", "--model", "m", *options(endpoint=server.url), *flags)
     assert done.exit_code == 7, done.output
     assert sorted(read_run(candidates.with_name("run") / "run.trec")) == ["q1", "q3"]
 
@@ -456,9 +460,9 @@ def test_a_timeout_of_one_query_ends_with_status_7(candidates):
     ("arguments", "code", "message"),
     [
         (["--system", "rankgpt", "--heads", "all"], 5, "rankgpt reads no attention heads; leave heads out"),
-        (["--system", "headrank", "--heads", "all", "--window-size", "5"], 5, "headrank has no option 'window_size'"),
-        (["--system", "rankgpt", "--stride", "20"], 5, "stride 20: expected less than the window_size 20"),
-        (["--system", "qwen3-reranker", "--no-thinking"], 5, "qwen3-reranker has no option 'thinking'"),
+        (["--system", "headrank", "--heads", "all", *options(window_size=5)], 5, "has no option 'window_size'"),
+        (["--system", "rankgpt", *options(stride=20)], 5, "stride 20: expected less than the window_size 20"),
+        (["--system", "qwen3-reranker", *options(thinking="false")], 5, "qwen3-reranker has no option 'thinking'"),
     ],
 )
 def test_flags_that_would_change_nothing_are_refused(candidates, arguments, code, message):
@@ -469,9 +473,9 @@ def test_flags_that_would_change_nothing_are_refused(candidates, arguments, code
 @pytest.mark.parametrize(
     ("system", "flags"),
     [
-        ("rankgpt", ["--window-size", "8", "--stride", "4", "--max-new-tokens", "8", "--no-thinking"]),
-        ("first-token", ["--window-size", "8", "--stride", "4", "--passage-words", "2"]),
-        ("qwen3-reranker", ["--max-prompt-tokens", "400"]),
+        ("rankgpt", options(window_size=8, stride=4, max_new_tokens=8, thinking="false")),
+        ("first-token", options(window_size=8, stride=4, passage_words=2)),
+        ("qwen3-reranker", options(max_prompt_tokens=400)),
     ],
 )
 def test_every_baseline_runs_without_heads(candidates, folder, system, flags):

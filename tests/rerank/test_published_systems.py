@@ -182,7 +182,7 @@ def test_family_that_is_not_known_is_written_plainly_with_one_warning(caplog, to
     assert shown in record.getMessage()
     assert (
         "chat 'plain'" in record.getMessage()
-        and "--chat chatml, granite, llama3, mistral, phi, or plain" in record.getMessage()
+        and "option chat: chatml, granite, llama3, mistral, phi, or plain" in record.getMessage()
     )
 
 

@@ -339,7 +339,7 @@ def test_first_token_orders_by_the_full_models_logits(folder, first):
 def test_first_token_logits_that_are_not_finite_name_their_query(folder):
     broken = first_token(folder, **FIRST)
     broken.model._model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"qid q7: an identifier's logit is not finite; .*--dtype float32"):
+    with pytest.raises(ValueError, match=r"qid q7: an identifier's logit is not finite; .*dtype float32"):
         broken.rerank(numbered(3, "q7"))
 
 

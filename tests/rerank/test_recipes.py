@@ -247,7 +247,7 @@ def test_attention_that_is_not_finite_fails_its_query_by_layer_and_head(folder, 
     of_all, of_two = {broken_query: ("1-2", "2-3"), broken_embedding: ("0-0", "1-0"), overflow: ("1-0", "1-0")}[broken]
     first = of_all if name == "icr" else of_two
     assert f"qid q2: the attention of head {first} is not finite" in str(failed[0].error)
-    with pytest.raises(ValueError, match=f"head {first} is not finite; .*--dtype float32"):
+    with pytest.raises(ValueError, match=f"head {first} is not finite; .*dtype float32"):
         reranker.rerank(hit)
 
 

@@ -17,7 +17,14 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.recipe import PromptTemplate, ScoringRule
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.baselines.pointwise import qwen3_reranker
+from headrank_pipeline.rerank.attention_reranker import EngineSettings
+from headrank_pipeline.rerank.baselines.decoding import Decoding, Reasoning
+from headrank_pipeline.rerank.baselines.endpoint import Connection
+from headrank_pipeline.rerank.baselines.first_token import Identifiers
+from headrank_pipeline.rerank.baselines.generation import ModelSettings
+from headrank_pipeline.rerank.baselines.passage_text import PassageText
+from headrank_pipeline.rerank.baselines.pointwise import PairText, qwen3_reranker
+from headrank_pipeline.rerank.baselines.windows import Windowing
 from headrank_pipeline.rerank.interpolation import interpolated
 from headrank_pipeline.rerank.systems import (
     GROUP,
@@ -177,3 +184,11 @@ def test_rerankers_say_what_they_are(folder, tmp_path):
 def test_systems_are_known_without_torch():
     code = "import sys; import headrank_pipeline.rerank.systems; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_documentation_lists_every_option():
+    page = (Path(__file__).parents[2] / "docs" / "options.md").read_text()
+    kinds = (PromptTemplate, ScoringRule, EngineSettings, Windowing, PassageText, Reasoning, Decoding, ModelSettings,
+             Connection, Identifiers, PairText)  # fmt: skip
+    names = {field.name for kind in kinds for field in fields(kind)} - {"name", "families"}
+    assert [name for name in sorted(names | {"endpoint"}) if f"`{name}`" not in page] == []

@@ -42,7 +42,7 @@ class ChatFormat:
         if thinking and not self.switchable:
             raise ValueError(
                 f"thinking: the chat template of {name} knows no enable_thinking, so it cannot be switched on; "
-                f"leave --thinking out, or choose a model that can do both, such as Qwen/Qwen3-4B"
+                f"leave the option thinking out, or choose a model that can do both, such as Qwen/Qwen3-4B"
             )
         self.thinking = thinking
         self._takes_system = self._template is None or self._renders(_PROBE)

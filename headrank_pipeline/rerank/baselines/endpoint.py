@@ -74,7 +74,7 @@ class Connection:
             if _KEY_LIKE.fullmatch(name.lower().replace("-", "_")):
                 raise ValueError(
                     f"request: the field {name!r} looks like a key, which the manifest would show; put the key in an "
-                    f"environment variable and name it with --api-key-env"
+                    f"environment variable and name it as api_key_env"
                 )
 
     def key(self) -> str:
@@ -88,7 +88,7 @@ class Connection:
         if not (key := os.environ.get(self.api_key_env)):
             raise MissingPrerequisite(
                 f"environment variable {self.api_key_env} is not set: export it with the endpoint's key, or leave out "
-                f"--api-key-env for a server that wants none"
+                f"api_key_env for a server that wants none"
             )
         return key
 
@@ -125,7 +125,7 @@ class EndpointWriter:
         if parts.username or parts.password or parts.query:
             raise ValueError(
                 "endpoint: the URL must carry no user, key or query, which the manifest would show; put the key in an "
-                "environment variable and name it with --api-key-env"
+                "environment variable and name it as api_key_env"
             )
         self.url, self.model, self._connection = url, model, connection
         key = connection.key()
@@ -182,7 +182,7 @@ class EndpointWriter:
             return _reply(self._clean(answer.text), answer.retries_taken)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise MissingPrerequisite(
-                f"{where} refuses the key ({error.status_code}); name its environment variable with --api-key-env"
+                f"{where} refuses the key ({error.status_code}); name its environment variable as api_key_env"
             ) from self._shown(error)
         except (openai.OpenAIError, ValueError) as error:  # a reply that is not what was asked for is a ValueError
             repeated = _repeated(error)
@@ -201,13 +201,13 @@ class EndpointWriter:
         attempts = f"{repeated + 1} attempt{'s' if repeated else ''}"
         if isinstance(error, openai.APITimeoutError):
             return (
-                f"gave no answer within {self._connection.timeout:g} s in {attempts}; raise --timeout, or ask for less "
-                f"with --max-new-tokens or --window-size"
+                f"gave no answer within {self._connection.timeout:g} s in {attempts}; raise timeout, or ask for less "
+                f"with max_new_tokens or window_size"
             )
         if isinstance(error, openai.APIStatusError):
             return (
                 f"answered {error.status_code}: {_first_line(error.message)}; a prompt that is too long needs "
-                f"--passage-words or --window-size lowered, a field it does not know --option request={{…}}"
+                f"passage_words or window_size lowered, a field it does not know request={{…}}"
             )
         if isinstance(error, _OddReply):
             return f"answered {error}; is this its chat completions URL?"

@@ -169,7 +169,7 @@ def _check_finite(window: Window, logits: Sequence[float]) -> None:
     if not all(abs(logit) < float("inf") for logit in logits):  # false for NaN as well
         raise ValueError(
             f"qid {window.query.qid}: an identifier's logit is not finite; a half-precision overflow is the usual "
-            f"cause, try --dtype float32"
+            f"cause, try dtype float32"
         )
 
 
@@ -179,7 +179,7 @@ def _single_tokens(model: CausalModel, names: str) -> list[int]:
     if unknown := [name for name in names if name not in vocabulary]:
         raise ValueError(
             f"first-token: the tokenizer of {model.source.name} has no single token for {', '.join(unknown)}; choose "
-            f"the other kind of identifiers (--option identifiers=digits or letters), or another model"
+            f"the other kind of identifiers (identifiers=digits or letters), or another model"
         )
     return [vocabulary[name] for name in names]
 

@@ -26,6 +26,6 @@ def fitted_words(window: Window, longest: int, fits: Callable[[int], bool]) -> i
     if lowest < 1:
         raise ValueError(
             f"qid {window.query.qid}: a window of {len(window.candidates)} passages does not fit the model with a "
-            f"single word of each; lower --window-size (or --max-new-tokens), or raise --max-prompt-tokens"
+            f"single word of each; lower window_size (or max_new_tokens), or raise max_prompt_tokens"
         )
     return lowest

@@ -140,7 +140,7 @@ class Qwen3Reranker(Reranker):
         if room <= len(frame):
             raise ValueError(
                 f"qid {ranking.query.qid}: instruction and query take all of the {self._budget} tokens of a prompt; "
-                f"raise --max-prompt-tokens"
+                f"raise max_prompt_tokens"
             )
         pairs: list[_Pair] = []
         for candidate in ranking.candidates:

@@ -149,7 +149,7 @@ class _Batch:
         return ValueError(
             f"qid {ranking.query.qid}: none of the {replies} replies named a passage{told}; expected [2] > [1] …, the "
             f"last one was {self.last[place].text[:80]!r}; use a model that follows instructions, raise "
-            f"--max-new-tokens, or switch thinking off (--no-thinking)"
+            f"max_new_tokens, or switch thinking off (thinking=false)"
         )
 
     def _prepared(self, window: Window) -> tuple[Conversation, dict[str, int]]:
