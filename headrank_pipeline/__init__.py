@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
     from headrank_pipeline.rerank.interpolation import interpolated
     from headrank_pipeline.rerank.named_models import embedded_model, smollm2
+    from headrank_pipeline.rerank.one_call import rank
     from headrank_pipeline.rerank.searcher import RerankingSearcher
     from headrank_pipeline.rerank.systems import core, headrank, icr, qrhead, qrranker
 
@@ -45,6 +46,7 @@ __all__ = [
     "interpolated",
     "qrhead",
     "qrranker",
+    "rank",
     "rankgpt",
     "saved_candidates",
     "saved_run",
@@ -68,6 +70,7 @@ _HOMES = {
     "interpolated": "rerank.interpolation",
     "qrhead": "rerank.systems",
     "qrranker": "rerank.systems",
+    "rank": "rerank.one_call",
     "rankgpt": "rerank.baselines.rankgpt",
     "saved_candidates": "first_stage.saved",
     "saved_run": "first_stage.saved",

@@ -7,6 +7,7 @@
 | ``r1 >> r2``       | a reranker that applies `r1`, then `r2`                                                        |
 | ``pipeline ^ src`` | `pipeline`'s candidates, then those of `src` that it lacks, with continuing scores             |
 | ``src1 | src2``    | the candidates of both by reciprocal rank fusion; `fuse` takes another constant than 60        |
+| ``source >> t``    | what `source` finds, through the PyTerrier transformer `t`; also ``r >> t``                    |
 
 Python binds ``%`` tighter than ``>>``, ``>>`` tighter than ``^`` and ``^`` tighter than ``|``, so
 ``bm25 % 20 >> headrank ^ bm25`` needs no parentheses and ``(bm25 | dense) % 100 >> headrank`` does. A composition that
@@ -16,6 +17,8 @@ makes no sense (``headrank >> bm25``) raises TypeError where it is written.
 from __future__ import annotations
 
 import logging
+import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -119,6 +122,8 @@ class Source(ABC):
     def __rshift__(self, other: object) -> Source:
         if isinstance(other, Reranker):
             return Pipeline(self, other)
+        if _is_transformer(other):
+            return Pipeline(self, _Transformed(other))
         raise TypeError(
             f">> takes a reranker on its right, got {_name(other)}; a first stage comes first: bm25(…) >> headrank(…)"
         )
@@ -207,6 +212,8 @@ class Reranker(ABC):
     def __rshift__(self, other: object) -> Reranker:
         if isinstance(other, Reranker):
             return _Chain(self, other)
+        if _is_transformer(other):
+            return _Chain(self, _Transformed(other))
         if isinstance(other, Source):
             raise TypeError(
                 f"{_name(self)} >> {_name(other)}: a reranker needs candidates before it; "
@@ -354,6 +361,46 @@ class _CutReranker(Reranker):
 
     def origins(self) -> dict[str, str]:
         return self.reranker.origins()
+
+
+def _is_transformer(stage: object) -> bool:
+    """Return whether a stage is PyTerrier's; nobody has one without having imported PyTerrier."""
+    pyterrier = sys.modules.get("pyterrier")
+    return pyterrier is not None and isinstance(stage, pyterrier.Transformer)
+
+
+@dataclass(frozen=True)
+class _Transformed(Reranker):
+    """A PyTerrier transformer of results: what it returns for a query, in the order of its scores.
+
+    It may drop candidates, and bring new ones. Texts that it leaves out of its frame are those that came in.
+    """
+
+    transformer: Any
+
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        import pandas as pd
+
+        frames = [ranking.to_frame() for ranking in rankings if ranking.candidates]
+        if not frames:
+            return list(rankings)
+        returned = self.transformer.transform(pd.concat(frames, ignore_index=True))
+        found = {ranking.query.qid: ranking.candidates for ranking in Ranking.from_frame(returned)}
+        return [self._with_texts(ranking, found.get(ranking.query.qid, ())) for ranking in rankings]
+
+    def _with_texts(self, before: Ranking, after: Sequence[Candidate]) -> Ranking:
+        known = {candidate.docid: candidate for candidate in before.candidates}
+        kept = [
+            replace(known[candidate.docid], score=candidate.score)
+            if candidate.text is None and candidate.docid in known
+            else candidate
+            for candidate in after
+        ]
+        return replace(before, candidates=tuple(kept))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the transformer says of itself, which may be its class only."""
+        return {"pyterrier": re.sub(r" at 0x[0-9a-f]+", "", repr(self.transformer))}
 
 
 def _checked_cutoff(cutoff: object) -> int:

@@ -259,13 +259,14 @@ class Ranking:
     def from_frame(cls, frame: pd.DataFrame) -> list[Ranking]:
         """Return one ranking per qid of a PyTerrier-shaped frame, in order of first appearance.
 
-        Needs qid, query, docno and score; takes title and text where the columns are there; ignores rank.
+        Needs qid, query and docno; takes title and text where the columns are there. Without score, candidates follow
+        the ranks, or where there are none the rows, and score 0, -1, -2, …
 
         Raises:
             TypeError: ids or texts that are not strings, scores that are not numbers.
             ValueError: a missing column, two query texts of one qid, or what the records refuse.
         """
-        missing = [name for name in ("qid", "query", "docno", "score") if name not in frame.columns]
+        missing = [name for name in ("qid", "query", "docno") if name not in frame.columns]
         if missing:
             raise ValueError(f"data frame lacks the columns {missing}; found {list(frame.columns)}")
         rankings: dict[str, tuple[Query, list[Candidate]]] = {}
@@ -278,10 +279,17 @@ class Ranking:
             if row["query"] != query.text:
                 raise ValueError(f"qid {qid}: has two query texts, {query.text!r} and {row['query']!r}; expected one")
             try:
-                candidates.append(Candidate(row["docno"], row["score"], _cell(row, "text"), _cell(row, "title")))
+                score = _frame_score(row, len(candidates))
+                candidates.append(Candidate(row["docno"], score, _cell(row, "text"), _cell(row, "title")))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"qid {qid}: {error}") from error
         return [cls.from_scores(query, candidates) for query, candidates in rankings.values()]
+
+
+def _frame_score(row: Mapping[Any, Any], place: int) -> Any:
+    if "score" in row:
+        return row["score"]
+    return -_number(row.get("rank", place), f"docid {row['docno']}: rank")
 
 
 def _cell(row: Mapping[Any, Any], column: str) -> Any:

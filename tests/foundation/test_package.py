@@ -27,6 +27,7 @@ PUBLIC = [
     "interpolated",
     "qrhead",
     "qrranker",
+    "rank",
     "rankgpt",
     "saved_candidates",
     "saved_run",

@@ -146,8 +146,18 @@ def test_frame_round_trip_keeps_leading_zeros_and_missing_text():
 def test_from_frame_names_the_missing_columns():
     import pandas as pd
 
-    with pytest.raises(ValueError, match=r"lacks the columns \['query', 'score'\]"):
-        Ranking.from_frame(pd.DataFrame({"qid": ["1"], "docno": ["a"]}))
+    with pytest.raises(ValueError, match=r"lacks the columns \['query', 'docno'\]"):
+        Ranking.from_frame(pd.DataFrame({"qid": ["1"], "score": [1.0]}))
+
+
+def test_from_frame_without_scores_follows_the_ranks_or_else_the_rows():
+    import pandas as pd
+
+    columns = {"qid": ["q1", "q1"], "query": ["flea", "flea"], "docno": ["a", "b"]}
+    assert Ranking.from_frame(pd.DataFrame(columns))[0].docids == ("a", "b")
+    assert Ranking.from_frame(pd.DataFrame({**columns, "rank": [1, 0]}))[0].docids == ("b", "a")
+    with pytest.raises(TypeError, match="docid b: rank 'first': expected a number"):
+        Ranking.from_frame(pd.DataFrame({**columns, "rank": [1, "first"]}))
 
 
 def test_from_frame_refuses_ids_that_pandas_made_numbers():
