@@ -11,11 +11,12 @@ from random import Random
 from tempfile import mkdtemp
 from typing import Any
 
+from tiny_encoder import tiny_impact_index
+
 from faults.judging import Fault, NotJudged, equal_or_refused
 from headrank_pipeline.first_stage.impact import impact
 from headrank_pipeline.first_stage.index import build_index
 from headrank_pipeline.first_stage.lexical import bm25
-from tiny_encoder import tiny_impact_index
 
 __all__ = ["FAULTS"]
 
@@ -38,9 +39,7 @@ def _impact() -> Path:
 
 
 def _found(source: Any) -> list[tuple[str, ...]]:
-    return [
-        tuple(f"{c.docid} {c.score} {c.text}" for c in ranking.candidates) for ranking in source.retrieve(_QUERIES)
-    ]
+    return [tuple(f"{c.docid} {c.score} {c.text}" for c in ranking.candidates) for ranking in source.retrieve(_QUERIES)]
 
 
 def _damaged(chance: Random, room: Path, index: Path) -> Path:

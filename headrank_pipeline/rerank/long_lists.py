@@ -122,11 +122,12 @@ class LongLists:
         if len(readings) == 1:
             return readings[0]
         notes = {**plan.ranking.notes, **_summed(reading.notes for reading in readings)}
+        read = [reading for reading in readings if isinstance(reading, Ranking)]
         for reading in readings:
             if isinstance(reading, Failure):
                 return replace(reading, notes=notes)
         notes |= {"lists_windowed": 1, "windows": len(readings), "anchors": len(plan.anchors)}
-        scores = joined([_by_docid(reading) for reading in readings], plan.anchors, self.scale)
+        scores = joined([_by_docid(reading) for reading in read], plan.anchors, self.scale)
         return replace(plan.ranking, notes=notes).rescored([scores[docid] for docid in plan.ranking.docids])
 
     def _refined(self, rankings: Sequence[Ranking], short: PromptBuilder, read: Read) -> list[Ranking | Failure]:

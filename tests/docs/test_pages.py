@@ -1,7 +1,8 @@
 """Every code block of README and docs is run, or says why not; and no command in them has a flag that does not exist.
 
-``<!-- run -->`` before a block: it is run, all of one page in one folder, in their order. ``<!-- not run: why -->`` before
-a block, or ``<!-- blocks not run: why -->`` once in a page for all that say nothing: it is not, and why.
+``<!-- run -->`` before a block: it is run, all of one page in one folder, in their order.
+``<!-- not run: why -->`` before a block, or ``<!-- blocks not run: why -->`` once in a page for all that say nothing:
+it is not, and why.
 """
 
 import os
@@ -19,7 +20,7 @@ from headrank_pipeline.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-_BLOCK = re.compile(r"(?:<!-- (?P<mark>.*?) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"(?ms)(?:<!-- (?P<mark>.*?) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$")
 _COMMAND = re.compile(r"^\s*(?:\$ )?(headrank|make|pip|python|mkdocs|\.venv/bin/\S+) ", re.MULTILINE)
 _OF_PAGE = re.compile(r"<!-- blocks not run: \w.* -->")
 
