@@ -28,7 +28,7 @@ from headrank_pipeline.learn.schedule import TrainingConfig, configured
 from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.selection import SelectionConfig, select_heads
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
-from headrank_pipeline.rerank.brought import recipe_of
+from headrank_pipeline.rerank.trained_files import recipe_of
 
 DEPTH = 20  # passages of a held-out list
 

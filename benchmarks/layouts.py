@@ -37,8 +37,8 @@ from headrank_pipeline.learn.scorer import ListScorer
 from headrank_pipeline.learn.selection import SelectionConfig, select_heads
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.pipeline import Reranker
-from headrank_pipeline.rerank.brought import recipe_of
 from headrank_pipeline.rerank.systems import headrank
+from headrank_pipeline.rerank.trained_files import recipe_of
 from headrank_pipeline.trec import read_qrels
 
 TAUGHT_PASSAGES = 15  # of a list, for distillation

@@ -54,8 +54,8 @@ class PromptTemplate:
         label: written before each passage; ``{rank}`` is its place in the prompt, from 1.
         title: how a title is written before the text, or "" to leave titles out.
         keep_empty_title: write `title` for a title that is there but empty (QRHead's code does).
-        separator: between the pieces.
-        query_label: before the query.
+        separator: stands between the pieces.
+        query_label: stands before the query.
         chat: turn markup; None takes what the tokenizer knows (`chat_of`).
         rows: the tokens that look back at the passages. ``+1`` takes one token more, as CoRe's inclusive end does.
         columns: the tokens that count for a passage; ``space+text`` takes the space that ends the label where it is a
@@ -153,10 +153,10 @@ class ScoringRule:
         place_profile: divide by the mean share that attention has at a passage's place, whatever stands there, as the
             head set carries it: ``set`` the score by the set's curve, ``heads`` the mass of each head by its own.
             Curves are scaled to a mean of 1 over the list's places.
-        normalise: of each head over the passages of a list, before heads are put together: ``mass`` leaves it,
+        normalise: what is done to each head over the passages of a list, before heads are added: ``mass`` leaves it,
             ``zscore`` standardises it (scores can be negative), ``log`` takes logarithms of shares, so that scores are
             the heads' geometric mean, scaled to sum to 1, whatever `heads` says.
-        temperature: of each head's softmax over the logarithms of its masses, before `normalise`; below 1 sharpens.
+        temperature: divides the logarithms of each head's masses in a softmax, before `normalise`; below 1 sharpens.
 
     Raises:
         ValueError: a temperature that is not above 0, or fields that do not go together.

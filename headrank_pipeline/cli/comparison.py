@@ -26,12 +26,20 @@ ANALYSES = {
 }
 
 _RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_DIR...")
-_QRELS = click.option("--qrels", type=click.Path(path_type=Path), help="Judgments.  [default: those of the runs]")
+_QRELS = click.option(
+    "--qrels", type=click.Path(path_type=Path), help="Relevance judgments.  [default: those of the runs]"
+)
 _LEVEL = click.option(
-    "--relevance-level", "-l", type=click.IntRange(min=1), help="Lowest relevant grade.  [default: the runs']"
+    "--relevance-level",
+    "-l",
+    type=click.IntRange(min=1),
+    help="Lowest grade that counts as relevant.  [default: the runs']",
 )
 _BASELINE = click.option(
-    "--baseline", default="first stage", show_default=True, help="'first stage' (or bm25), a run directory or a tag."
+    "--baseline",
+    default="first stage",
+    show_default=True,
+    help="Run that the others are tested against: 'first stage' (or bm25), a run directory or a tag.",
 )
 _SEED = click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap and the randomisation test.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -43,11 +51,20 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for Markdown, CSV, JSON, figures and the page.")
 @_BASELINE
 @click.option(
-    "--measure", "-m", "measures", multiple=True, help="Repeatable; the first is drawn.  [default: the runs']"
+    "--measure",
+    "-m",
+    "measures",
+    multiple=True,
+    help="Measure to compare by; repeatable, the first is drawn.  [default: the runs']",
 )
 @_LEVEL
 @_SEED
-@click.option("--allow-different", multiple=True, type=click.Choice(FIELDS), help="Accept a difference; repeatable.")
+@click.option(
+    "--allow-different",
+    multiple=True,
+    type=click.Choice(FIELDS),
+    help="Compares runs that differ in this, too; repeatable.",
+)
 @_JSON
 def compare(
     runs: tuple[Path, ...],
@@ -93,23 +110,39 @@ def compare(
 @click.option("--scatter", is_flag=True, help=ANALYSES["scatter"])
 @click.option("--head-map", is_flag=True, help=ANALYSES["head-map"])
 @click.option(
-    "--zone", nargs=2, type=float, default=(0.25, 0.75), show_default=True, help="The middle, shares of the prompt."
+    "--zone",
+    nargs=2,
+    type=float,
+    default=(0.25, 0.75),
+    show_default=True,
+    help="Where the middle of the prompt begins and ends, as shares of it.",
 )
-@click.option("--top", default=0.25, show_default=True, help="Final ranks that count as success, share of the list.")
-@click.option("--judged-only", is_flag=True, help="Leave unjudged passages out of the middle zone.")
-@click.option("--bins", default=10, show_default=True, help="Parts of the prompt.")
+@click.option("--top", default=0.25, show_default=True, help="Share of the list whose final ranks count as success.")
+@click.option("--judged-only", is_flag=True, help="Leaves unjudged passages out of the middle zone.")
+@click.option("--bins", default=10, show_default=True, help="Parts that the prompt is divided into.")
 @click.option(
-    "--scale", type=click.Choice(["auto", "raw", "rank"]), default="auto", show_default=True, help="Scores by place."
+    "--scale",
+    type=click.Choice(["auto", "raw", "rank"]),
+    default="auto",
+    show_default=True,
+    help="How scores by place are drawn: as they are (raw), as ranks, or what suits the system.",
 )
-@click.option("--length-ratio", default=0.5, show_default=True, help="Longest relevant by longest irrelevant passage.")
-@click.option("--candidates", type=click.Path(path_type=Path), help="Texts, where the runs do not find theirs.")
+@click.option(
+    "--length-ratio",
+    default=0.5,
+    show_default=True,
+    help="Length bias: largest length of a query's longest relevant passage, as a share of its longest irrelevant one.",
+)
+@click.option(
+    "--candidates", type=click.Path(path_type=Path), help="Candidates with texts, for runs that do not find theirs."
+)
 @click.option(
     "--heads-table",
     type=click.Path(path_type=Path),
     help="Per-head table of select-heads.  [default: beside the runs' head sets]",
 )
 @click.option("--head-measure", default="score", show_default=True, help="Column of that table to draw.")
-@click.option("--measure", "-m", default="nDCG@10", show_default=True)
+@click.option("--measure", "-m", default="nDCG@10", show_default=True, help="Measure to analyse by.")
 @_LEVEL
 @_BASELINE
 @_SEED

@@ -15,7 +15,11 @@ from typing import Literal
 import click
 
 from headrank_pipeline.cli.reporting import echo_json, refuse_typed, table
+from headrank_pipeline.experiment.facts import datasets_home
 from headrank_pipeline.pipeline import MissingPrerequisite
+from headrank_pipeline.rerank import named_models
+from headrank_pipeline.rerank.named_models import named_model
+from headrank_pipeline.rerank.packaged_model import cache_folder
 
 __all__ = ["Check", "checks", "doctor"]
 
@@ -74,18 +78,17 @@ def doctor(ctx: click.Context, model: str | None, heads: str | None, device: str
 
 def _reading(model: str, heads: str | None, device: str, dtype: str) -> Iterator[Check]:
     """Yield how far the scores of one model are apart, read in several ways."""
-    from headrank_pipeline.rerank.named_models import named_model
     from headrank_pipeline.rerank.self_check import check_model
 
     folder = str(named_model(model, trained=heads is None))
     for found in check_model(folder, heads, device=device, dtype=dtype):
-        told = f"largest difference {found.largest:.1e} (rounding up to {found.allowed:.0e})"
+        difference = f"largest difference {found.largest:.1e} (rounding up to {found.allowed:.0e})"
         orders = f"order differs in {found.turned} of {found.lists} lists" if found.turned else "equal orders"
         note = f"; {found.note}" if found.note else ""
         advice = (
             "" if found.agrees else "do not trust its scores here: compare versions (headrank doctor) and report it"
         )
-        yield Check(found.name, "ok" if found.agrees else "wrong", f"{told}, {orders}{note}", advice)
+        yield Check(found.name, "ok" if found.agrees else "wrong", f"{difference}, {orders}{note}", advice)
 
 
 def checks() -> Iterator[Check]:
@@ -151,23 +154,19 @@ def _accelerator() -> Iterator[Check]:
 
 
 def _smollm2() -> Check:
-    from headrank_pipeline.rerank.named_models import SMOLLM2
-
-    kept, file = SMOLLM2.plain_folder, SMOLLM2.find()
-    alone = "" if SMOLLM2.ships_adapter else "; no training of it ships: it reranks with --heads"
+    model = named_models.SMOLLM2
+    kept, file = model.plain_folder, model.find()
+    alone = "" if model.ships_adapter else "; no training of it ships: it reranks with --heads"
     if kept.is_dir():
         return Check("smollm2", "ok", f"unpacked: {kept}{alone}")
     lacking = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
     if file is None or lacking:
-        missing = SMOLLM2.distribution if file is None else " and ".join(lacking)
-        return Check("smollm2", "none", f"{missing} not installed", f"for --model smollm2: {SMOLLM2.install}")
+        missing = model.distribution if file is None else " and ".join(lacking)
+        return Check("smollm2", "none", f"{missing} not installed", f"for --model smollm2: {model.install}")
     return Check("smollm2", "ok", f"{file}, unpacked at first use (about 20 s){alone}")
 
 
 def _caches() -> Iterator[Check]:
-    from headrank_pipeline.experiment.facts import datasets_home
-    from headrank_pipeline.rerank.packaged_model import cache_folder
-
     for name, folder in (
         ("models (HF_HOME)", Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")),
         ("indexes (PYSERINI_CACHE)", _pyserini_cache()),

@@ -7,6 +7,9 @@ from pathlib import Path
 import click
 
 from headrank_pipeline.cli.reporting import echo_json, table
+from headrank_pipeline.experiment.directory import RunDirectory
+from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES
+from headrank_pipeline.experiment.evaluate import evaluate as evaluate_run
 
 __all__ = ["evaluate"]
 
@@ -33,10 +36,6 @@ def evaluate(
 
     RUN and --qrels may be pipes, or - for standard input.
     """
-    from headrank_pipeline.experiment.directory import RunDirectory
-    from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES
-    from headrank_pipeline.experiment.evaluate import evaluate as evaluate_run
-
     if run.is_dir():
         run = RunDirectory(run).run  # absent until every query was tried; the error then names it
     result = evaluate_run(run, qrels, measures or DEFAULT_MEASURES, relevance_level=relevance_level)

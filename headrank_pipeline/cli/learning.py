@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,12 @@ import click
 from headrank_pipeline.attention.recipe import RECIPES, Recipe
 from headrank_pipeline.cli.reporting import ASSIGNMENT, command_line, echo_json, table
 from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, path_option
+from headrank_pipeline.experiment.manifest import environment
+from headrank_pipeline.experiment.progress import Progress
+from headrank_pipeline.files import open_input
+from headrank_pipeline.learn.lists import describe_file, read_lists, write_lists
 from headrank_pipeline.options import read_assignment
+from headrank_pipeline.rerank.named_models import named_model
 
 if TYPE_CHECKING:
     from headrank_pipeline.learn.selection import Selection
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["lists", "select_heads", "train"]
 
-# The values of align.head_table.CRITERIA and align.schedule.TrainingConfig, without importing torch to print --help.
+# The values of learn.head_table.CRITERIA and learn.schedule.TrainingConfig, without importing torch to print --help.
 _CRITERIA = ("entropy-regularised", "discrimination", "qrscore", "ndcg", "core", "layer-window")
 _MOVES = ("lora", "lora-all", "heads", "qk", "all")
 
@@ -28,12 +34,16 @@ _DETECTION = {"core": {"content_free": None, "filter_deviations": None, "trailin
 
 
 @click.command()
-@path_option("--candidates", "Candidates JSONL, as retrieve writes them.", required=True)
+@path_option("--candidates", "Candidates (JSONL), as headrank retrieve writes them.", required=True)
 @path_option("--qrels", "TREC or BEIR judgments.", required=True)
-@path_option("--output", "Graded lists to write; .gz is gzipped.", required=True)
-@path_option("--corpus", "Supplies missing texts, and judged passages that the first stage missed.")
+@path_option("--output", "File of graded lists to write; a name that ends in .gz is gzipped.", required=True)
+@path_option("--corpus", "Corpus that supplies missing texts, and judged passages that the first stage missed.")
 @click.option(
-    "--unjudged", type=click.Choice(["zero", "drop"]), default="zero", show_default=True, help="Grade 0, or left out."
+    "--unjudged",
+    type=click.Choice(["zero", "drop"]),
+    default="zero",
+    show_default=True,
+    help="What becomes of unjudged passages: they get grade 0, or are left out.",
 )
 @click.option("--depth", type=click.IntRange(min=1), help="Candidates taken per query.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -41,10 +51,6 @@ def lists(
     candidates: Path, qrels: Path, output: Path, corpus: Path | None, unjudged: Any, depth: int | None, as_json: bool
 ) -> None:
     """Join candidates and judgments to graded lists, which select-heads and train learn from."""
-    from dataclasses import asdict
-
-    from headrank_pipeline.learn.lists import write_lists
-
     counts = asdict(write_lists(candidates, qrels, output, unjudged=unjudged, corpus=corpus, cutoff=depth))
     if as_json:
         echo_json({"output": str(output), **counts})
@@ -65,27 +71,38 @@ def lists(
     "--lists", "Graded lists to choose by, as headrank lists writes them; never those of a test set.", required=True
 )
 @path_option("--output", "Head set (JSON) to write; the per-head table goes beside it (.tsv).", required=True)
-@click.option("--criterion", type=click.Choice(_CRITERIA), default="entropy-regularised", show_default=True)
-@click.option("--num-heads", default=16, show_default=True)
+@click.option("--criterion", type=click.Choice(_CRITERIA), default="entropy-regularised", show_default=True,
+              help="Rule that chooses heads from their scores (docs/learning.md).")  # fmt: skip
+@click.option("--num-heads", default=16, show_default=True, help="Heads to choose.")
 @click.option("--lambda", "entropy_weight", default=0.25, show_default=True, help="Weight of the entropy term.")
 @click.option("--flatness-weight", default=0.0, show_default=True,
               help="Weight of a term against heads whose attention goes by place.")  # fmt: skip
-@click.option("--depth-cap", type=float, help="Largest share of the layers that may be kept, for example 0.7.")
-@click.option("--window", default=4, show_default=True, help="Layers of the layer window.")
+@click.option(
+    "--depth-cap", type=float, help="Chooses heads only in this share of the layers, the lowest; for example 0.7."
+)
+@click.option("--window", default=4, show_default=True, help="Layers in a row that --criterion layer-window takes.")
 @click.option("--temperature", default=0.1, show_default=True, help="Temperature of CoRe's contrastive score.")
-@click.option("--relevance-level", "-l", default=1, show_default=True, help="Lowest relevant grade: qrscore, core.")
-@click.option("--order", type=click.Choice(["random", "given", "reversed"]), default="random", show_default=True)
+@click.option(
+    "--relevance-level",
+    "-l",
+    default=1,
+    show_default=True,
+    help="Lowest grade that counts as relevant, for qrscore and core.",
+)
+@click.option("--order", type=click.Choice(["random", "given", "reversed"]), default="random", show_default=True,
+              help="Order of the passages in the prompts.")  # fmt: skip
 @click.option("--list-size", type=int, help="Passages drawn from each list.  [default: all]")
-@click.option("--max-lists", type=click.IntRange(min=1), help="Use only the first so many lists.")
-@click.option("--max-prompt-tokens", type=int, help="Budget of a prompt.  [default: all the model's positions]")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--max-lists", type=click.IntRange(min=1), help="Uses only the first so many lists.")
+@click.option("--max-prompt-tokens", type=int, help="Tokens of a prompt at most.  [default: all the model's positions]")
+@click.option("--seed", default=0, show_default=True, help="Seed of the draws and orders.")
 @click.option("--system", type=click.Choice(list(RECIPES)), default="headrank", show_default=True,
-              help="Whose prompt and rule the heads are measured with.")  # fmt: skip
+              help="System whose prompt and rule the heads are measured with.")  # fmt: skip
 @PASSAGES_OPTION
-@click.option("--figure/--no-figure", default=True, show_default=True, help="Draw a layer x head map (.png).")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--dtype", default="auto", show_default=True)
-@click.option("--revision", help="Revision of a Hugging Face model.")
+@click.option("--figure/--no-figure", default=True, show_default=True, help="Draws a map of layers and heads (.png).")
+@click.option("--device", default="auto", show_default=True, help="Device that computes: auto, cpu, cuda, cuda:1, …")
+@click.option("--dtype", default="auto", show_default=True,
+              help="Type of the weights: auto, float32, bfloat16 or float16.")  # fmt: skip
+@click.option("--revision", help="Branch, tag or commit of a Hugging Face model.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def select_heads(
     model: str,
@@ -103,12 +120,8 @@ def select_heads(
     """Score every head of a model on graded lists and choose the best; prints what other criteria would choose."""
     from headrank_pipeline.attention.model import load
     from headrank_pipeline.comparison.learning_figures import head_map
-    from headrank_pipeline.experiment.progress import Progress
-    from headrank_pipeline.files import open_input
     from headrank_pipeline.learn.head_table import SelectionConfig
-    from headrank_pipeline.learn.lists import describe_file, read_lists
     from headrank_pipeline.learn.selection import select_heads as select
-    from headrank_pipeline.rerank.named_models import named_model
 
     model, config = str(named_model(model)), SelectionConfig(**settings)
     opened = open_input(lists, "graded lists")
@@ -177,22 +190,22 @@ def _costs(found: Selection) -> dict[str, Any]:
 @path_option("--output", "Folder of the trained model; log and checkpoints go to its 'training'.", required=True)
 @click.option("--moves", type=click.Choice(_MOVES), help="Which weights move: low-rank updates of q and k "
               "(lora) or of every projection (lora-all); q and k of the heads' layers (heads) or of all (qk); or "
-              "all.")  # fmt: skip
-@click.option("--epochs", type=int)
-@click.option("--learning-rate", type=float)
-@click.option("--list-size", type=int, help="Passages drawn from each list.")
-@click.option("--lists-per-step", type=int, help="Lists whose gradients make one step.")
-@click.option("--seed", type=int)
+              "all.  [default: lora]")  # fmt: skip
+@click.option("--epochs", type=int, help="Times that training goes through the lists.  [default: 3]")
+@click.option("--learning-rate", type=float, help="Largest step size.  [default: 0.0001]")
+@click.option("--list-size", type=int, help="Passages drawn from each list.  [default: 20]")
+@click.option("--lists-per-step", type=int, help="Lists whose gradients make one step.  [default: 8]")
+@click.option("--seed", type=int, help="Seed of the draws and orders.  [default: 0]")
 @click.option("--set", "settings", multiple=True, type=ASSIGNMENT,
-              help="Any other training setting, such as objective.beta=4 or patience=3; repeatable.")  # fmt: skip
-@click.option("--max-lists", type=click.IntRange(min=1), help="Use only the first so many training lists.")
+              help="Sets any other training setting, such as objective.beta=4 or patience=3; repeatable.")  # fmt: skip
+@click.option("--max-lists", type=click.IntRange(min=1), help="Uses only the first so many training lists.")
 @PASSAGES_OPTION
 @click.option("--export-dtype", default="auto", show_default=True, help="Type of the weights that are written.")
-@click.option("--figure/--no-figure", default=True, show_default=True, help="Draw the curves (training/curves.png).")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--figure/--no-figure", default=True, show_default=True, help="Draws the curves (training/curves.png).")
+@click.option("--device", default="auto", show_default=True, help="Device that computes: auto, cpu, cuda, cuda:1, …")
 @click.option("--dtype", default="auto", show_default=True, help="Type of the weights that do not move.")
-@click.option("--revision", help="Revision of a Hugging Face model.")
-@click.option("--overwrite", is_flag=True, help="Start anew where the output holds another run.")
+@click.option("--revision", help="Branch, tag or commit of a Hugging Face model.")
+@click.option("--overwrite", is_flag=True, help="Starts anew if the output holds another run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def train(
     model: str,
@@ -218,12 +231,8 @@ def train(
     """
     from headrank_pipeline.attention.model import load
     from headrank_pipeline.comparison.learning_figures import training_curves
-    from headrank_pipeline.experiment.progress import Progress
-    from headrank_pipeline.files import open_input
-    from headrank_pipeline.learn.lists import describe_file, read_lists
     from headrank_pipeline.learn.schedule import TrainingConfig, configured
     from headrank_pipeline.learn.trainer import Trainer, TrainingData
-    from headrank_pipeline.rerank.named_models import named_model
 
     named = {name: value for name, value in common.items() if value is not None}
     config = configured(TrainingConfig(), named | dict(map(read_assignment, settings)))
@@ -254,7 +263,6 @@ def train(
 
 
 def _export(trainer: Any, report: TrainingReport, output: Path, dtype: str) -> None:
-    from headrank_pipeline.experiment.manifest import environment
     from headrank_pipeline.learn.export import export
 
     versions = environment()
@@ -284,7 +292,7 @@ def _report(report: TrainingReport, output: Path, *, as_json: bool) -> None:
 
 def _recipe(system: str, model: str, revision: str | None, passages: str | None) -> Recipe:
     """Return what heads are measured with: HeadRank's is that of a trained folder; its passages are every system's."""
-    from headrank_pipeline.rerank.brought import recipe_of
+    from headrank_pipeline.rerank.trained_files import recipe_of
 
     trained = recipe_of(model, revision)
     recipe = trained if system == "headrank" else RECIPES[system]

@@ -158,7 +158,7 @@ def refuse_typed(*names: str, because: str) -> None:
     """Refuse flags that the user typed where they would change nothing.
 
     Args:
-        names: of the parameters of the present command.
+        names: parameters of the present command.
         because: follows the flags in the message.
     """
     ctx = click.get_current_context()

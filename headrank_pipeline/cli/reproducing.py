@@ -7,14 +7,11 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from headrank_pipeline.cli.reporting import echo_json, table
-
-if TYPE_CHECKING:
-    from headrank_pipeline.experiment.reproduction import Reproduction
+from headrank_pipeline.experiment.reproduction import Reproduction, compare_runs, recorded_command, recorded_folder
 
 __all__ = ["reproduce"]
 
@@ -33,8 +30,6 @@ def reproduce(ctx: click.Context, run: Path, output: Path | None, here: bool, as
 
     Relative paths in the command start where it was called, as the manifest says. Status 6 means different.
     """
-    from headrank_pipeline.experiment.reproduction import compare_runs, recorded_command, recorded_folder
-
     again = output or run.with_name(f"{run.name}-again")
     arguments = [*recorded_command(run), "--output", str(again.absolute())]
     # A process of its own, as the first call was: no Java, model or logger of this one is in its way.

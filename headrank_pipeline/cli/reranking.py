@@ -20,14 +20,19 @@ from headrank_pipeline.cli.reporting import (
     refuse_typed,
     table,
 )
+from headrank_pipeline.experiment import scaleout
+from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES
+from headrank_pipeline.experiment.judgement import Judged, Judgement
+from headrank_pipeline.experiment.runner import Outcome, RunPlan, execute
+from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.options import read_assignment
+from headrank_pipeline.rerank.long_lists import summary
 from headrank_pipeline.rerank.named_models import first_stage_weight
 from headrank_pipeline.rerank.systems import OWN_SYSTEMS, SystemSpec, check_system, forbid_hub
+from headrank_pipeline.trec import read_qrels
 
 if TYPE_CHECKING:
     from headrank_pipeline.experiment.batches import Workers
-    from headrank_pipeline.experiment.judgement import Judged
-    from headrank_pipeline.experiment.runner import Outcome
     from headrank_pipeline.pipeline import Reranker
 
 __all__ = [
@@ -204,12 +209,6 @@ def rerank(
     **reranker: Any,
 ) -> None:
     """Rerank saved candidates; the same command continues an interrupted run. Needs no Java."""
-    from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES
-    from headrank_pipeline.experiment.judgement import Judgement
-    from headrank_pipeline.experiment.runner import RunPlan, execute
-    from headrank_pipeline.experiment.supply import supply_from_file
-    from headrank_pipeline.trec import read_qrels
-
     spec = reranker_spec(reranker)
     judgement = None
     if qrels is None:
@@ -280,8 +279,6 @@ def open_reranker(spec: SystemSpec, workers: int) -> Iterator[Reranker | Workers
     if workers == 1:
         yield spec.open()
         return
-    from headrank_pipeline.experiment import scaleout
-
     with scaleout.workers(spec.open, workers, device=spec.device) as started:
         yield started
 
@@ -306,8 +303,6 @@ def _advise_on_mixing(model: str) -> None:
 
 def report(ctx: click.Context, outcome: Outcome, *, as_json: bool) -> None:
     """Print what a run came to, and end with status 7 where queries failed."""
-    from headrank_pipeline.rerank.long_lists import summary
-
     totals = outcome.manifest["totals"]
     if as_json:
         record = {"output": str(outcome.directory.path), "status": outcome.manifest["status"], "totals": totals}
@@ -324,8 +319,8 @@ def report(ctx: click.Context, outcome: Outcome, *, as_json: bool) -> None:
                 click.echo(f"means over the {judged.answered} judged queries that the run has")
         rate = f", {totals['queries_per_second']:.2f} queries/s" if totals["queries_per_second"] else ""
         click.echo(f"{totals['queries']} queries, {len(totals['failed'])} failed{rate}: {outcome.directory.run}")
-        if told := summary(totals["notes"], totals["queries"]):
-            click.echo(told)
+        if line := summary(totals["notes"], totals["queries"]):
+            click.echo(line)
         for qid, message in outcome.failed.items():
             click.echo(f"  qid {qid}: {message}")
     if outcome.failed:

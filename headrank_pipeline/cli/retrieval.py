@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrank_pipeline.cli.reporting import echo_json, refuse_typed
+from headrank_pipeline.pipeline import Source
+from headrank_pipeline.records import Query, Ranking
+from headrank_pipeline.trec import CandidateLayout, read_topics, write_candidates, write_run
 
 if TYPE_CHECKING:
     from headrank_pipeline.first_stage.index import IndexSummary
-    from headrank_pipeline.pipeline import Source
-    from headrank_pipeline.records import Query, Ranking
-    from headrank_pipeline.trec import CandidateLayout
 
 __all__ = ["index", "retrieve"]
 
@@ -143,8 +143,6 @@ def retrieve(
     as_json: bool,
 ) -> None:
     """Retrieve candidates with BM25, or with --dense by vectors; or give those of a saved --run their texts."""
-    from headrank_pipeline.trec import read_topics, write_candidates, write_run
-
     as_candidates = _is_for_candidates(output)
     _refuse_idle_flags(run=run is not None, dense=dense, as_candidates=as_candidates)
     queries = read_topics(topics)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy.stats import kendalltau
-
 from headrank_pipeline.attention.recipe import prompt_order
 from headrank_pipeline.experiment.journal import Entry
 
@@ -60,6 +58,8 @@ class Effect:
         order = prompt_order(entry.qid, list(candidates), reverse=reverse, shuffle_seed=seed)
         scores = dict(zip(entry.docids, entry.scores, strict=True))
         read = [scores[candidates[index]] for index in order]
+        from scipy.stats import kendalltau  # takes longer to load than a short run
+
         return float(kendalltau(range(len(read)), read).statistic)
 
     @property

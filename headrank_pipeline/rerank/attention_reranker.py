@@ -27,9 +27,9 @@ from headrank_pipeline.attention.scoring import check_finite, check_places, pass
 from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
-from headrank_pipeline.rerank.brought import HEADS_FILE, Brought, brought_by, read_recipe
 from headrank_pipeline.rerank.long_lists import LongLists
 from headrank_pipeline.rerank.named_models import named_model
+from headrank_pipeline.rerank.trained_files import HEADS_FILE, TrainedFiles, read_recipe, trained_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,12 +50,12 @@ class EngineSettings:
     Args:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
-        revision: of a Hugging Face model.
+        revision: branch, tag or commit of a Hugging Face model.
         batch_tokens: padded tokens of one forward pass at most, or ``auto`` for what free memory allows.
         max_prompt_tokens: budget of a prompt; None for all positions of the model.
         long_lists: how lists are read that take more tokens than that (`rerank.long_lists.LongLists`).
         chat: turn markup; ``auto`` is what the tokenizer knows.
-        passage_cache: with isolated passages, a folder that keeps their keys from query to query, or a `PassageCache`.
+        passage_cache: folder that keeps the keys of isolated passages from query to query, or a `PassageCache`.
         passage_cache_memory: GiB of cached keys kept on the device, with or without a folder; None for 2 GiB with a
             folder, else no cache.
         passage_cache_limit: GiB that the folder may hold; what was not used for longest goes first. None for 64 GiB.
@@ -244,7 +244,7 @@ class AttentionReranker(Reranker):
 
 
 def _longest_first(rankings: Sequence[Ranking]) -> list[int]:
-    """Return the indices of the rankings that have candidates, by what can be told of length without a tokenizer.
+    """Return the indices of the rankings that have candidates, by what is known of their length without a tokenizer.
 
     Examples:
         >>> from headrank_pipeline.records import Candidate, Query
@@ -266,14 +266,14 @@ def open_attention(spec: SystemSpec) -> AttentionReranker:
     if heads is None and not own_heads:
         raise ValueError(f"{spec.system} needs heads; {_name_heads()}")
     model = named_model(spec.model, trained=own_heads)
-    brought = brought_by(model, settings.revision)
-    recipe = _varied(spec, read_recipe(brought.recipe))
+    trained = trained_files(model, settings.revision)
+    recipe = _varied(spec, read_recipe(trained.recipe))
     loaded = load(
         model,
-        _brought_heads(model, brought) if heads is None else heads,
+        _own_heads(model, trained) if heads is None else heads,
         device=settings.device,
         dtype=settings.dtype,
-        revision=brought.revision,
+        revision=trained.revision,
     )
     reader = AttentionReader(loaded, batch_tokens=settings.batch_tokens, passage_cache=settings.cache())
     recipe = replace(recipe, template=replace(recipe.template, chat=CHATS.get(settings.chat)))
@@ -291,10 +291,10 @@ def _varied(spec: SystemSpec, trained: Recipe) -> Recipe:
     return recipe.varied({"passages": trained.template.passages, **changes})
 
 
-def _brought_heads(model: str | Path, brought: Brought) -> HeadSet | Path:
-    if brought.heads is not None:
-        return brought.heads if Path(model).is_dir() else replace(HeadSet.load(brought.heads), model=str(model))
-    found = f"there is no folder {model}" if brought.revision is None else f"{model} brings no {HEADS_FILE}"
+def _own_heads(model: str | Path, trained: TrainedFiles) -> HeadSet | Path:
+    if trained.heads is not None:
+        return trained.heads if Path(model).is_dir() else replace(HeadSet.load(trained.heads), model=str(model))
+    found = f"there is no folder {model}" if trained.revision is None else f"{model} brings no {HEADS_FILE}"
     found = f"{model} brings no {HEADS_FILE}" if Path(model).exists() else found
     raise ValueError(f"headrank needs heads: {found}; {_name_heads()}")
 

@@ -25,7 +25,7 @@ def interpolated(
 
     Args:
         reranker: the one to mix in.
-        weight: of the first stage, 0 to 1; choose it on training queries, never on those that are reported.
+        weight: share of the first stage, 0 to 1; choose it on training queries, never on those that are reported.
         normalisation: how scores of different scales are made comparable within a list.
         logs: take logarithms of the reranker's scores first. Shares of attention, as `headrank` gives them, span orders
             of magnitude, and without it one passage that draws most of them leaves the others alike. A score of 0

@@ -37,7 +37,7 @@ def named_model(name: str | Path, *, trained: bool = False) -> str | Path:
     """Return the folder that a bare name means, and any other name as it is; a folder called so goes first.
 
     Args:
-        name: of a model.
+        name: what a user calls the model.
         trained: take a model's reranker, with its own heads, where it has one beside the plain model.
 
     Raises:
@@ -88,7 +88,7 @@ def smollm2(*, trained: bool = True) -> Path:
     user's cache at first use (about 20 s, 0.5 GB; ``HEADRANK_CACHE`` names another folder); later it takes a second.
 
     Args:
-        trained: with the heads, prompt and weights that ship with this package; else as its authors published it.
+        trained: take the heads, prompt and weights that ship with this package; else the model as published.
 
     Raises:
         MissingPrerequisite: the wheel is not installed; the message names the command.

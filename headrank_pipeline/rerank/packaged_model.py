@@ -47,8 +47,8 @@ class PackagedModel:
     Args:
         name: what users call the model.
         distribution: the wheel's name on PyPI.
-        size: of the file, in bytes.
-        sha256: of the file.
+        size: bytes of the file.
+        sha256: digest of the file.
         install: the command that installs the wheel and what reads its file.
         resources: folder of ``adapter.safetensors``, ``heads.json``, ``recipe.json``, ``card.json`` and ``README.md``.
     """
@@ -195,7 +195,7 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """Return a folder of the cache, made where it is not there whole; of two processes one makes it, the other waits.
 
     Args:
-        folder: in `cache_folder`.
+        folder: one in `cache_folder`.
         make: fills a folder.
 
     Raises:

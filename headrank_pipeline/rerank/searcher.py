@@ -153,7 +153,7 @@ class RerankingSearcher:
             queries: texts.
             qids: their ids, strings.
             k: hits to return.
-            threads: of the first stage.
+            threads: search threads of the first stage.
             *arguments: handed to the first stage's ``batch_search``.
             **options: handed to the first stage's ``batch_search``.
 

@@ -26,9 +26,9 @@ from headrank_pipeline.attention.scoring import pool_tokens, token_scores
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.brought import brought_by
 from headrank_pipeline.rerank.named_models import named_model
 from headrank_pipeline.rerank.systems import headrank
+from headrank_pipeline.rerank.trained_files import trained_files
 from headrank_pipeline.trec import read_qrels, read_topics
 
 __all__ = ["Difference", "check_model", "scores_of", "shipped_lists", "stored_scores"]
@@ -76,10 +76,10 @@ def check_model(
     """Yield the differences between the ways of reading one model; it is loaded twice, one after the other.
 
     Args:
-        model: as in `rerank.systems.headrank`.
+        model: what `rerank.systems.headrank` takes.
         heads: likewise; None for those that a trained model brings, else all.
         device: where to run.
-        dtype: of weights and activations.
+        dtype: type of weights and activations.
 
     Raises:
         FileNotFoundError: no such model.
@@ -87,7 +87,7 @@ def check_model(
     """
     lists = shipped_lists()
     model = named_model(model, trained=heads is None)
-    brings = heads is None and brought_by(model).heads is not None
+    brings = heads is None and trained_files(model).heads is not None
     heads = "all" if heads is None and not brings else heads
     reranker = headrank(model, heads, device=device, dtype=dtype)
     reader = reranker.reader

@@ -216,11 +216,11 @@ def icr(
     (there its deviation is NaN and the passage scores 0).
 
     Args:
-        model: as in `headrank`.
-        heads: as in `headrank`; None for all of them.
-        options: as in `headrank`.
-        **given: as in `headrank`; ``instruction`` is ``ie`` (the default) or ``qa`` (the authors use it for trec-covid,
-            fiqa, webis-touche2020, dbpedia-entity, nq and the multi-hop sets), or words of your own.
+        model: what `headrank` takes.
+        heads: what `headrank` takes; None for all heads.
+        options: what `headrank` takes.
+        **given: the same, as keywords; ``instruction`` is ``ie`` (the default) or ``qa`` (the authors use it for
+            trec-covid, fiqa, webis-touche2020, dbpedia-entity, nq and the multi-hop sets), or words of your own.
     """
     return _attention("icr", model, heads, options, given)
 

@@ -19,6 +19,7 @@ from headrank_pipeline.comparison.learning_figures import head_map, training_cur
 from headrank_pipeline.learn.head_table import CRITERIA
 from headrank_pipeline.learn.lists import read_lists, save_lists
 from headrank_pipeline.learn.movable import Moves
+from headrank_pipeline.learn.schedule import TrainingConfig
 from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import write_candidates
@@ -167,3 +168,10 @@ def test_heads_of_every_system_are_measured_with_the_passages_that_a_model_was_t
         )  # no trained folder
     ]
     assert layouts == [["isolated"] * 3, ["causal"] * 3, ["causal"] * 3]
+
+
+def test_help_of_train_shows_the_defaults_that_training_has():
+    defaults = TrainingConfig()
+    for parameter in main.commands["train"].params:
+        if parameter.name in ("moves", "epochs", "learning_rate", "list_size", "lists_per_step", "seed"):
+            assert parameter.help.endswith(f"[default: {getattr(defaults, parameter.name)}]")

@@ -217,8 +217,8 @@ def test_the_command_says_how_lists_were_read(folder, tmp_path):
         main,
         [
             "rerank", "--candidates", str(tmp_path / "c.jsonl"), "--output", str(tmp_path / "run"), "--device", "cpu",
-            "--model", str(folder), "--heads", str(tmp_path / "heads.json"), "--max-prompt-tokens", "1200",
-            "--option", "long_lists=windows",
+            "--model", str(folder), "--heads", str(tmp_path / "heads.json"),
+            "--option", "max_prompt_tokens=1200", "--option", "long_lists=windows",
         ],
     )  # fmt: skip
     assert told.exit_code == 0, told.output

@@ -214,7 +214,10 @@ def test_a_wheel_that_is_missing_or_another_is_told_with_the_command(tiny, tmp_p
 
 def test_no_alignment_is_told_as_such(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(named_models, "SMOLLM2", replace(tiny, resources=tmp_path))
-    with pytest.raises(ValueError, match=r"smollm2: this version of headrank_pipeline ships no training.*--heads"):
+    with pytest.raises(
+        ValueError,
+        match=r"smollm2: this version of headrank_pipeline ships no training.*name heads to read the plain model",
+    ):
         headrank("smollm2", device="cpu")
     assert first_stage_weight("smollm2") is None
     assert icr("smollm2", device="cpu")
@@ -259,7 +262,7 @@ def test_commands_know_the_name(tiny, tmp_path):
     result = invoke("rerank", "--candidates", candidates, "--model", "smollm2", "--output", tmp_path / "run",
                     "--device", "cpu")  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert "smollm2: --first-stage-weight 0.4 --log-scores mixes the two" in result.stderr
+    assert "smollm2: --first-stage-weight 0.4 --log-scores applies the mixing weight" in result.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["identity"]["reranker"]["model"].startswith("smollm2-trained-")
     assert invoke("lists", "--candidates", candidates, "--qrels", tmp_path / "qrels", "--output",

@@ -21,7 +21,7 @@ class Conversation:
     Args:
         qid: the query it belongs to, for messages.
         messages: turns with role and content.
-        token_ids: as the model reads it; empty where a server tokenises.
+        token_ids: the prompt's tokens; empty where a server tokenises.
         opening: what the chat template has begun of the reply (``<think>``).
     """
 

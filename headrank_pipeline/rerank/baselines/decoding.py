@@ -19,7 +19,7 @@ class Decoding:
         temperature: 0 takes the likeliest token each time; the model's own generation settings never count.
         top_p: sample from the likeliest tokens that have this probability together.
         top_k: sample from this many tokens; 0 for all.
-        seed: of the sampling; the same batch of prompts gives the same replies.
+        seed: starts the sampling; the same batch of prompts gives the same replies.
     """
 
     temperature: float = 0.0

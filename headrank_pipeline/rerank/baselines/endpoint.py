@@ -107,9 +107,9 @@ class EndpointWriter:
 
     Args:
         url: up to and including ``/v1``.
-        model: as the server calls it.
+        model: the server's name for it.
         connection: how it is asked.
-        fields: of each request: limits, sampling, thinking.
+        fields: limits, sampling and thinking, sent with each request.
 
     Raises:
         MissingPrerequisite: the key's environment variable is not set.
@@ -186,7 +186,7 @@ class EndpointWriter:
             ) from self._shown(error)
         except (openai.OpenAIError, ValueError) as error:  # a reply that is not what was asked for is a ValueError
             repeated = _repeated(error)
-            failure = RuntimeError(self._clean(f"{where} {self._told(error, repeated)}"))
+            failure = RuntimeError(self._clean(f"{where} {self._reason(error, repeated)}"))
             failure.__cause__ = self._shown(error)
             return NoReply(failure, repeated)
 
@@ -197,7 +197,7 @@ class EndpointWriter:
         """What tracebacks may show: not an error that repeats the key."""
         return None if self._secret and self._secret in str(error) else error
 
-    def _told(self, error: Exception, repeated: int) -> str:
+    def _reason(self, error: Exception, repeated: int) -> str:
         attempts = f"{repeated + 1} attempt{'s' if repeated else ''}"
         if isinstance(error, openai.APITimeoutError):
             return (
@@ -228,8 +228,8 @@ def _repeated(error: Exception) -> int:
 class _OddReply(ValueError):
     """A reply with status 200 that is no completion."""
 
-    def __init__(self, told: str, repeated: int) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, repeated: int) -> None:
+        super().__init__(message)
         self.repeated = repeated
 
 
@@ -261,8 +261,10 @@ def _reply(text: str, repeated: int) -> Reply:
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(map(str, fault["loc"]))
-        told = f"without choices that can be read ({place + ': ' if place else ''}{fault['msg']}): {_first_line(text)}"
-        raise _OddReply(told, repeated) from error
+        message = (
+            f"without choices that can be read ({place + ': ' if place else ''}{fault['msg']}): {_first_line(text)}"
+        )
+        raise _OddReply(message, repeated) from error
     choice = completion.choices[0]
     return Reply(
         choice.message.content or "",

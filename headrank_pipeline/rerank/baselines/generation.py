@@ -40,7 +40,7 @@ class ModelSettings:
     Args:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
-        revision: of a Hugging Face model.
+        revision: branch, tag or commit of a Hugging Face model.
         max_prompt_tokens: budget of a prompt; None for what the model's positions leave.
         batch_tokens: padded tokens of one batch, room for the answers included; one longer prompt goes alone.
     """
@@ -77,7 +77,7 @@ class CausalModel:
     """A causal language model with its head, its tokenizer, and what identifies it.
 
     Args:
-        model: as `headrank` takes it.
+        model: what `headrank` takes.
         loading: how to load and feed it.
 
     Raises:

@@ -57,7 +57,7 @@ class Shown:
     """What a model may see of a query and its passages.
 
     Args:
-        query: without control tokens.
+        query: its text, without control tokens.
         words: docid -> all words of title and text.
         limit: words kept of each; None for all.
         control_tokens: how many were broken up.

@@ -145,10 +145,10 @@ class _Batch:
         if not replies or ranking.notes["replies_without_identifier"] < replies:
             return None
         cut = int(ranking.notes["replies_cut"])
-        told = f" ({cut} of them ended at the limit of tokens)" if cut else ""
+        at_limit = f" ({cut} of them ended at the limit of tokens)" if cut else ""
         return ValueError(
-            f"qid {ranking.query.qid}: none of the {replies} replies named a passage{told}; expected [2] > [1] …, the "
-            f"last one was {self.last[place].text[:80]!r}; use a model that follows instructions, raise "
+            f"qid {ranking.query.qid}: none of the {replies} replies named a passage{at_limit}; expected [2] > [1] …, "
+            f"the last one was {self.last[place].text[:80]!r}; use a model that follows instructions, raise "
             f"max_new_tokens, or switch thinking off (thinking=false)"
         )
 

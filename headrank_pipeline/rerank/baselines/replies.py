@@ -45,7 +45,7 @@ class Reply:
     """What a model wrote.
 
     Args:
-        text: without the end-of-turn token.
+        text: what was written, without the end-of-turn token.
         prompt_tokens: tokens read; None where the server does not say.
         generated_tokens: tokens written; likewise.
         forward_passes: passes through the model; None where another process ran it.

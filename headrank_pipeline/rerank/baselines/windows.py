@@ -72,7 +72,7 @@ class Window:
     Args:
         place: which of the rankings of the batch it belongs to.
         query: what was asked.
-        candidates: in their present order, at least 2.
+        candidates: at least 2, in their present order.
     """
 
     place: int

@@ -1,4 +1,4 @@
-"""What a trained model brings along beside weights and tokenizer: its heads, and the prompt and rule it is read by.
+"""Files that a trained model brings beside weights and tokenizer: its heads, and the prompt and rule it is read by.
 
 In a folder they lie beside the weights. Of a model on the Hugging Face hub they are fetched from the very commit that
 its weights come from: weights that were trained for isolated passages mean nothing to a causal prompt.
@@ -15,7 +15,7 @@ from headrank_pipeline.attention.hub import commit_of, hub_file
 from headrank_pipeline.attention.model import check_folder, load_config
 from headrank_pipeline.attention.recipe import HEADRANK, Recipe
 
-__all__ = ["HEADS_FILE", "RECIPE_FILE", "Brought", "brought_by", "read_recipe", "recipe_of"]
+__all__ = ["HEADS_FILE", "RECIPE_FILE", "TrainedFiles", "read_recipe", "recipe_of", "trained_files"]
 
 # learn/export.py writes them.
 HEADS_FILE = "heads.json"
@@ -23,7 +23,7 @@ RECIPE_FILE = "recipe.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
+class TrainedFiles:
     """Files of a trained model, each None where the model has none.
 
     Args:
@@ -37,8 +37,8 @@ class Brought:
     revision: str | None
 
 
-def brought_by(model: str | Path, revision: str | None = None) -> Brought:
-    """Return what a model brings along: a local folder, or a Hugging Face name at a revision.
+def trained_files(model: str | Path, revision: str | None = None) -> TrainedFiles:
+    """Return the files that a model brings: a local folder, or a Hugging Face name at a revision.
 
     Raises:
         FileNotFoundError: no such folder, or no such model.
@@ -46,16 +46,16 @@ def brought_by(model: str | Path, revision: str | None = None) -> Brought:
     """
     name, folder = str(model), Path(model)
     if gguf_file(name, revision):  # one file is all there is
-        return Brought(None, None, revision)
+        return TrainedFiles(None, None, revision)
     check_folder(name)
     if folder.is_dir():
         recipe, heads = folder / RECIPE_FILE, folder / HEADS_FILE
-        return Brought(recipe if recipe.is_file() else None, heads if heads.is_file() else None, revision)
+        return TrainedFiles(recipe if recipe.is_file() else None, heads if heads.is_file() else None, revision)
     if "/" not in name:  # the hub's own, from before it had owners: nobody trained one of them for us
-        return Brought(None, None, revision)
+        return TrainedFiles(None, None, revision)
     load_config(name, revision)  # says what there is no model behind
     commit = commit_of(name, revision)
-    return Brought(hub_file(name, RECIPE_FILE, commit), hub_file(name, HEADS_FILE, commit), commit)
+    return TrainedFiles(hub_file(name, RECIPE_FILE, commit), hub_file(name, HEADS_FILE, commit), commit)
 
 
 def recipe_of(model: str | Path, revision: str | None = None) -> Recipe:
@@ -63,13 +63,13 @@ def recipe_of(model: str | Path, revision: str | None = None) -> Recipe:
 
     Args:
         model: a local folder or a Hugging Face name.
-        revision: of a Hugging Face model.
+        revision: branch, tag or commit of a Hugging Face model.
 
     Raises:
         FileNotFoundError: no such folder or model.
         ValueError: a recipe.json that is not the template and rule of a trained model.
     """
-    return read_recipe(brought_by(model, revision).recipe)
+    return read_recipe(trained_files(model, revision).recipe)
 
 
 def read_recipe(path: Path | None) -> Recipe:
