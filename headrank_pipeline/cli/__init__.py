@@ -10,6 +10,7 @@ from headrank_pipeline.cli.demo import demo
 from headrank_pipeline.cli.doctor import doctor
 from headrank_pipeline.cli.evaluation import evaluate
 from headrank_pipeline.cli.learning import lists, select_heads, train
+from headrank_pipeline.cli.mcp import mcp
 from headrank_pipeline.cli.reporting import ReportingGroup, start_logging
 from headrank_pipeline.cli.reproducing import reproduce
 from headrank_pipeline.cli.reranking import rerank
@@ -45,6 +46,7 @@ for command in (
     lists,
     select_heads,
     train,
+    mcp,
     doctor,
 ):
     main.add_command(command)

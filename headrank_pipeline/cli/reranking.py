@@ -40,6 +40,7 @@ __all__ = [
     "PASSAGES_OPTION",
     "RERANKER_OPTIONS",
     "RUN_OPTIONS",
+    "SYSTEM_OPTIONS",
     "default_output",
     "measures_table",
     "model_option",
@@ -110,7 +111,7 @@ def _system(ctx: click.Context, option: click.Parameter, name: str) -> str:
     return name
 
 
-RERANKER_OPTIONS = (
+SYSTEM_OPTIONS = (
     model_option(required=True),
     click.option(
         "--heads",
@@ -138,6 +139,9 @@ RERANKER_OPTIONS = (
     ),
     click.option("--device", help="Device that computes: auto, cpu, cuda, cuda:1, …  [default: auto]"),
     click.option("--dtype", help="Type of the weights: auto, float32, bfloat16 or float16.  [default: auto]"),
+)
+RERANKER_OPTIONS = (
+    *SYSTEM_OPTIONS,
     click.option(
         "--first-stage-weight",
         type=float,
@@ -243,12 +247,14 @@ def default_output(benchmark: str, system: str, model: str) -> Path:
 
 
 def reranker_spec(given: Mapping[str, Any]) -> SystemSpec:
-    """Return the reranker that the values of `RERANKER_OPTIONS` describe, by their parameters' names.
+    """Return the reranker that the values of `SYSTEM_OPTIONS` describe, by their parameters' names.
 
     Args:
-        given: what click parsed, and ``offline`` where the command has that flag; other names are ignored.
+        given: what click parsed, with the flags of `RERANKER_OPTIONS` and ``offline`` where the command has them; other
+            names are ignored.
     """
-    if given["log_scores"] and given["first_stage_weight"] is None:
+    weight, log_scores = given.get("first_stage_weight"), given.get("log_scores", False)
+    if log_scores and weight is None:
         raise click.UsageError("--log-scores says how --first-stage-weight mixes; give that, too")
     options: dict[str, Any] = {}
     named = {name: given[name] for name in ("passages", "passage_cache", "device", "dtype")}
@@ -263,8 +269,8 @@ def reranker_spec(given: Mapping[str, Any]) -> SystemSpec:
         given["model"],
         given["heads"],
         options,
-        first_stage_weight=given["first_stage_weight"],
-        log_scores=given["log_scores"],
+        first_stage_weight=weight,
+        log_scores=log_scores,
         offline=given.get("offline", False),
     )
 

@@ -85,6 +85,8 @@ def rank(
         TypeError: no model; passages or ids that are not strings.
         ValueError: an empty query, a passage without text, an unknown system or option, or what the system refuses.
     """
+    if mixing := sorted(options.keys() & {"first_stage_weight", "log_scores"}):
+        raise TypeError(f"rank takes no {', '.join(mixing)}: its passages have no scores of a first stage to mix in")
     reranker = kept_reranker(model, heads, system=system, **options)
     given = _given(passages)
     candidates = tuple(

@@ -109,6 +109,8 @@ def test_an_empty_query_and_a_missing_or_doubly_described_model_are_refused():
         rank(QUERY, TEXTS)
     with pytest.raises(TypeError, match="a Reranker is complete"):
         rank(QUERY, TEXTS, model=Length(), passage_words=3)
+    with pytest.raises(TypeError, match="rank takes no first_stage_weight"):
+        rank(QUERY, TEXTS, model="embedded", first_stage_weight=0.5)
     with pytest.raises(ValueError, match="did you mean 'passage_words'"):
         rank(QUERY, TEXTS, model="embedded", passage_word=3)
 

@@ -1,0 +1,60 @@
+"""HeadRank as a LlamaIndex node post-processor; the extra ``llama-index`` installs llama-index-core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from pydantic import InstanceOf
+
+from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.rerank.one_call import kept_reranker, rank
+
+__all__ = ["HeadRankPostprocessor"]
+
+
+class HeadRankPostprocessor(BaseNodePostprocessor):
+    """Returns the nodes best first with new scores.
+
+    What LlamaIndex would embed of a node is read: its text, and the metadata that are not excluded from embeddings.
+
+    Args:
+        model: as in `headrank_pipeline.rank`: a name, a path, or any `Reranker`.
+        heads: as in `headrank_pipeline.headrank`.
+        system: which reranker; ``headrank``, ``icr``, ``rankgpt``, …
+        top_n: how many nodes are returned; None for all.
+        options: what the system takes, such as ``{"device": "cuda"}``.
+
+    Raises:
+        ValueError: what the system refuses; while processing: no query.
+    """
+
+    model: str | Path | InstanceOf[Reranker]
+    heads: str | Path | InstanceOf[HeadSet] | None = None
+    system: str = "headrank"
+    top_n: int | None = Field(default=None, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    _reranker: Reranker = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Open the reranker, so that a wrong name is told here and not at the first query."""
+        super().model_post_init(context)
+        self._reranker = kept_reranker(self.model, self.heads, system=self.system, **self.options)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name by which LlamaIndex saves it."""
+        return "HeadRankPostprocessor"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if query_bundle is None:
+            raise ValueError("HeadRankPostprocessor needs the query: give query_str or query_bundle")
+        texts = [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+        ranked = rank(query_bundle.query_str, texts, model=self._reranker)
+        return [NodeWithScore(node=nodes[one.index].node, score=one.score) for one in ranked[: self.top_n]]

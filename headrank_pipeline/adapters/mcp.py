@@ -1,0 +1,38 @@
+"""A reranker as an MCP server with one tool; `headrank mcp` runs it. FastMCP comes with Pyserini."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastmcp import FastMCP
+from pydantic import Field
+
+from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.rerank.one_call import rank
+
+__all__ = ["rerank_server"]
+
+
+def rerank_server(reranker: Reranker, *, name: str = "headrank") -> FastMCP[Any]:
+    """Return a server whose one tool, ``rerank``, orders documents for a query.
+
+    Args:
+        reranker: with its model loaded.
+        name: what clients call the server.
+    """
+    server: FastMCP[Any] = FastMCP(name)
+
+    @server.tool(annotations={"readOnlyHint": True, "openWorldHint": False})
+    def rerank(
+        query: Annotated[str, Field(description="What is looked for, in words.")],
+        documents: Annotated[list[str], Field(description="Texts of the documents, in any order.")],
+        top_n: Annotated[int | None, Field(description="How many are returned; all by default.", ge=1)] = None,
+    ) -> list[dict[str, Any]]:
+        """Order documents by relevance to a query, best first.
+
+        Each result has index (place in documents, from 0), score (higher is better) and text.
+        """
+        ranked = rank(query, documents, model=reranker)
+        return [{"index": one.index, "score": one.score, "text": one.text} for one in ranked[:top_n]]
+
+    return server

@@ -1,0 +1,28 @@
+"""headrank mcp: a reranker as a tool of language models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from headrank_pipeline.cli.reranking import SYSTEM_OPTIONS, reranker_spec, with_options
+from headrank_pipeline.pipeline import MissingPrerequisite
+
+__all__ = ["mcp"]
+
+
+@click.command()
+@with_options(*SYSTEM_OPTIONS)
+def mcp(**reranker: Any) -> None:
+    """Serve one tool, rerank, over the Model Context Protocol, on standard input and output.
+
+    A client starts it itself: its settings name the command "headrank" with the arguments "mcp", "--model", ….
+    """
+    try:
+        from headrank_pipeline.adapters.mcp import rerank_server
+    except ModuleNotFoundError as error:
+        if error.name != "fastmcp":
+            raise
+        raise MissingPrerequisite("FastMCP is not installed: pip install 'headrank-pipeline[mcp]'") from error
+    rerank_server(reranker_spec(reranker).open()).run(transport="stdio", show_banner=False)
