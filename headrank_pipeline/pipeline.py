@@ -31,7 +31,17 @@ from headrank_pipeline.records import Candidate, Query, Ranking
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["RRF_K", "Failure", "MissingPrerequisite", "Queries", "Reranker", "Source", "as_queries", "fuse"]
+__all__ = [
+    "RRF_K",
+    "Failure",
+    "MissingPrerequisite",
+    "Queries",
+    "Reranker",
+    "Source",
+    "Terminated",
+    "as_queries",
+    "fuse",
+]
 
 # Query records, {qid: text}, or a data frame with the columns qid and query (PyTerrier's topics).
 Queries: TypeAlias = "Iterable[Query] | Mapping[str, str] | pd.DataFrame"
@@ -46,6 +56,10 @@ _RETRIEVE_BATCH = 8
 
 # Cormack, Clarke and Buettcher, Reciprocal Rank Fusion (SIGIR 2009); also Pyserini's default.
 RRF_K = 60
+
+
+class Terminated(Exception):
+    """A run ended early because it was asked to (SIGTERM), with all that was done on the disk: no failure."""
 
 
 class MissingPrerequisite(RuntimeError):

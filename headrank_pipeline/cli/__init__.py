@@ -11,6 +11,7 @@ from headrank_pipeline.cli.doctor import doctor
 from headrank_pipeline.cli.evaluation import evaluate
 from headrank_pipeline.cli.learning import lists, select_heads, train
 from headrank_pipeline.cli.mcp import mcp
+from headrank_pipeline.cli.merging import merge
 from headrank_pipeline.cli.reporting import ReportingGroup, start_logging
 from headrank_pipeline.cli.reproducing import reproduce
 from headrank_pipeline.cli.reranking import rerank
@@ -39,6 +40,7 @@ for command in (
     retrieve,
     rerank,
     run,
+    merge,
     reproduce,
     evaluate,
     compare,

@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from headrank_pipeline.options import read_assignment
-from headrank_pipeline.pipeline import MissingPrerequisite
+from headrank_pipeline.pipeline import MissingPrerequisite, Terminated
 
 __all__ = [
     "ASSIGNMENT",
@@ -53,6 +53,9 @@ class ReportingGroup(click.Group):
             _echo_error("interrupted", _INTERRUPTED, as_json=as_json)
             click.echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
+        except Terminated as ended:
+            click.echo(str(ended), err=True)
+            ctx.exit(0)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
             if _nobody_reads(error):
                 raise

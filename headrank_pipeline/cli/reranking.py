@@ -21,6 +21,7 @@ from headrank_pipeline.cli.reporting import (
     table,
 )
 from headrank_pipeline.experiment import scaleout
+from headrank_pipeline.experiment.batches import Shard
 from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES
 from headrank_pipeline.experiment.judgement import Judged, Judgement
 from headrank_pipeline.experiment.runner import Outcome, RunPlan, execute
@@ -154,7 +155,23 @@ RERANKER_OPTIONS = (
         "as headrank's.",
     ),
 )
+
+
+def _shard(_: click.Context, __: click.Parameter, text: str | None) -> Shard | None:
+    try:
+        return None if text is None else Shard.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 RUN_OPTIONS = (
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Run the first N queries only."),
+    click.option(
+        "--shard",
+        metavar="I/N",
+        callback=_shard,
+        help="Run part I of N equal parts of the queries; headrank merge makes one run of all parts.",
+    ),
     click.option("--batch-size", default=8, show_default=True, help="Queries handed to the reranker at once."),
     click.option(
         "--workers",
@@ -205,6 +222,8 @@ def rerank(
     qrels: Path | None,
     measures: tuple[str, ...],
     relevance_level: int,
+    limit: int | None,
+    shard: Shard | None,
     batch_size: int,
     workers: int,
     tag: str | None,
@@ -231,6 +250,8 @@ def rerank(
             batch_size=batch_size,
             tag=tag or spec.system,
             judgement=judgement,
+            limit=limit,
+            shard=shard,
         )
         outcome = execute(plan, overwrite=overwrite, command=command_line())
     report(ctx, outcome, as_json=as_json)
@@ -323,6 +344,8 @@ def report(ctx: click.Context, outcome: Outcome, *, as_json: bool) -> None:
             if missing:
                 click.echo(measures_table(outcome.judged, outcome.manifest["identity"]["tag"], answered=True))
                 click.echo(f"means over the {judged.answered} judged queries that the run has")
+            if outcome.judged.unasked:
+                click.echo("a part of the judged queries: first-stage scores are not checked against published ones")
         rate = f", {totals['queries_per_second']:.2f} queries/s" if totals["queries_per_second"] else ""
         click.echo(f"{totals['queries']} queries, {len(totals['failed'])} failed{rate}: {outcome.directory.run}")
         if line := summary(totals["notes"], totals["queries"]):

@@ -147,6 +147,8 @@ class _Job:
             tag=given["tag"] or given["system"],
             benchmark={"name": self.benchmark.name, "version": self.benchmark.version},
             judgement=inputs.judgement,
+            limit=given["limit"],
+            shard=given["shard"],
         )
         return execute(plan, overwrite=given["overwrite"], command=command)
 

@@ -13,7 +13,60 @@ from headrank_pipeline.experiment.manifest import usage
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
 
-__all__ = ["Batches", "ThisProcess", "TriedBatch", "Workers", "try_batch"]
+__all__ = ["Batches", "Shard", "ThisProcess", "TriedBatch", "Workers", "try_batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Part `number` of `count` equal parts of a run: whole batches, one after the other in topic order.
+
+    With m batches, part i has batches (i - 1) m / n to i m / n, rounded down: what is reranked together is what one
+    process would rerank together.
+
+    Raises:
+        ValueError: no such part.
+
+    Examples:
+        >>> [Shard(number, 3).bounds(queries=21, batch_size=4) for number in (1, 2, 3)]
+        [(0, 8), (8, 16), (16, 21)]
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise ValueError(f"shard {self}: expected I/N with I from 1 to N, for example 3/8")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Return the shard that ``3/8`` means.
+
+        Raises:
+            ValueError: another form, or no such part.
+        """
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal()):
+            raise ValueError(f"shard {text!r}: expected I/N with I from 1 to N, for example 3/8")
+        return cls(int(number), int(count))
+
+    def bounds(self, queries: int, batch_size: int) -> tuple[int, int]:
+        """Return the place of its first query and of the first one after it, counted from 0.
+
+        Raises:
+            ValueError: more shards than batches.
+        """
+        batches = -(-queries // batch_size)
+        if self.count > batches:
+            raise ValueError(
+                f"shard {self}: {queries} queries make {batches} batches of {batch_size}, none of which is divided; "
+                f"take at most {batches} shards, or smaller batches"
+            )
+        first, last = (number * batches // self.count for number in (self.number - 1, self.number))
+        return first * batch_size, min(last * batch_size, queries)
 
 
 @dataclass(frozen=True, slots=True)

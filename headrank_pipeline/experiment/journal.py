@@ -22,7 +22,7 @@ from typing import Any
 
 from headrank_pipeline.records import Ranking
 
-__all__ = ["Entry", "Journal", "journal_key", "read_journal"]
+__all__ = ["Entry", "Journal", "journal_key", "read_journal", "rekeyed_lines"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Entry:
                 "seconds": round(self.seconds, 6),
             }
         body = json.dumps(record, ensure_ascii=False, allow_nan=False)
-        return f'{body[:-1]}, "digest": "{_digest(body, key)}"}}\n'
+        return _signed(body, key)
 
     @classmethod
     def parse(cls, line: str, where: str, key: str = "") -> Entry:
@@ -127,6 +127,10 @@ def _digest_at_end(line: str) -> re.Match[str] | None:
     return _DIGEST.fullmatch(line, max(0, len(line) - len(', "digest": "0123456789abcdef"}')))
 
 
+def _signed(body: str, key: str) -> str:
+    return f'{body[:-1]}, "digest": "{_digest(body, key)}"}}\n'
+
+
 def _digest(body: str, key: str) -> str:
     return hashlib.sha256(f"{key}\n{body}".encode()).hexdigest()[:16]
 
@@ -140,6 +144,23 @@ def _number(value: Any, what: str) -> float:
 def journal_key(identity: Mapping[str, Any]) -> str:
     """Return what the lines of a run's journal are bound to: a digest of the identity in its manifest."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def rekeyed_lines(path: Path, key: str, new_key: str) -> dict[str, str]:
+    """Return qid -> the line that holds, with its end, as a run with another key would have written it.
+
+    Raises:
+        ValueError: as `read_journal` does.
+    """
+    found: dict[str, str] = {}
+    with path.open("rb") as file:
+        for start, end, entry in read_journal(path, key):
+            file.seek(start)
+            line = file.read(end - start).decode().rstrip("\n")
+            digest = _digest_at_end(line)
+            body = line if digest is None else f"{line[: digest.start()]}}}"
+            found[entry.qid] = _signed(body, new_key)
+    return found
 
 
 def read_journal(path: Path, key: str) -> Iterator[tuple[int, int, Entry]]:

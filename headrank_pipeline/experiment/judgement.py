@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,16 @@ class Judgement:
             parse_measure(measure)
         object.__setattr__(self, "opened", open_input(self.qrels, "qrels"))
 
+    def describe(self) -> dict[str, Any]:
+        """Return everything but the judgments themselves as JSON-ready values."""
+        return {
+            "qrels": str(self.qrels),
+            "qrels_sha256": self.opened.sha256,
+            "measures": list(self.measures),
+            "relevance_level": self.relevance_level,
+            "references": [reference.model_dump() for reference in self.references],
+        }
+
     def check(self, qids: Sequence[str]) -> None:
         """Fail now rather than after hours of reranking.
 
@@ -65,11 +75,17 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Both evaluations, and how the first stage compares with what is published."""
+    """Both evaluations, and how the first stage compares with what is published.
+
+    Args:
+        checks: empty where nothing is published, or the run was asked a part of the judged queries only.
+        unasked: judged queries that are not among the run's topics.
+    """
 
     first_stage: Evaluation
     reranked: Evaluation
     checks: Sequence[ReferenceCheck]
+    unasked: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
@@ -80,8 +96,14 @@ class Judged:
         }
 
 
-def judge(directory: RunDirectory, judgement: Judgement) -> Judged:
-    """Return the evaluations of both run files, read as they were written, and write evaluation.json."""
+def judge(directory: RunDirectory, judgement: Judgement, asked: Collection[str]) -> Judged:
+    """Return the evaluations of both run files, read as they were written, and write evaluation.json.
+
+    Args:
+        directory: holds them.
+        judgement: what to evaluate with.
+        asked: every qid of the run's topics; published scores are not checked where a judged query is missing here.
+    """
     grades = read_qrels(judgement.opened)
     (first_stage, strangers), (reranked, _) = (
         evaluated(run, grades, judgement.measures, relevance_level=judgement.relevance_level)
@@ -89,7 +111,9 @@ def judge(directory: RunDirectory, judgement: Judgement) -> Judged:
     )
     if strangers:  # once: both runs have the same documents
         _log.warning("%s", strangers)
-    judged = Judged(first_stage, reranked, check_references(judgement.references, first_stage.means))
+    unasked = len(grades.keys() - set(asked))
+    references = () if unasked else judgement.references
+    judged = Judged(first_stage, reranked, check_references(references, first_stage.means), unasked)
     record = {
         "measures": list(judgement.measures),
         "relevance_level": judgement.relevance_level,

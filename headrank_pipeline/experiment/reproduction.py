@@ -73,12 +73,14 @@ def recorded_command(run: Path) -> list[str]:
             f"{run}: was made by {command!r}; only runs of `headrank run BENCHMARK` and `headrank rerank` can be made "
             f"again from their manifest"
         )
+    # A merged run was made by the commands of its shards; one command without the shard gives the same.
+    valued = ("--output",) if "shard" in manifest["identity"] else ("--output", "--shard")
     kept: list[str] = []
     skip = False
     for word in words[1:]:
-        if not skip and word != "--output" and not word.startswith("--output=") and word not in _DROPPED:
+        if not skip and word.partition("=")[0] not in valued and word not in _DROPPED:
             kept.append(word)
-        skip = word == "--output"
+        skip = word in valued
     return kept
 
 

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.experiment.batches import Batches, ThisProcess, Workers
+from headrank_pipeline.experiment.batches import Batches, Shard, ThisProcess, Workers
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.effect import Effect
 from headrank_pipeline.experiment.journal import Entry, Journal, journal_key, read_journal
@@ -28,6 +30,7 @@ from headrank_pipeline.experiment.manifest import (
     SCHEMA_VERSION,
     differences,
     environment,
+    file_sha256,
     now,
     percentile,
     plain,
@@ -37,11 +40,11 @@ from headrank_pipeline.experiment.manifest import (
 from headrank_pipeline.experiment.progress import Progress
 from headrank_pipeline.experiment.supply import CandidateSource
 from headrank_pipeline.files import open_input
-from headrank_pipeline.pipeline import Failure, Reranker
+from headrank_pipeline.pipeline import Failure, Reranker, Terminated
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates, write_candidates, write_run
 
-__all__ = ["Outcome", "RunPlan", "execute"]
+__all__ = ["Outcome", "RunPlan", "closed", "execute", "totals_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,8 @@ class RunPlan:
         tag: last column of the run.
         benchmark: name and version of the benchmark, or None.
         judgement: what to evaluate with, or None.
+        limit: only the first queries, or None for all.
+        shard: only this part of them, or None; `merging.merge` makes one run of all parts, and evaluates it.
     """
 
     output: Path
@@ -73,16 +78,19 @@ class RunPlan:
     tag: str = "headrank"
     benchmark: Mapping[str, str] | None = None
     judgement: Judgement | None = None
+    limit: int | None = None
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
-        for name in ("depth", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("depth", "batch_size", "limit"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
         if not self.tag or any(character.isspace() for character in self.tag):
             raise ValueError(f"tag {self.tag!r}: expected a non-empty word without white space, as run files need")
 
     def identity(self) -> dict[str, Any]:
         """Return everything that can change a ranking, as JSON-ready values."""
+        part = {"limit": self.limit, "shard": None if self.shard is None else str(self.shard)}
         return {
             "reranker": self.reranker.describe(),
             "candidates": dict(self.supply.identity),
@@ -90,6 +98,7 @@ class RunPlan:
             "batch_size": self.batch_size,
             "tag": self.tag,
             "benchmark": dict(self.benchmark) if self.benchmark else None,
+            **{name: value for name, value in part.items() if value is not None},
         }
 
 
@@ -126,17 +135,19 @@ def execute(plan: RunPlan, *, overwrite: bool = False, command: str | None = Non
     Raises:
         ValueError: the directory holds a run of another plan; the message names every difference.
         RuntimeError: another process is writing there, or every query failed.
+        Terminated: SIGTERM came; the batch that was being reranked is in the journal.
     """
     directory = RunDirectory(plan.output)
     with directory.locked():
+        plan, of_shard = _narrowed(plan)
         directory.recover()
         if not overwrite or not directory.work() or _continues(plan, directory):
-            return _executed(plan, directory, command)
+            return _executed(plan, directory, command, of_shard)
         if not plan.supply.retrieves:  # what can be read without a trace is read before the old run moves
             _checked_lists(plan, plan.supply.rankings)
         directory.set_aside()
         try:
-            outcome = _executed(plan, directory, command)
+            outcome = _executed(plan, directory, command, of_shard)
         except BaseException:
             if directory.has_aside:
                 directory.restore()
@@ -146,8 +157,24 @@ def execute(plan: RunPlan, *, overwrite: bool = False, command: str | None = Non
         return outcome
 
 
-def _executed(plan: RunPlan, directory: RunDirectory, command: str | None) -> Outcome:
-    manifest = _opened_manifest(plan, directory, command)
+def _narrowed(plan: RunPlan) -> tuple[RunPlan, dict[str, Any]]:
+    """The plan with the candidates of its part only, and what a shard's manifest says so that it can be merged."""
+    if plan.limit is not None:
+        plan = replace(plan, supply=plan.supply.first(plan.limit))
+    if plan.shard is None:
+        return plan, {}
+    qids = plan.supply.qids()
+    if plan.judgement is not None:
+        plan.judgement.check(qids)
+    start, stop = plan.shard.bounds(len(qids), plan.batch_size)
+    logger.info("shard %s: queries %d to %d of %d", plan.shard, start + 1, stop, len(qids))
+    part = {"start": start, "stop": stop, "of": len(qids)}
+    judged = None if plan.judgement is None else plan.judgement.describe()
+    return replace(plan, supply=plan.supply.between(start, stop)), {"shard": {"queries": part, "judgement": judged}}
+
+
+def _executed(plan: RunPlan, directory: RunDirectory, command: str | None, of_shard: Mapping[str, Any]) -> Outcome:
+    manifest = {**_opened_manifest(plan, directory, command), **of_shard}
     write_json(directory.manifest, manifest)
     rankings = _candidates(plan, directory, manifest)
     journal = Journal(directory.scores, journal_key(manifest["identity"]))
@@ -312,7 +339,7 @@ def _checked_lists(plan: RunPlan, rankings: Callable[[], Iterator[Ranking]]) -> 
             empty.append(qid)
     if not digests:
         raise ValueError("no queries: the candidates are empty, or none of them is judged")
-    if plan.judgement is not None:
+    if plan.judgement is not None and plan.shard is None:
         plan.judgement.check([*digests])
     return _Lists(rankings, digests, empty)
 
@@ -362,7 +389,11 @@ class _Session:
         started = time.perf_counter()
         try:
             # Closed at once when something goes wrong, rather than some time later: workers must not go on.
-            with Progress(self.total, done) as progress, closing(self.workers.try_batches(batches)) as stream:
+            with (
+                Progress(self.total, done) as progress,
+                _termination() as asked_to_end,
+                closing(self.workers.try_batches(batches)) as stream,
+            ):
                 for tried in stream:
                     failed = [self._failed(failure, alone=tried.all_failed) for failure in tried.failures]
                     entries = [*tried.entries, *failed]
@@ -372,6 +403,11 @@ class _Session:
                         self.directory.discard()
                     self.queries += sum(bool(entry.docids) for entry in tried.entries)
                     progress.advance(fresh)
+                    if asked_to_end() and self._tried < self.total:
+                        raise Terminated(
+                            f"{self.directory.path}: ended on SIGTERM with {self.journal.scored_count} of {self.total} "
+                            f"queries done; the same command continues the run"
+                        )
         except KeyboardInterrupt:
             count = self.journal.scored_count
             logger.warning(
@@ -381,6 +417,10 @@ class _Session:
         if self.last_error is not None and not self.journal.scored_count:
             raise self.last_error
         self.seconds = time.perf_counter() - started
+
+    @property
+    def _tried(self) -> int:
+        return self.journal.scored_count + len(self.journal.failures)
 
     def _open(self) -> frozenset[int]:
         """Numbers of the batches with a query that has no scores yet."""
@@ -397,6 +437,28 @@ class _Session:
             raise error
         told = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()  # half a surrogate pair
         return Entry(qid, notes=dict(failure.notes), error=told)
+
+
+@contextmanager
+def _termination() -> Iterator[Callable[[], bool]]:
+    """Give what tells whether SIGTERM came; until the context ends it does nothing else.
+
+    Python hands signals to the main thread only: a run in another thread ends as the process does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came = threading.Event()
+
+    def note(*_: Any) -> None:
+        came.set()
+        logger.warning("SIGTERM: the run ends when the batch is done")
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 # ---------------------------------------------------------------------------------------------------------- ending
@@ -430,26 +492,37 @@ class _Results:
         return head.continued_by(ranking)
 
     def totals(self) -> dict[str, Any]:
-        notes: dict[str, float] = {}
-        counted = 0
-        seconds: list[float] = []
-        without = set(self.lists.without_candidates)
-        for entry in chain(map(self.journal.read, self.journal.scored_qids()), self.journal.failures.values()):
-            counted += bool(entry.notes)
-            for name, value in entry.notes.items():
-                notes[name] = notes.get(name, 0) + value
-            if entry.error is None and entry.qid not in without:
-                seconds.append(entry.seconds)
-        return {
-            "queries": len(self.lists.digests),
-            "failed": {qid: entry.error for qid, entry in self.journal.failures.items()},
-            "queries_without_candidates": list(self.lists.without_candidates),
-            "notes": notes,
-            "queries_counted": counted,
-            "seconds": round(sum(seconds), 3),
-            "latency_p50_seconds": percentile(seconds, 50),
-            "latency_p95_seconds": percentile(seconds, 95),
-        }
+        return totals_of(self.journal, len(self.lists.digests), self.lists.without_candidates)
+
+
+def totals_of(journal: Journal, queries: int, without_candidates: Sequence[str]) -> dict[str, Any]:
+    """Return the counts and times of a whole run.
+
+    Args:
+        journal: of every query that was tried.
+        queries: how many there are.
+        without_candidates: qids.
+    """
+    notes: dict[str, float] = {}
+    counted = 0
+    seconds: list[float] = []
+    without = set(without_candidates)
+    for entry in chain(map(journal.read, journal.scored_qids()), journal.failures.values()):
+        counted += bool(entry.notes)
+        for name, value in entry.notes.items():
+            notes[name] = notes.get(name, 0) + value
+        if entry.error is None and entry.qid not in without:
+            seconds.append(entry.seconds)
+    return {
+        "queries": queries,
+        "failed": {qid: entry.error for qid, entry in journal.failures.items()},
+        "queries_without_candidates": list(without_candidates),
+        "notes": notes,
+        "queries_counted": counted,
+        "seconds": round(sum(seconds), 3),
+        "latency_p50_seconds": percentile(seconds, 50),
+        "latency_p95_seconds": percentile(seconds, 95),
+    }
 
 
 def _finish(
@@ -459,16 +532,25 @@ def _finish(
     effect = Effect(manifest["identity"]["reranker"])
     write_run(directory.first_stage_run, results.lists(), "first-stage")
     write_run(directory.run, results.reranked(effect), plan.tag)
-    judged = judge(directory, plan.judgement) if plan.judgement is not None else None
+    judged = None
+    if plan.judgement is not None and plan.shard is None:
+        judged = judge(directory, plan.judgement, [*results.lists.digests])
+    if plan.shard is not None:  # for who merges it, perhaps on another machine
+        digests = {file.name: file_sha256(file) for file in (directory.first_stage_run, directory.run)}
+        manifest = {**manifest, "shard": {**manifest["shard"], "sha256": digests}}
     *earlier, opened = manifest["sessions"]
     sessions = [*earlier, {**opened, **session.record()}]
-    totals = results.totals() | {"queries_per_second": _rate(sessions)}
-    totals |= {"effect": effect.counts(), "warnings": effect.warnings()}
-    status = "partial" if totals["failed"] else "complete"
-    closed = {**manifest, "status": status, "sessions": sessions, "totals": totals}
-    write_json(directory.manifest, closed)
-    _tell(totals)
-    return Outcome(directory, closed, judged)
+    manifest = closed({**manifest, "sessions": sessions}, results.totals(), effect)
+    write_json(directory.manifest, manifest)
+    _tell(manifest["totals"])
+    return Outcome(directory, manifest, judged)
+
+
+def closed(manifest: Mapping[str, Any], totals: Mapping[str, Any], effect: Effect) -> dict[str, Any]:
+    """Return the manifest of a run that came to its end, whose sessions are closed."""
+    rate = {"queries_per_second": _rate(manifest["sessions"])}
+    whole = {**totals, **rate, "effect": effect.counts(), "warnings": effect.warnings()}
+    return {**manifest, "status": "partial" if totals["failed"] else "complete", "totals": whole}
 
 
 def _tell(totals: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ candidates are first asked for, so that a run whose candidates are there continu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from headrank_pipeline.experiment.supply import CandidateSource, queries_sha256
 from headrank_pipeline.files import Input, open_input
 from headrank_pipeline.first_stage.index import ENGLISH, check_language
 from headrank_pipeline.pipeline import RRF_K, fuse
-from headrank_pipeline.records import Query
+from headrank_pipeline.records import Query, Ranking
 
 if TYPE_CHECKING:
     from headrank_pipeline.pipeline import Source
@@ -107,7 +107,13 @@ def first_stage_supply(
     """
     stage = _stage(benchmark, choice, setting)
     identity = {**stage.identity, "queries_sha256": queries_sha256(queries)}
-    supply = CandidateSource(identity=identity, rankings=lambda: stage.open().retrieve(queries), retrieves=True)
+
+    def search(asked: Sequence[Query]) -> Iterator[Ranking]:
+        return stage.open().retrieve(asked)
+
+    supply = CandidateSource(
+        identity=identity, rankings=lambda: search(queries), retrieves=True, queries=queries, search=search
+    )
     return supply, stage.origin
 
 

@@ -522,7 +522,7 @@ def test_only_the_wanted_queries_of_a_candidates_file_are_run(candidates, tmp_pa
 
 def test_both_stages_are_evaluated_from_the_files_written(candidates, tmp_path):
     qrels = tmp_path / "qrels.txt"
-    qrels.write_text("q0 0 d3 1\nq9 0 d3 1\n")
+    qrels.write_text("q0 0 d3 1\nq1 0 d9 1\n")
     published = Reference(measure="RR", value=0.125, source="by hand")
     judgement = Judgement(qrels=qrels, measures=("RR",), references=(published,))
     outcome = execute(plan(candidates, tmp_path / "run", judgement=judgement))
@@ -532,8 +532,8 @@ def test_both_stages_are_evaluated_from_the_files_written(candidates, tmp_path):
     strict = execute(plan(candidates, tmp_path / "strict", judgement=replace(judgement, relevance_level=2)))
     assert strict.judged is not None and strict.judged.reranked.means == {"RR": 0.0}
     written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert written["reranked"]["per_query"] == {"q0": {"RR": 1.0}, "q9": {"RR": 0.0}}
-    assert written["reranked"]["missing"] == ["q9"]
+    assert written["reranked"]["per_query"] == {"q0": {"RR": 1.0}, "q1": {"RR": 0.0}}
+    assert written["reranked"]["missing"] == []
     assert len(written["qrels_sha256"]) == len(written["run_sha256"]) == 64
 
 
