@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headrank_pipeline.attention.heads import HeadSet
+    from headrank_pipeline.comparison.experiments import run_experiment
     from headrank_pipeline.experiment.evaluate import evaluate
     from headrank_pipeline.first_stage.dense import dense
     from headrank_pipeline.first_stage.impact import impact
@@ -48,6 +49,7 @@ __all__ = [
     "qrranker",
     "rank",
     "rankgpt",
+    "run_experiment",
     "saved_candidates",
     "saved_run",
     "smollm2",
@@ -72,6 +74,7 @@ _HOMES = {
     "qrranker": "rerank.systems",
     "rank": "rerank.one_call",
     "rankgpt": "rerank.baselines.rankgpt",
+    "run_experiment": "comparison.experiments",
     "saved_candidates": "first_stage.saved",
     "saved_run": "first_stage.saved",
     "smollm2": "rerank.named_models",

@@ -22,7 +22,7 @@ from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, 
 from headrank_pipeline.experiment.manifest import file_sha256
 from headrank_pipeline.trec import read_qrels
 
-__all__ = ["FIRST_STAGE", "Comparison", "compare"]
+__all__ = ["FIRST_STAGE", "Comparison", "compare", "mean_rows", "paired_rows", "per_query_rows"]
 
 FIRST_STAGE = "first stage"
 _FIRST_STAGE_NAMES = frozenset({FIRST_STAGE, "first-stage", "first_stage", "bm25"})
@@ -109,8 +109,8 @@ def compare(
     evaluations = {name: evaluate(path, judgments, names, relevance_level=level) for name, path in files.items()}
     return Comparison(
         summary=_summary(evaluations, finished, names, seed),
-        tests=_tests(evaluations, chosen, names, seed),
-        per_query=_per_query(evaluations),
+        tests=pd.DataFrame(paired_rows(evaluations, chosen, names, seed)),
+        per_query=per_query_rows(evaluations),
         ceiling=_ceiling(finished[0], judgments, names, level),
         baseline=chosen,
         measures=names,
@@ -143,21 +143,30 @@ def _summary(
 ) -> pd.DataFrame:
     costs: dict[str, Cost] = {run.name: cost_of(run) for run in runs}
     nothing = dict.fromkeys(Cost.__dataclass_fields__)
+    rows = mean_rows(evaluations, measures, seed)
+    for row in rows:
+        row |= asdict(costs[row["system"]]) if row["system"] in costs else nothing
+    return pd.DataFrame(rows)
+
+
+def mean_rows(evaluations: Mapping[str, Evaluation], measures: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """Return one row per system: its name, and for each measure the mean and its bootstrap interval."""
     rows: list[dict[str, Any]] = [{"system": name} for name in evaluations]
     for measure in measures:
         intervals = bootstrap_means(_matrix(evaluations, measure), seed=seed)
         for row, evaluation, interval in zip(rows, evaluations.values(), intervals, strict=True):
             row[measure] = evaluation.means[measure]
             row[f"{measure} low"], row[f"{measure} high"] = interval.low, interval.high
-    for row in rows:
-        row |= asdict(costs[row["system"]]) if row["system"] in costs else nothing
-    return pd.DataFrame(rows)
+    return rows
 
 
-def _tests(evaluations: Mapping[str, Evaluation], baseline: str, measures: Sequence[str], seed: int) -> pd.DataFrame:
+def paired_rows(
+    evaluations: Mapping[str, Evaluation], baseline: str, measures: Sequence[str], seed: int
+) -> list[dict[str, Any]]:
+    """Return one row per measure and system but the baseline; p-values are corrected over a measure's systems."""
     against = {name: evaluation for name, evaluation in evaluations.items() if name != baseline}
     rows: list[dict[str, Any]] = []
-    for measure in measures:
+    for measure in measures if against else ():
         base = _matrix({baseline: evaluations[baseline]}, measure)[:, 0]
         tests = paired_tests(_matrix(against, measure), base, seed=seed)
         t_test = holm([test.t_test for test in tests])
@@ -175,10 +184,11 @@ def _tests(evaluations: Mapping[str, Evaluation], baseline: str, measures: Seque
                     "randomisation_holm": corrected_r,
                 }
             )
-    return pd.DataFrame(rows)
+    return rows
 
 
-def _per_query(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
+def per_query_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
+    """Return one row per system and query, with a value per measure."""
     frames = [evaluation.to_frame().assign(system=name) for name, evaluation in evaluations.items()]
     frame = pd.concat(frames, ignore_index=True)
     return frame[["system", *(column for column in frame.columns if column != "system")]]

@@ -17,6 +17,7 @@ from itertools import islice
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from headrank_pipeline.experiment.further_measures import further_values, is_further_measure
 from headrank_pipeline.records import Ranking, check_id
 from headrank_pipeline.trec import LARGEST_GRADE, check_grade, read_qrels, read_run
 
@@ -68,7 +69,8 @@ class Measure:
 
     Args:
         name: as the user wrote it.
-        trec_name: what pytrec_eval calls it in its results, for example ``ndcg_cut_10``.
+        trec_name: what pytrec_eval calls it in its results, for example ``ndcg_cut_10``; empty where it has none, and
+            ir_measures computes it.
         rank_limit: last rank at which a relevant passage counts for the reciprocal rank (trec_eval has none).
     """
 
@@ -78,7 +80,7 @@ class Measure:
 
     def value(self, results: Mapping[str, float]) -> float:
         """Return the value of one query from pytrec_eval's results for it."""
-        value = float(results[self.trec_name])
+        value = float(results[self.trec_name or self.name])
         if self.rank_limit is not None and value > 0.0 and round(1.0 / value) > self.rank_limit:
             return 0.0
         return value
@@ -150,8 +152,8 @@ def evaluate(
             doc_id). Ids that are whole numbers become strings; a file keeps '007' apart from '7', numbers do not.
         qrels: a qrels file (TREC or BEIR form), ``{qid: {docid: grade}}``, or a data frame with qid, docno and label
             (or relevance).
-        measures: one or several of nDCG@k, R@k, P@k, MAP, MAP@k, RR, RR@k (also MRR), Success@k, and trec_eval's names
-            (``ndcg_cut_10``).
+        measures: one or several of nDCG@k, R@k, P@k, MAP, MAP@k, RR, RR@k (also MRR), Success@k, trec_eval's names
+            (``ndcg_cut_10``), and for what it lacks ir_measures' (``Judged@10``, ``RBP(p=0.8)``, ``ERR@20``).
         relevance_level: the lowest grade that counts as relevant; nDCG uses the grades themselves and ignores it.
 
     A run and qrels of the same queries that share no docid give 0 everywhere; a warning then shows docids of both.
@@ -187,7 +189,7 @@ def evaluated(
     grades = _grades(qrels)
     scores = _scores(run)
     _check_common(scores, grades)
-    results = _trec_eval(scores, grades, parsed, relevance_level)
+    results = _results(scores, grades, parsed, relevance_level)
     per_query = {
         qid: {measure.name: measure.value(results[qid]) if qid in results else 0.0 for measure in parsed}
         for qid in grades
@@ -223,6 +225,8 @@ def parse_measure(name: str) -> Measure:
         ValueError: unknown measure 'ndgc@10'; did you mean 'nDCG@10'?
     """
     base, cutoff = _split(name)
+    if not _is_trec(base) and is_further_measure(name):
+        return Measure(name, "")
     if cutoff is None:
         whole = _spelled(base, _WHOLE) or (base if base in _RAW_WHOLE else None)
         if whole is None:
@@ -236,6 +240,11 @@ def parse_measure(name: str) -> Measure:
     if trec_base == "recip_rank":
         return Measure(name, trec_base, rank_limit=cutoff)
     return Measure(name, f"{trec_base}_{cutoff}")
+
+
+def _is_trec(base: str) -> bool:
+    raw = base in _RAW_WITH_CUTOFF or base in _RAW_WHOLE
+    return raw or _spelled(base, _WITH_CUTOFF) is not None or _spelled(base, _WHOLE) is not None
 
 
 def _split(name: str) -> tuple[str, int | None]:
@@ -385,15 +394,21 @@ def _strangers(
     )
 
 
-def _trec_eval(
+def _results(
     scores: Mapping[str, Mapping[str, float]],
     grades: Mapping[str, Mapping[str, int]],
-    measures: Iterable[Measure],
+    measures: Sequence[Measure],
     relevance_level: int,
-) -> Mapping[str, Mapping[str, float]]:
+) -> dict[str, dict[str, float]]:
+    """Return qid -> name of a measure in its library -> value, for the judged queries that the run has."""
     import pytrec_eval
 
-    names = {measure.trec_name for measure in measures}
-    judge = pytrec_eval.RelevanceEvaluator(grades, names, relevance_level=relevance_level)
-    results: Mapping[str, Mapping[str, float]] = judge.evaluate(scores)
-    return results
+    found: dict[str, dict[str, float]] = {qid: {} for qid in grades if qid in scores}
+    if names := {measure.trec_name for measure in measures if measure.trec_name}:
+        judge = pytrec_eval.RelevanceEvaluator(grades, names, relevance_level=relevance_level)
+        for qid, values in judge.evaluate(scores).items():
+            found[qid] |= values
+    if others := [measure.name for measure in measures if not measure.trec_name]:
+        for qid, values in further_values(scores, grades, others).items():
+            found[qid] |= values
+    return found
