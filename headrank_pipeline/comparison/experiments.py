@@ -55,7 +55,7 @@ class Experiment:
         return f"{styled}<p>{caption}</p>"
 
     def __str__(self) -> str:
-        return self.summary.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="")
+        return str(self.summary.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep=""))
 
 
 def run_experiment(

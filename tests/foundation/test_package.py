@@ -29,6 +29,7 @@ PUBLIC = [
     "qrranker",
     "rank",
     "rankgpt",
+    "run_experiment",
     "saved_candidates",
     "saved_run",
     "smollm2",
