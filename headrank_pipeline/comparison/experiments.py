@@ -155,9 +155,8 @@ def _kept(name: str, source: Source, queries: Sequence[Query], folder: Path) -> 
     digest = sha256("\n".join(f"{query.qid}\t{query.text}" for query in queries).encode()).hexdigest()
     identity = {"system": plain(source.describe()), "topics_sha256": digest}
     with locked_folder(folder, "experiment"):
-        record: dict[str, Any] = {"seconds": 0.0, "identity": identity, "made_by": environment()}
-        if about.exists():
-            record = read_json(about)
+        new: dict[str, Any] = {"seconds": 0.0, "identity": identity, "made_by": environment()}
+        record: dict[str, Any] = read_json(about) if about.exists() else new
         if record["identity"] != identity:
             raise ValueError(
                 f"{about}: {name!r} was made by another pipeline or with other topics; take another output"
