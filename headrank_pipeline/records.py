@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Candidate", "Query", "Ranking", "check_id"]
+__all__ = ["Candidate", "NotFinite", "Query", "Ranking", "check_id"]
 
 FRAME_COLUMNS = ("qid", "query", "docno", "title", "text", "score", "rank")
+
+
+class NotFinite(ValueError):
+    """A score, or the attention it is made of, that is NaN or infinite: the model's fault, not the list's."""
 
 
 def check_id(kind: str, value: object) -> None:
@@ -121,7 +125,7 @@ class Candidate:
         if not isinstance(self.score, float):
             object.__setattr__(self, "score", _number(self.score, f"docid {self.docid}: score"))
         if not math.isfinite(self.score):
-            raise ValueError(f"docid {self.docid}: score {self.score!r} is not finite")
+            raise NotFinite(f"docid {self.docid}: score {self.score!r} is not finite")
         for name in ("title", "text"):
             _check_text(f"docid {self.docid}: {name}", getattr(self, name))
 
@@ -221,7 +225,7 @@ class Ranking:
             raise ValueError(f"qid {self.query.qid}: {len(scores)} scores for {len(self.candidates)} candidates")
         for candidate, score in zip(self.candidates, scores, strict=True):
             if not math.isfinite(score):
-                raise ValueError(
+                raise NotFinite(
                     f"qid {self.query.qid} docid {candidate.docid}: score {score!r} is not finite; "
                     f"a half-precision overflow is the usual cause, try dtype float32"
                 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.recipe import PromptTemplate, ScoringRule
+from headrank_pipeline.records import NotFinite
 
 __all__ = [
     "calibrated",
@@ -149,7 +150,7 @@ def calibrated(attention: Tensor, content_free: Tensor) -> Tensor:
 
 
 def check_finite(values: Tensor, heads: Sequence[tuple[int, int]], qid: str) -> None:
-    """Raise ValueError where the attention of a head is not finite, naming the query and the lowest such head.
+    """Raise NotFinite where the attention of a head is not finite, naming the query and the lowest such head.
 
     Args:
         values: [H, N] attention of tokens, or [H, P] of passages.
@@ -159,7 +160,7 @@ def check_finite(values: Tensor, heads: Sequence[tuple[int, int]], qid: str) -> 
     finite = torch.isfinite(values).all(1)
     if not finite.all():
         layer, head = min(heads[index] for index in (~finite).nonzero()[:, 0].tolist())
-        raise ValueError(
+        raise NotFinite(
             f"qid {qid}: the attention of head {layer}-{head} is not finite; an overflow in half precision is the "
             f"usual cause: try dtype float32, and if it is that already, the weights are broken"
         )

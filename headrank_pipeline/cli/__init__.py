@@ -17,6 +17,7 @@ from headrank_pipeline.cli.reproducing import reproduce
 from headrank_pipeline.cli.reranking import rerank
 from headrank_pipeline.cli.retrieval import index, retrieve
 from headrank_pipeline.cli.running import run
+from headrank_pipeline.cli.serving import serve
 
 __all__ = ["main"]
 
@@ -49,6 +50,7 @@ for command in (
     select_heads,
     train,
     mcp,
+    serve,
     doctor,
 ):
     main.add_command(command)
