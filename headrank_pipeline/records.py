@@ -192,6 +192,20 @@ class Ranking:
         """Scores, never rising."""
         return tuple(candidate.score for candidate in self.candidates)
 
+    def first_with_text(self) -> tuple[int, ...]:
+        """Return for each candidate the index of the first one with its title and text: its own if there is no other.
+
+        Examples:
+            >>> ranking = Ranking(Query("q", "flea"), tuple(Candidate(d, 0.0, t) for d, t in zip("abc", "xyx")))
+            >>> ranking.first_with_text()
+            (0, 1, 0)
+        """
+        first: dict[tuple[str | None, str], int] = {}
+        return tuple(
+            index if candidate.text is None else first.setdefault((candidate.title, candidate.text), index)
+            for index, candidate in enumerate(self.candidates)
+        )
+
     @classmethod
     def from_scores(cls, query: Query, candidates: Iterable[Candidate]) -> Ranking:
         """Return a ranking with the candidates sorted by score; equal scores keep the order they came in."""

@@ -75,7 +75,15 @@ class Objective:
             if getattr(self, name) <= 0:
                 raise ValueError(f"objective: {name} {getattr(self, name)!r}: expected a number above 0")
 
-    def of(self, scores: Tensor, grades: Tensor, *, teacher: Tensor | None = None, seed: int = 0) -> ListLoss:
+    def of(
+        self,
+        scores: Tensor,
+        grades: Tensor,
+        *,
+        teacher: Tensor | None = None,
+        seed: int = 0,
+        texts: Tensor | None = None,
+    ) -> ListLoss:
         """Return the loss of one list.
 
         Args:
@@ -83,13 +91,14 @@ class Objective:
             grades: [P] int64.
             teacher: [P], for distillation.
             seed: of the random pairs.
+            texts: [P] int64, equal where passages are: these are never paired.
 
         Raises:
             ValueError: distillation of a list without teacher scores.
         """
         logs = preference.log_scores(scores)
         if self.kind == "preference":
-            return self._preference(logs, grades, seed)
+            return self._preference(logs, grades, seed, texts)
         if self.kind == "group-contrastive":
             loss = preference.group_contrastive_loss(
                 scores, grades, scale=self.scale, relevance_level=self.relevance_level
@@ -107,10 +116,10 @@ class Objective:
             )
         return ListLoss(loss, float(loss.detach()))
 
-    def _preference(self, logs: Tensor, grades: Tensor, seed: int) -> ListLoss:
+    def _preference(self, logs: Tensor, grades: Tensor, seed: int, texts: Tensor | None) -> ListLoss:
         generator = None if self.hard else torch.Generator().manual_seed(seed)
         pairs = preference.preference_pairs(
-            grades, logs, limit=self.pairs, steps=self.steps, hard=self.hard, generator=generator
+            grades, logs, limit=self.pairs, steps=self.steps, hard=self.hard, generator=generator, texts=texts
         )
         margins = preference.pair_margins(grades, pairs, self.margins) if self.margins else 0.0
         main = preference.pair_loss(logs, pairs, beta=self.beta, margins=margins)

@@ -55,6 +55,7 @@ def preference_pairs(
     steps: Steps = "one",
     hard: bool = True,
     generator: torch.Generator | None = None,
+    texts: Tensor | None = None,
 ) -> Tensor:
     """Return pairs of passages, the more relevant one first.
 
@@ -67,6 +68,7 @@ def preference_pairs(
         hard: keep the pairs with the smallest score difference: violations, the worst first, then the narrowest.
             Otherwise a random choice.
         generator: for the random choice; None uses seed 0.
+        texts: [P] int64, equal where passages are; these are never paired, whatever their grades. None: all differ.
 
     Returns:
         [B, 2] int64 on the device of `grades`; equal differences stay in index order.
@@ -78,6 +80,8 @@ def preference_pairs(
     measured = torch.unique(grades, return_inverse=True)[1] if steps == "adjacent-present" else grades
     apart = measured[:, None] - measured[None, :]
     wanted = apart > 0 if steps == "any" else apart == 1
+    if texts is not None:
+        wanted = wanted & (texts[:, None] != texts[None, :])
     pairs = wanted.nonzero()
     if limit is None or (len(pairs) <= limit and not hard):
         return pairs

@@ -329,7 +329,8 @@ class Trainer:
         grades = torch.tensor(graded.grades, device=self._device)
         teacher = None if graded.teacher is None else torch.tensor(graded.teacher, device=self._device)
         seed = _seed(self.config.seed, "pairs", draw.epoch, draw.draw, graded.qid)
-        loss = self.config.objective.of(scores, grades, teacher=teacher, seed=seed)
+        texts = torch.tensor(graded.ranking.first_with_text(), device=self._device)
+        loss = self.config.objective.of(scores, grades, teacher=teacher, seed=seed, texts=texts)
         if not torch.isfinite(loss.loss):
             raise NotFiniteError(
                 f"step {self._progress.step + 1}: the loss of qid {graded.qid} (epoch {draw.epoch}, passages "

@@ -54,6 +54,8 @@ class EngineSettings:
         batch_tokens: padded tokens of one forward pass at most, or ``auto`` for what free memory allows.
         max_prompt_tokens: budget of a prompt; None for all positions of the model.
         long_lists: how lists are read that take more tokens than that (`rerank.long_lists.LongLists`).
+        duplicates: whether passages of the same title and text are read ``once``, or ``each``. None: once by
+            ``headrank``, each by the published systems, as their code does.
         chat: turn markup; ``auto`` is what the tokenizer knows.
         passage_cache: folder that keeps the keys of isolated passages from query to query, or a `PassageCache`.
         passage_cache_memory: GiB of cached keys kept on the device, with or without a folder; None for 2 GiB with a
@@ -70,6 +72,7 @@ class EngineSettings:
     batch_tokens: Any = BATCH_TOKENS
     max_prompt_tokens: int | None = None
     long_lists: str = "auto"
+    duplicates: str | None = None
     chat: str = "auto"
     passage_cache: Any = None
     passage_cache_memory: float | None = None
@@ -107,11 +110,12 @@ class AttentionReranker(Reranker):
         max_prompt_tokens: budget of a prompt; None for all positions of the model.
         long_lists: how lists are read that take more: ``auto``, ``whole``, ``windows`` or ``refine``
             (`rerank.long_lists.LongLists`).
+        duplicates: whether passages of the same title and text are read ``once``, or ``each``.
 
     Raises:
         ValueError: a budget beyond the model's positions, chat markup that the tokenizer does not know, a passage
             cache without isolated passages, a rule about places that the prompt or the head set does not have, or
-            another strategy for long lists.
+            another name for how long lists or duplicates are read.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class AttentionReranker(Reranker):
         *,
         max_prompt_tokens: int | None = None,
         long_lists: str = "auto",
+        duplicates: str = "once",
     ) -> None:
         budget = reader.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
         if budget > reader.max_prompt_tokens:
@@ -137,7 +142,9 @@ class AttentionReranker(Reranker):
         self.builder = PromptBuilder(reader.tokenizer, recipe.template, max_prompt_tokens=budget)
         self.recipe = replace(recipe, template=self.builder.template)
         scale = recipe.rule.scale_between_prompts
-        self.long_lists = LongLists.of(self.builder, reader.tokenizer, scale, long_lists)
+        self.long_lists = LongLists.of(
+            self.builder, reader.tokenizer, scale, strategy=long_lists, duplicates=duplicates
+        )
 
     def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
         """Return the rankings rescored; empty ones come back as they are.
@@ -232,6 +239,7 @@ class AttentionReranker(Reranker):
             "rule": self.recipe.rule.describe(),
             "max_prompt_tokens": self.builder.max_prompt_tokens,
             "long_lists": self.long_lists.strategy,
+            "duplicates": self.long_lists.duplicates,
         }
 
     def __repr__(self) -> str:
@@ -278,7 +286,11 @@ def open_attention(spec: SystemSpec) -> AttentionReranker:
     reader = AttentionReader(loaded, batch_tokens=settings.batch_tokens, passage_cache=settings.cache())
     recipe = replace(recipe, template=replace(recipe.template, chat=CHATS.get(settings.chat)))
     return AttentionReranker(
-        reader, recipe, max_prompt_tokens=settings.max_prompt_tokens, long_lists=settings.long_lists
+        reader,
+        recipe,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        long_lists=settings.long_lists,
+        duplicates=settings.duplicates or ("once" if spec.system == "headrank" else "each"),
     )
 
 

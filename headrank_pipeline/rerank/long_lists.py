@@ -1,8 +1,10 @@
-"""Lists of more tokens than a prompt may have: read whole, in windows on one scale, or coarsely first.
+"""Lists of more tokens than a prompt may have: read whole, in windows on one scale, or coarsely first; copies once.
 
 A causal prompt holds as many tokens as the model has positions. A list that needs more is dealt into windows, each read
 in one pass. All windows share a few passages, the anchors; what an anchor scores in each window shows how the windows'
 scales differ, so that all scores can be put on one scale. No window waits for another, and nothing slides.
+
+Passages of the same title and text are read once, if so wanted, whatever the list's length.
 
 `LongLists` plans the windows, has them read, and joins what they say; `joined` is the arithmetic.
 """
@@ -14,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -22,9 +24,10 @@ from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.pipeline import Failure
 from headrank_pipeline.records import Candidate, Ranking
 
-__all__ = ["LongLists", "Scale", "Strategy", "dealt", "joined", "summary"]
+__all__ = ["Duplicates", "LongLists", "Scale", "Strategy", "dealt", "joined", "summary"]
 
 Strategy = Literal["auto", "whole", "windows", "refine"]
+Duplicates = Literal["once", "each"]
 Scale = Literal["ratio", "affine"]
 Read = Callable[[Sequence[Ranking], PromptBuilder], list[Ranking | Failure]]
 
@@ -50,27 +53,32 @@ class LongLists:
         strategy: ``whole``: one prompt, the longest passages cut until it fits. ``windows``: as many prompts as hold
             all passages uncut. ``auto``: whole where that cuts nothing, else windows; always whole with isolated
             passages, which have no limit. ``refine``: the first tokens of every passage, then the 20 best uncut.
-
-    Raises:
-        ValueError: another strategy.
+        duplicates: ``once``: of passages of the same title and text the first is read, the others get its score and
+            follow it directly, in the order they came in. ``each``: all are read, as any passages.
     """
 
     builder: PromptBuilder
     coarse: PromptBuilder | None
     scale: Scale
     strategy: Strategy = "auto"
+    duplicates: Duplicates = "once"
 
     @classmethod
-    def of(cls, builder: PromptBuilder, tokenizer: Any, scale: Scale, strategy: str) -> LongLists:
-        """Return the strategy of that name for prompts of a builder."""
-        if strategy not in get_args(Strategy):
-            raise ValueError(f"long_lists {strategy!r}: expected one of {', '.join(get_args(Strategy))}")
-        if strategy != "refine":
-            return cls(builder, None, scale, strategy)  # type: ignore[arg-type]  # checked above
-        tokens = min(_COARSE_TOKENS, builder.template.passage_tokens or _COARSE_TOKENS)
-        short = replace(builder.template, passage_tokens=tokens)
-        coarse = PromptBuilder(tokenizer, short, max_prompt_tokens=builder.max_prompt_tokens)
-        return cls(builder, coarse, scale, "refine")
+    def of(cls, builder: PromptBuilder, tokenizer: Any, scale: Scale, *, strategy: str, duplicates: str) -> LongLists:
+        """Return the strategy of that name for prompts of a builder.
+
+        Raises:
+            ValueError: another name.
+        """
+        for option, value, kind in (("long_lists", strategy, Strategy), ("duplicates", duplicates, Duplicates)):
+            if value not in get_args(kind):
+                raise ValueError(f"{option} {value!r}: expected one of {', '.join(get_args(kind))}")
+        coarse = None
+        if strategy == "refine":
+            tokens = min(_COARSE_TOKENS, builder.template.passage_tokens or _COARSE_TOKENS)
+            short = replace(builder.template, passage_tokens=tokens)
+            coarse = PromptBuilder(tokenizer, short, max_prompt_tokens=builder.max_prompt_tokens)
+        return cls(builder, coarse, scale, cast(Strategy, strategy), cast(Duplicates, duplicates))
 
     def attempts(self, rankings: Sequence[Ranking], read: Read) -> list[Ranking | Failure]:
         """Return the rankings rescored, or why that failed; empty ones come back as they are.
@@ -80,11 +88,13 @@ class LongLists:
             read: reads each ranking in one prompt of a builder.
         """
         filled = [index for index, ranking in enumerate(rankings) if ranking.candidates]
-        lists = [rankings[index] for index in filled]
+        once = self.duplicates == "once"
+        copies = [_Copies.of(rankings[index]) if once else _Copies(rankings[index], {}) for index in filled]
+        lists = [each.ranking for each in copies]
         done = self._read(lists, self.builder, read) if self.coarse is None else self._refined(lists, self.coarse, read)
         attempts: list[Ranking | Failure] = list(rankings)
-        for index, attempt in zip(filled, done, strict=True):
-            attempts[index] = attempt
+        for index, each, attempt in zip(filled, copies, done, strict=True):
+            attempts[index] = attempt if isinstance(attempt, Failure) else each.put_back(attempt, self.builder)
         return attempts
 
     def _read(self, rankings: Sequence[Ranking], builder: PromptBuilder, read: Read) -> list[Ranking | Failure]:
@@ -98,7 +108,7 @@ class LongLists:
         windows = [w for plan in plans if isinstance(plan, _Plan) for w in plan.windows]
         readings = iter(read(windows, builder))
         return [
-            plan if isinstance(plan, Failure) else self._joined(plan, [next(readings) for _ in plan.windows])
+            plan if isinstance(plan, Failure) else _joined(plan, [next(readings) for _ in plan.windows], self.scale)
             for plan in plans
         ]
 
@@ -118,18 +128,6 @@ class LongLists:
         docids = tuple(ranking.candidates[index].docid for index in anchors)
         return _Plan(ranking, tuple(Ranking(ranking.query, part) for part in parts), docids)
 
-    def _joined(self, plan: _Plan, readings: Sequence[Ranking | Failure]) -> Ranking | Failure:
-        if len(readings) == 1:
-            return readings[0]
-        notes = {**plan.ranking.notes, **_summed(reading.notes for reading in readings)}
-        read = [reading for reading in readings if isinstance(reading, Ranking)]
-        for reading in readings:
-            if isinstance(reading, Failure):
-                return replace(reading, notes=notes)
-        notes |= {"lists_windowed": 1, "windows": len(readings), "anchors": len(plan.anchors)}
-        scores = joined([_by_docid(reading) for reading in read], plan.anchors, self.scale)
-        return replace(plan.ranking, notes=notes).rescored([scores[docid] for docid in plan.ranking.docids])
-
     def _refined(self, rankings: Sequence[Ranking], short: PromptBuilder, read: Read) -> list[Ranking | Failure]:
         """Return each ranking rescored: all from their first tokens, then the best from all they have."""
         long = [index for index, ranking in enumerate(rankings) if len(ranking) > _FINE_PASSAGES]
@@ -148,6 +146,54 @@ class _Plan:
     ranking: Ranking
     windows: tuple[Ranking, ...]
     anchors: tuple[str, ...]
+
+
+def _joined(plan: _Plan, readings: Sequence[Ranking | Failure], scale: Scale) -> Ranking | Failure:
+    if len(readings) == 1:
+        return readings[0]
+    notes = {**plan.ranking.notes, **_summed(reading.notes for reading in readings)}
+    windows = []
+    for reading in readings:
+        if isinstance(reading, Failure):
+            return replace(reading, notes=notes)
+        windows.append(dict(zip(reading.docids, reading.scores, strict=True)))
+    notes |= {"lists_windowed": 1, "windows": len(readings), "anchors": len(plan.anchors)}
+    scores = joined(windows, plan.anchors, scale)
+    return replace(plan.ranking, notes=notes).rescored([scores[docid] for docid in plan.ranking.docids])
+
+
+@dataclass(frozen=True, slots=True)
+class _Copies:
+    """A list without its copies, and the copies of each passage: docid of the first -> those after it."""
+
+    ranking: Ranking
+    copies: Mapping[str, Sequence[Candidate]]
+
+    @classmethod
+    def of(cls, ranking: Ranking) -> _Copies:
+        candidates = ranking.candidates
+        firsts = ranking.first_with_text()
+        copies: dict[str, list[Candidate]] = {}
+        for candidate, first in zip(candidates, firsts, strict=True):
+            if candidate is not candidates[first]:
+                copies.setdefault(candidates[first].docid, []).append(candidate)
+        if not copies:
+            return cls(ranking, copies)
+        kept = tuple(c for c, first in zip(candidates, firsts, strict=True) if c is candidates[first])
+        return cls(replace(ranking, candidates=kept), copies)
+
+    def put_back(self, read: Ranking, builder: PromptBuilder) -> Ranking:
+        """Return what was read with each copy behind its first."""
+        if not self.copies:
+            return read
+        whole: list[Candidate] = []
+        for candidate in read.candidates:
+            copies = self.copies.get(candidate.docid, ())
+            whole += [candidate, *(replace(copy, score=candidate.score) for copy in copies)]
+        left_out = [copy for copies in self.copies.values() for copy in copies]
+        _, tokens = builder.sizes(Ranking.from_scores(read.query, left_out))
+        notes = {**read.notes, "duplicates": len(left_out), "duplicate_tokens_saved": sum(tokens)}
+        return replace(read, candidates=tuple(whole), notes=notes)
 
 
 def dealt(sizes: Sequence[int], room: int) -> tuple[list[list[int]], list[int]]:
@@ -290,10 +336,6 @@ def _below(rest: Sequence[Candidate], last: float) -> list[Candidate]:
     return [replace(candidate, score=min(last, candidate.score * factor)) for candidate in rest]
 
 
-def _by_docid(ranking: Ranking) -> dict[str, float]:
-    return dict(zip(ranking.docids, ranking.scores, strict=True))
-
-
 def _summed(counts: Any) -> dict[str, float]:
     total: Counter[str] = Counter()
     for one in counts:
@@ -303,7 +345,7 @@ def _summed(counts: Any) -> dict[str, float]:
 
 
 def summary(notes: Mapping[str, float], queries: int) -> str | None:
-    """Return one line about how the lists of a run were read; None where each went into one prompt.
+    """Return what is to be told of how the lists of a run were read; None where each went into one prompt as it was.
 
     Args:
         notes: sums over the queries.
@@ -313,15 +355,14 @@ def summary(notes: Mapping[str, float], queries: int) -> str | None:
         >>> summary({"lists_windowed": 3, "windows": 7, "anchors": 24}, 43)
         'lists: 40 read whole, 3 in 7 windows joined by 8 anchors each'
     """
-    windowed, refined = (int(notes.get(name, 0)) for name in ("lists_windowed", "lists_refined"))
-    if not windowed and not refined:
-        return None
-    told = [f"{queries - windowed - refined} read whole"]
+    windowed, refined, copies = (int(notes.get(name, 0)) for name in ("lists_windowed", "lists_refined", "duplicates"))
+    told = [f"{max(0, queries - windowed - refined)} read whole"] if windowed or refined else []
     if windowed:
-        told.append(
-            f"{windowed} in {notes['windows']:g} windows joined by {notes['anchors'] / windowed:.0f} anchors each"
-        )
+        windows, anchors = notes["windows"], notes["anchors"] / windowed
+        told.append(f"{windowed} in {windows:g} windows joined by {anchors:.0f} anchors each")
     if refined:
         again = f"{notes['passages_refined']:g} of these again uncut"
         told.append(f"{refined} by {_COARSE_TOKENS} tokens of each passage, {again}")
-    return f"lists: {', '.join(told)}"
+    if copies:
+        told.append(f"{copies} duplicate passages not read again, {notes['duplicate_tokens_saved']:g} tokens saved")
+    return f"lists: {', '.join(told)}" if told else None

@@ -301,6 +301,27 @@ def test_candidates_survive_the_round_trip_exactly(tmp_path_factory, drawn, qid)
     assert list(read_candidates(path)) == rankings
 
 
+def test_ids_may_be_numbers_and_strings_and_texts_hold_line_separators(tmp_path):
+    path = tmp_path / "c.jsonl"
+    record = '{"query": {"qid": %s, "text": "a\u2028b"}, "candidates": [%s, %s]}\n'
+    seven, d8 = '{"docid": 7, "score": 2, "doc": {"text": "x\u2028\u0085y"}}', '{"docid": "D8", "score": 1}'
+    path.write_text(
+        record % ("264014", seven, d8) + record % ('"q2"', seven.replace("7", '"007"'), d8), encoding="utf-8"
+    )
+    first, second = read_candidates(path)
+    assert (first.query, first.docids) == (Query("264014", "a\u2028b"), ("7", "D8"))
+    assert (second.query.qid, second.docids) == ("q2", ("007", "D8"))
+    assert first.candidates[0].text == "x\u2028\u0085y"
+
+
+def test_one_id_as_number_and_as_string_is_one_id(tmp_path):
+    path = tmp_path / "c.jsonl"
+    line = '{"query": {"qid": 1, "text": "a"}, "candidates": [{"docid": 7, "score": 2}, {"docid": "7", "score": 1}]}\n'
+    path.write_text(line, encoding="utf-8")
+    with pytest.raises(ValueError, match="docid 7 occurs at ranks 1 and 2"):
+        list(read_candidates(path))
+
+
 def test_what_is_not_known_is_left_out_of_the_line():
     line = json.loads(candidate_line(Ranking(Query("q", "x"), (Candidate("d", 1.0), Candidate("e", 0.5, "", None)))))
     assert line["candidates"] == [

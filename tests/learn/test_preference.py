@@ -52,6 +52,13 @@ def test_a_missing_grade_is_no_neighbour_unless_asked_for():
     assert preference_pairs(grades, logs, steps="any").tolist() == [[0, 1], [0, 2], [1, 2]]
 
 
+def test_identical_texts_are_never_paired():
+    grades, logs, texts = torch.tensor([1, 0, 0]), torch.zeros(3), torch.tensor([0, 0, 2])
+    assert preference_pairs(grades, logs).tolist() == [[0, 1], [0, 2]]
+    assert preference_pairs(grades, logs, texts=texts).tolist() == [[0, 2]]
+    assert Objective().of(torch.tensor([0.2, 0.5, 0.3]), grades, texts=texts).pairs == 1
+
+
 def test_one_grade_gives_no_pairs():
     assert preference_pairs(torch.tensor([2, 2]), torch.zeros(2)).shape == (0, 2)
 

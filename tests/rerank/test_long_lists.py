@@ -194,6 +194,52 @@ def test_every_passage_is_scored_once_whatever_the_sizes(folder, passages, words
     assert found.notes["tokens_dropped"] == 0
 
 
+# -------------------------------------------------------------------------------------------------------- duplicates
+
+
+def with_copies(candidates, copies):
+    """The same list with copies of passages at its end: docid of the copy -> docid of the first."""
+    known = {candidate.docid: candidate for candidate in candidates.candidates}
+    extra = tuple(
+        Candidate(docid, -100.0 - place, known[first].text, known[first].title)
+        for place, (docid, first) in enumerate(copies.items())
+    )
+    return Ranking(candidates.query, candidates.candidates + extra)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "windows", "refine"])
+def test_copies_are_read_once_and_follow_their_first(folder, strategy):
+    candidates = ranking(24)
+    budget = {"max_prompt_tokens": 1200, "long_lists": strategy}
+    alone = read(folder, candidates, **budget)
+    found = read(folder, with_copies(candidates, {"z1": "d3", "a2": "d9", "c0": "d3"}), **budget)
+    assert [docid for docid in found.docids if docid.startswith("d")] == list(alone.docids)
+    place = found.docids.index("d3")
+    assert found.docids[place : place + 3] == ("d3", "z1", "c0")
+    assert found.docids[found.docids.index("d9") + 1] == "a2"
+    scores = dict(zip(found.docids, found.scores, strict=True))
+    assert scores["z1"] == scores["c0"] == scores["d3"] == dict(zip(alone.docids, alone.scores, strict=True))["d3"]
+    assert found.notes["prompt_tokens"] == alone.notes["prompt_tokens"]
+    assert found.notes["duplicates"] == 3
+    assert found.notes["duplicate_tokens_saved"] > 0
+
+
+def test_the_tokens_of_copies_are_what_reading_each_would_take(folder):
+    candidates = with_copies(ranking(5), {"z1": "d3", "a2": "d1"})
+    once, each = read(folder, candidates), read(folder, candidates, duplicates="each")
+    assert "duplicates" not in each.notes
+    saved = each.notes["prompt_tokens"] - once.notes["prompt_tokens"]
+    assert once.notes["duplicate_tokens_saved"] == pytest.approx(saved, abs=2)  # of numbers in labels
+    assert read(folder, candidates, icr, "all") == read(
+        folder, candidates, icr, "all", duplicates="each"
+    )  # as published
+
+
+def test_another_title_is_another_passage(folder):
+    candidates = (Candidate("a", 2.0, "birds", "x"), Candidate("b", 1.0, "birds", "y"), Candidate("c", 0.0, "birds"))
+    assert "duplicates" not in read(folder, Ranking(Query("q", "fly"), candidates)).notes
+
+
 # ---------------------------------------------------------------------------------------------------------- telling
 
 
@@ -227,6 +273,11 @@ def test_the_command_says_how_lists_were_read(folder, tmp_path):
     assert manifest["identity"]["reranker"]["long_lists"] == "windows"
     assert manifest["totals"]["notes"]["lists_windowed"] == 1
     assert manifest["totals"]["notes"]["windows"] > 1
+
+
+def test_duplicates_are_told():
+    told = summary({"duplicates": 3, "duplicate_tokens_saved": 120}, 2)
+    assert told == "lists: 3 duplicate passages not read again, 120 tokens saved"
 
 
 def test_nothing_is_told_of_lists_that_went_into_one_prompt():
