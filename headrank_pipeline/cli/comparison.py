@@ -78,9 +78,12 @@ def compare(
     as_json: bool,
 ) -> None:
     """Compare runs on the same candidates: quality with paired tests, and cost."""
+    from headrank_pipeline.comparison.canvas import require_pictures
     from headrank_pipeline.comparison.compare import compare as compare_runs
     from headrank_pipeline.comparison.comparison_report import comparison_record, comparison_tables, save_comparison
 
+    if output:
+        require_pictures()
     comparison = compare_runs(
         runs,
         qrels=qrels,

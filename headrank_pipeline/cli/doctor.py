@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -21,9 +21,15 @@ from headrank_pipeline.rerank import named_models
 from headrank_pipeline.rerank.named_models import named_model
 from headrank_pipeline.rerank.packaged_model import cache_folder
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
 __all__ = ["Check", "checks", "doctor"]
 
 _MISSING, _WRONG = 3, 6
+
+# What can be left out, by the extra of pyproject.toml that brings it.
+_EXTRAS = {"retrieval": "first stages and indexes", "report": "pictures", "endpoint": "rankgpt through a server"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,8 @@ def checks() -> Iterator[Check]:
 def _java() -> Check:
     from headrank_pipeline.first_stage.jvm import find_java
 
+    if find_spec("pyserini") is None:
+        return Check("java", "none", "not looked at without pyserini")
     try:
         runtime = find_java()
     except MissingPrerequisite as error:
@@ -116,21 +124,30 @@ def _java() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    """Every run-time requirement of this package against what is installed."""
+    """Every run-time requirement of this package, and those of its extras, against what is installed."""
     from packaging.requirements import Requirement
 
+    seen = set()
     for text in metadata.requires("headrank-pipeline") or []:
         requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        extra = next((name for name in ("", *_EXTRAS) if _applies(requirement, name)), None)
+        if extra is None or requirement.name in seen:
             continue
+        seen.add(requirement.name)
         advice = f"pip install '{requirement.name}{requirement.specifier}'"
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            yield Check(requirement.name, "missing", "not installed", advice)
+            if extra:
+                advice = f"for {_EXTRAS[extra]}: pip install 'headrank-pipeline[{extra}]'"
+            yield Check(requirement.name, "none" if extra else "missing", "not installed", advice)
             continue
         fits = requirement.specifier.contains(version, prereleases=True)
         yield Check(requirement.name, "ok" if fits else "missing", version, "" if fits else advice)
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def _accelerator() -> Iterator[Check]:

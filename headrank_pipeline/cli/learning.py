@@ -119,10 +119,13 @@ def select_heads(
 ) -> None:
     """Score every head of a model on graded lists and choose the best; prints what other criteria would choose."""
     from headrank_pipeline.attention.model import load
+    from headrank_pipeline.comparison.canvas import require_pictures
     from headrank_pipeline.comparison.learning_figures import head_map
     from headrank_pipeline.learn.head_table import SelectionConfig
     from headrank_pipeline.learn.selection import select_heads as select
 
+    if figure:
+        require_pictures()
     model, config = str(named_model(model)), SelectionConfig(**settings)
     opened = open_input(lists, "graded lists")
     graded = read_lists(opened)
@@ -230,10 +233,13 @@ def train(
     Writes a folder that reranks: weights cut off after the deepest head, tokenizer, heads.json, recipe.json, a card.
     """
     from headrank_pipeline.attention.model import load
+    from headrank_pipeline.comparison.canvas import require_pictures
     from headrank_pipeline.comparison.learning_figures import training_curves
     from headrank_pipeline.learn.schedule import TrainingConfig, configured
     from headrank_pipeline.learn.trainer import Trainer, TrainingData
 
+    if figure:
+        require_pictures()
     named = {name: value for name, value in common.items() if value is not None}
     config = configured(TrainingConfig(), named | dict(map(read_assignment, settings)))
     train_lists = open_input(lists, "graded lists")

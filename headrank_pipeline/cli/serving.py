@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from headrank_pipeline.cli.reranking import SYSTEM_OPTIONS, reranker_spec, with_options
-from headrank_pipeline.pipeline import MissingPrerequisite
+from headrank_pipeline.pipeline import require_extra
 
 __all__ = ["serve"]
 
@@ -42,12 +42,8 @@ def serve(
     Paths: /v1/rerank, /v2/rerank, /rerank, /health, /metrics, /docs. SIGTERM finishes what was taken. docs/serving.md
     tells the rest.
     """
-    try:
-        from headrank_pipeline.serve import server
-    except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "uvicorn"):
-            raise
-        raise MissingPrerequisite(f"{error.name} is not installed: pip install 'headrank-pipeline[server]'") from error
+    require_extra("server", "serving over HTTP", "fastapi", "uvicorn")
+    from headrank_pipeline.serve import server
     from headrank_pipeline.serve.batcher import Limits
 
     limits = Limits(waiting=queue, call_tokens=call_tokens, timeout=timeout, body_bytes=int(max_body * 2**20))

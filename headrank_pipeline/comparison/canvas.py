@@ -12,7 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "Picture", "columns_of", "draw", "shortened", "wrapped"]
+from headrank_pipeline.pipeline import require_extra
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "Picture",
+    "columns_of",
+    "draw",
+    "require_pictures",
+    "shortened",
+    "wrapped",
+]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; marks and line styles differ as well.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
@@ -62,6 +75,11 @@ class Picture:
     captioned_png: bytes
 
 
+def require_pictures() -> None:
+    """Raise MissingPrerequisite where nothing can be drawn: called before the work whose pictures would be lost."""
+    require_extra("report", "drawing pictures", "matplotlib")
+
+
 def draw(name: str, title: str, caption: str, size: tuple[float, float], content: Draw) -> Picture:
     """Return a picture.
 
@@ -72,6 +90,7 @@ def draw(name: str, title: str, caption: str, size: tuple[float, float], content
         size: width and height in inches, without the caption.
         content: draws on what it is given.
     """
+    require_pictures()
     from matplotlib import style
 
     with style.context(["default", _STYLE]):

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from headrank_pipeline.pipeline import MissingPrerequisite
+from headrank_pipeline.pipeline import require_extra
 
 __all__ = ["ray_session"]
 
@@ -81,11 +81,10 @@ def ray_session(*, slots: int) -> Iterator[tuple[Any, bool]]:
 
 
 def _imported() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ModuleNotFoundError as error:
-        raise MissingPrerequisite(f"workers need Ray ({error}): pip install 'headrank-pipeline[ray]'") from error
+    require_extra("ray", "a run on several workers", "ray", "pyarrow")
+    import ray
+    import ray.data
+
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised besides
     # Ray would print what happens to workers on standard output, where our results go.
     ray._private.worker._worker_logs_enabled = False

@@ -19,7 +19,7 @@ from headrank_pipeline.first_stage.jvm import start_jvm, versions
 from headrank_pipeline.first_stage.lucene_vectors import LuceneVectors
 from headrank_pipeline.first_stage.removal import Removal
 from headrank_pipeline.first_stage.texts import PASSAGES_FILE, Lookup, passage_lookup, stored_passages, with_texts
-from headrank_pipeline.pipeline import Queries, Source, as_queries
+from headrank_pipeline.pipeline import Queries, Source, as_queries, require_extra
 from headrank_pipeline.records import Candidate, Query, Ranking
 
 __all__ = ["dense"]
@@ -163,6 +163,7 @@ class _Searcher:
         return self._opened
 
     def _faiss(self, folder: str) -> Any:
+        require_extra("retrieval", "a FAISS index", "faiss")
         from pyserini.search.faiss import FaissSearcher
 
         try:

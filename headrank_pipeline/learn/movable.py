@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from headrank_pipeline.pipeline import MissingPrerequisite
+from headrank_pipeline.pipeline import require_extra
 
 __all__ = [
     "LOW_RANK",
@@ -123,13 +123,10 @@ def _targets(moves: Moves, depth: int) -> str:
 
 
 def _inject_lora(model: PreTrainedModel, targets: str, rank: int, alpha: float, dropout: float) -> None:
-    try:
-        from peft import LoraConfig
-        from peft.tuners.lora import LoraModel
-    except ModuleNotFoundError as error:
-        raise MissingPrerequisite(
-            "LoRA needs peft: pip install 'headrank-pipeline[train]', or let q and k move whole (--moves qk)"
-        ) from error
+    require_extra("train", "LoRA (whole weights need no extra: moves 'qk' or 'all')", "peft")
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # a scale; peft annotates it as a whole number

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-pytest.importorskip("gguf", reason="GGUF files need gguf: pip install 'headrank-pipeline[gguf]'")
+pytest.importorskip("gguf", reason="GGUF files needs gguf: pip install 'headrank-pipeline[gguf]'")
 pytest.importorskip("accelerate", reason="GGUF files need accelerate: pip install 'headrank-pipeline[gguf]'")
 
 from gguf_files import write_gguf

