@@ -12,7 +12,7 @@ h  isolated passages whose keys lie in the passage cache
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from headrank_pipeline.attention.heads import all_heads
 from headrank_pipeline.attention.kernels import fast_products
 from headrank_pipeline.attention.model import LoadedModel, choose_device, load
 from headrank_pipeline.attention.passage_cache import PassageCache
-from headrank_pipeline.attention.reader import AttentionReader, FastPath
+from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import HEADRANK, ICR
 from headrank_pipeline.attention.tap import IMPLEMENTATION
 from headrank_pipeline.records import Ranking
@@ -135,14 +135,14 @@ def less(models: Loaded) -> Iterator[Way]:
     shape, whole = models.shape, models.needs_whole()
     layers = layers_of_ours(shape)
     # The deepest layer's queries and values are not counted.
-    for switch in ("fast_products", "spared_deepest", "reused_memory"):
-        run = reranker(models.truncated, FastPath(**{switch: False}))
+    for switch in ("fast_products", "spared_deepest"):
+        run = reranker(models.truncated, [switch])
         yield Way("b", f"without {switch}", run, same_scores=True, layers=layers)
-    run = reranker(replace(whole, heads=shape.head_set), FastPath(early_exit=False))
+    run = reranker(replace(whole, heads=shape.head_set), ["early_exit"])
     yield Way("b", "without early_exit", run, same_scores=True, layers=shape.layers)
     calibrated = HEADRANK.varied({"content_free": "N/A"})
     yield Way("b", "ours, with N/A", reranker(models.truncated, recipe=calibrated), layers=layers)
-    run = reranker(models.truncated, FastPath(shared_prefix=False), calibrated)
+    run = reranker(models.truncated, ["shared_prefix"], calibrated)
     yield Way("b", "with N/A, without shared_prefix", run, layers=2 * layers)
     yield from several(models)
 
@@ -154,12 +154,12 @@ def several(models: Loaded) -> Iterator[Way]:
         alone = models.truncated.model.device.type == "cpu" and 2 * tokens > BATCH_TOKENS
         return "no two lists share a pass, and a CPU builds nothing beside one" if alone else None
 
-    for name, tokens, fast in (
-        ("of 4 lists", BATCH_TOKENS, FastPath()),
-        ("of 4 lists, without packing", 1, FastPath()),
-        ("of 4 lists, without build_ahead", BATCH_TOKENS, FastPath(build_ahead=False)),
+    for name, tokens, without in (
+        ("of 4 lists", BATCH_TOKENS, []),
+        ("of 4 lists, without packing", 1, []),
+        ("of 4 lists, without build_ahead", BATCH_TOKENS, ["build_ahead"]),
     ):
-        made = AttentionReranker(AttentionReader(models.truncated, batch_tokens=tokens, fast=fast), HEADRANK)
+        made = AttentionReranker(AttentionReader(models.truncated, batch_tokens=tokens, without=without), HEADRANK)
 
         def run(ranking: Ranking, made: AttentionReranker = made) -> dict[str, float]:
             lists = [replace(ranking, query=replace(ranking.query, qid=f"q{n}")) for n in range(4)]
@@ -172,8 +172,8 @@ def several(models: Loaded) -> Iterator[Way]:
 def reference(models: Loaded) -> Iterator[Way]:
     recipe = replace(ICR, template=HEADRANK.template)
     for name, enabled in ((REFERENCE, False), ("reference, our products", True)):
-        fast = FastPath(early_exit=False, spared_deepest=False, fast_products=enabled)
-        yield Way("c", name, reranker(models.needs_whole(), fast, recipe), layers=models.shape.layers)
+        without = ["early_exit", "spared_deepest", *([] if enabled else ["fast_products"])]
+        yield Way("c", name, reranker(models.needs_whole(), without, recipe), layers=models.shape.layers)
 
 
 def floor(models: Loaded) -> Iterator[Way]:
@@ -208,10 +208,10 @@ def cached(models: Loaded) -> Iterator[Way]:
 
 
 def reranker(
-    loaded: LoadedModel, fast: FastPath | None = None, recipe: Any = HEADRANK
+    loaded: LoadedModel, without: Collection[str] = (), recipe: Any = HEADRANK
 ) -> Callable[[Ranking], dict[str, float]]:
     """Return ranking -> score per docid, from text to scores: tokenising and pooling are part of it."""
-    made = AttentionReranker(AttentionReader(loaded, fast=fast), recipe)
+    made = AttentionReranker(AttentionReader(loaded, without=without), recipe)
     return lambda ranking: scores(made.rerank(ranking))
 
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # Names of shortcuts that are off, lists of one prompt or two -> the attention [H, N] of each prompt.
 Reading = Callable[[Collection[str], Sequence[tuple[Prompt, ...]]], Sequence[tuple[Tensor, ...]]]
 
-# What a shortcut of `FastPath` needs beside it; the first way has none of them.
+# What a shortcut of `reader.SHORTCUTS` needs beside it; the first way has none of them.
 _NEEDS = {"spared_deepest": ("early_exit",), "shared_prefix": (), "early_exit": ()}
 
 # Half the sum of differences, the mean over a layer's heads: attention that another function made is tenths off.
@@ -45,7 +45,7 @@ _isolated: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 def shortcuts_to_leave_out(
     model: PreTrainedModel, heads: Sequence[tuple[int, int]], read: Reading, *, name: str
 ) -> tuple[str, ...]:
-    """Return the shortcuts of `FastPath` that would give other readings with this model; decided once per model.
+    """Return which of `reader.SHORTCUTS` would give other readings with this model; decided once per model.
 
     Args:
         model: truncated, as `attention.model.load` returns it.

@@ -1,4 +1,4 @@
-"""CPU kernels: large products through oneDNN, causal attention in blocks of rows, and memory that is used again.
+"""CPU kernels: large products through oneDNN, and causal attention in blocks of rows.
 
 PyTorch multiplies float32 matrices on a CPU with MKL, which on processors of other makers than Intel runs at about half
 the speed of oneDNN; its attention kernel for CPUs is built on the same products, and gains nothing from bfloat16. Both
@@ -10,12 +10,10 @@ Nothing of a model is replaced: `fast_products` is a block of code inside which 
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["blockwise_causal_attention", "fast_products", "has_fast_products", "has_reused_memory", "reused_memory"]
+__all__ = ["blockwise_causal_attention", "fast_products", "has_fast_products", "processor_maker"]
 
 # What torch.compile emits for a linear layer on a CPU.
 _PRODUCT = "_linear_pointwise"
@@ -31,21 +29,31 @@ _PRODUCT = "_linear_pointwise"
 # oneDNN compiles a kernel for every new shape, about 1.5 ms. Smaller products (in multiply-adds) do not earn that back.
 _WORTH_PRODUCT = 2**27
 _WORTH_ATTENTION = 2**31
-# Bytes of a tensor: glibc keeps smaller ones by itself, its own adjustment of the thresholds ends here.
-_WORTH_MEMORY = 2**25
 
 # Query rows of one head multiplied at once: more do not run faster, fewer waste less above the diagonal.
 _BLOCK_ROWS = 128
-# Parameters of glibc's mallopt, and the usual value of the last.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _USUAL_MMAP_MAX = -1, -3, -4, 65536
 
 # Row logits held at once: 32 MiB. Blocks become smaller beyond 32,768 tokens where two heads share a key.
 _BLOCK_LOGITS = 2**23
 
 
 def has_fast_products(device: torch.device) -> bool:
-    """Return whether `fast_products` changes anything on a device: a CPU, with a PyTorch that has oneDNN."""
-    return device.type == "cpu" and torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, _PRODUCT)
+    """Return whether `fast_products` changes anything on a device: an AMD processor, with a PyTorch that has oneDNN.
+
+    MKL is the faster one on Intel's (docs/performance.md); other makers' have not been measured.
+    """
+    available = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, _PRODUCT)
+    return device.type == "cpu" and available and processor_maker() == "AuthenticAMD"
+
+
+@cache
+def processor_maker() -> str:
+    """Return the vendor_id of the processor as Linux tells it (``AuthenticAMD``, ``GenuineIntel``), or ``unknown``."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "unknown"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "unknown")
 
 
 def fast_products(device: torch.device, *, enabled: bool = True) -> AbstractContextManager[object]:
@@ -74,40 +82,6 @@ class _FastProducts(TorchFunctionMode):
             if func is F.scaled_dot_product_attention and _is_worth_attention(args, kwargs):
                 return blockwise_causal_attention(*args, scaling=kwargs.get("scale"))
         return func(*args, **kwargs)
-
-
-@cache
-def has_reused_memory(device: torch.device) -> bool:
-    """Return whether `reused_memory` changes anything on a device: a CPU, with glibc that nobody else has set up."""
-    named = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    return device.type == "cpu" and platform.libc_ver()[0] == "glibc" and not named
-
-
-@contextmanager
-def reused_memory(device: torch.device, largest: int, *, enabled: bool = True) -> Iterator[None]:
-    """Inside the block memory that is freed is kept for what comes next; at its end it goes back to the system.
-
-    glibc maps every tensor above 32 MiB anew and unmaps it when it is freed, so that each operation faults its pages in
-    again. A setting of the process: other threads' large allocations are treated alike meanwhile.
-
-    Args:
-        device: where the tensors are.
-        largest: bytes of the largest one; with smaller ones than that everything stays as it is.
-        enabled: False changes nothing.
-    """
-    if not (enabled and largest > _WORTH_MEMORY and has_reused_memory(device)):
-        yield
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_MMAP_MAX, 0)
-    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:
-        libc.mallopt(_MMAP_MAX, _USUAL_MMAP_MAX)
-        libc.mallopt(_MMAP_THRESHOLD, 2**25)  # what glibc's own adjustment leads to, which these calls end
-        libc.mallopt(_TRIM_THRESHOLD, 2**26)
-        libc.malloc_trim(0)
 
 
 def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ stay in a cache, and both queries follow in one short second pass as two branche
 On a GPU a pass is queued and Python goes on: no layer waits for the device (`to_device`), so that the prompts of the
 next pass can be made meanwhile (`AttentionReader.stream`).
 
-What makes it fast is in `FastPath`, switch by switch; what each is worth is in docs/performance.md.
+What makes it fast is in `SHORTCUTS`; what each is worth is in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -36,8 +36,6 @@ from headrank_pipeline.attention.isolated import read_isolated
 from headrank_pipeline.attention.kernels import (
     fast_products,
     has_fast_products,
-    has_reused_memory,
-    reused_memory,
 )
 from headrank_pipeline.attention.model import LoadedModel
 from headrank_pipeline.attention.passage_cache import PassageCache, weights_digest
@@ -45,7 +43,7 @@ from headrank_pipeline.attention.prompt import Prompt
 from headrank_pipeline.attention.recipe import Support
 from headrank_pipeline.attention.tap import DeepestLayerRead, Past, Tap, spared_deepest_layer, to_device
 
-__all__ = ["AttentionReader", "FastPath"]
+__all__ = ["SHORTCUTS", "AttentionReader"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,27 +52,14 @@ logger = logging.getLogger(__name__)
 _CPU_PASS_TOKENS = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class FastPath:
-    """The shortcuts of a reader. All give the same readings up to rounding; each has its slow way for comparison.
-
-    Args:
-        early_exit: end the pass inside the deepest layer that is read; off: run every layer that was loaded.
-        spared_deepest: of that layer compute the keys and the queries of the rows only (needs `early_exit`).
-        shared_prefix: read the passages once for a query and its content-free query; off: two whole passes.
-        fast_products: large products and causal attention on a CPU through oneDNN (`attention.kernels`).
-        reused_memory: on a CPU under glibc, operations of a pass take over the memory of earlier ones
-            (`attention.kernels`).
-        build_ahead: rerankers build the prompts of the next pass while a GPU is busy with the present one; off: those
-            of all queries before the first pass.
-    """
-
-    early_exit: bool = True
-    spared_deepest: bool = True
-    shared_prefix: bool = True
-    fast_products: bool = True
-    reused_memory: bool = True
-    build_ahead: bool = True
+# The shortcuts of a reader. All give the same readings up to rounding; a test or a benchmark leaves them out to see it.
+SHORTCUTS = (
+    "early_exit",  # end the pass inside the deepest layer that is read; without: run every layer that was loaded
+    "spared_deepest",  # of that layer compute the keys and the queries of the rows only; needs early_exit
+    "shared_prefix",  # read the passages once for a query and its content-free query; without: two whole passes
+    "fast_products",  # large products and causal attention on a CPU through oneDNN, where that is faster
+    "build_ahead",  # build the prompts of the next pass while a GPU is busy; without: all before the first pass
+)
 
 
 class AttentionReader:
@@ -86,7 +71,7 @@ class AttentionReader:
             runs out all the same, the batch is read again in halves, and later ones start smaller. On a CPU prompts
             share a pass up to 2048 tokens, whatever is allowed.
         passage_cache: keeps keys of isolated passages from query to query, while the weights stay as they are.
-        fast: shortcuts to take; all of them by default.
+        without: names of `SHORTCUTS` to leave out, for comparison; what a family breaks is left out besides.
 
     Raises:
         ValueError: a budget below 1, ``auto`` where free memory cannot be told, or a family of models that is not read
@@ -99,14 +84,14 @@ class AttentionReader:
         *,
         batch_tokens: TokenBudget = BATCH_TOKENS,
         passage_cache: PassageCache | None = None,
-        fast: FastPath | None = None,
+        without: Collection[str] = (),
     ) -> None:
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.heads = loaded.heads
         self.source = loaded.source
         self.batch_tokens = batch_tokens
-        self.fast = fast or FastPath()
+        self.without = frozenset(without)
         self.passage_cache = passage_cache
         self.device: torch.device = loaded.model.device
         layers = sorted({layer for layer, _ in self.heads.heads})
@@ -117,19 +102,24 @@ class AttentionReader:
         self._short_positions = _short_positions(loaded.model.config)
         self._sizes = (loaded.model.config, len(self.heads.heads), loaded.model.dtype)
         reserved = 0 if passage_cache is None else passage_cache.memory_bytes - passage_cache.held_bytes
-        self.fast = self._without_broken_shortcuts(self.fast)
+        self.without |= self._broken_shortcuts()
         self._room = batch_tokens_for(batch_tokens, *self._sizes, self.device, reserved=reserved)
         if batch_tokens == "auto":
             logger.info("passes of up to %d tokens fit into the free memory of %s", self._room, self.device)
 
-    def _without_broken_shortcuts(self, fast: FastPath) -> FastPath:
+    def _broken_shortcuts(self) -> frozenset[str]:
         def read(off: Collection[str], lists: Sequence[tuple[Prompt, ...]]) -> list[tuple[Tensor, ...]]:
-            self.fast = replace(FastPath(), **dict.fromkeys(off, False))
-            with torch.inference_mode():
-                return self._read_together(lists, "all")
+            asked, self.without = self.without, frozenset(off)
+            try:
+                with torch.inference_mode():
+                    return self._read_together(lists, "all")
+            finally:
+                self.without = asked
 
-        broken = shortcuts_to_leave_out(self.model, self.heads.heads, read, name=self.source.name)
-        return replace(fast, **dict.fromkeys(broken, False))
+        return frozenset(shortcuts_to_leave_out(self.model, self.heads.heads, read, name=self.source.name))
+
+    def _takes(self, shortcut: str) -> bool:
+        return shortcut not in self.without
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -148,22 +138,18 @@ class AttentionReader:
             "device": self.device.type,
             "heads": {"name": self.heads.name, "count": len(self.heads.heads), "sha256": self.heads.digest()},
             "batch_tokens": self.batch_tokens,
-            "fast_path": {
-                **asdict(self.fast),
-                "fast_products": self._uses_fast_products,
-                "reused_memory": self.fast.reused_memory and has_reused_memory(self.device),
-            },
         }
 
     def origins(self) -> dict[str, str]:
-        """Return where the model and, where there is one, the passage cache lie."""
+        """Return where the model and, where there is one, the passage cache lie, and by which code it is computed.
+
+        None of it changes scores but for rounding, so it is no part of what the reader is.
+        """
         cache = self.passage_cache
         kept = {} if cache is None else {"passage_cache": str(cache.folder or "in memory")}
-        return {"model": self.source.name, **kept}
-
-    @property
-    def _uses_fast_products(self) -> bool:
-        return self.fast.fast_products and has_fast_products(self.device)
+        fast = self._takes("fast_products") and has_fast_products(self.device)
+        left_out = f", without {', '.join(sorted(self.without))}" if self.without else ""
+        return {"model": self.source.name, **kept, "kernels": ("oneDNN" if fast else "PyTorch") + left_out}
 
     def read(self, prompts: Sequence[Prompt], *, support: Support = "all") -> list[Tensor]:
         """Return the attention of the row tokens to every token of each prompt, in one forward pass per batch.
@@ -241,14 +227,14 @@ class AttentionReader:
 
     def _tokens(self, prompts: tuple[Prompt, ...]) -> int:
         """Return how many tokens of a list go through a pass."""
-        if len(prompts) == 1 or not self.fast.shared_prefix or self._is_long(prompts[0]):
+        if len(prompts) == 1 or not self._takes("shared_prefix") or self._is_long(prompts[0]):
             return max(map(len, prompts))
         first, second = prompts
         return len(first) + len(second) - shared_prefix(first, second)
 
     def _read_batch(self, batch: list[tuple[Prompt, ...]], support: Support) -> list[tuple[Tensor, ...]]:
         """Return the readings of lists that fit into one pass, or into smaller ones where memory runs out."""
-        with torch.inference_mode(), fast_products(self.device, enabled=self.fast.fast_products):
+        with torch.inference_mode(), fast_products(self.device, enabled=self._takes("fast_products")):
             readings = self._unless_out_of_memory(batch, support)
         if readings is None:
             self._make_room(batch)
@@ -267,7 +253,11 @@ class AttentionReader:
         return None  # after the handler: what failed no longer holds its tensors
 
     def _read_together(self, batch: Sequence[tuple[Prompt, ...]], support: Support) -> list[tuple[Tensor, ...]]:
-        if len(batch[0]) == 2 and self.fast.shared_prefix and not any(self._is_long(prompt) for prompt, _ in batch):
+        if (
+            len(batch[0]) == 2
+            and self._takes("shared_prefix")
+            and not any(self._is_long(prompt) for prompt, _ in batch)
+        ):
             return self._read_branches([(first, second) for first, second in batch], support)
         passes = [self.forward(prompts, support=support) for prompts in zip(*batch, strict=True)]
         return list(zip(*passes, strict=True))
@@ -421,11 +411,9 @@ class AttentionReader:
         mask: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> None:
-        spared = spared_deepest_layer(self.model, tap) if self.fast.spared_deepest else nullcontext()
-        widest = ids.numel() * self.model.config.intermediate_size * self.model.dtype.itemsize
-        again = self.fast.reused_memory and not torch.is_grad_enabled()
+        spared = spared_deepest_layer(self.model, tap) if self._takes("spared_deepest") else nullcontext()
         try:
-            with spared, reused_memory(self.device, widest, enabled=again):
+            with spared:
                 self.model(
                     input_ids=to_device(ids, self.device),
                     attention_mask=mask,
@@ -440,7 +428,7 @@ class AttentionReader:
             raise RuntimeError(f"{self.source.name}: its layers do not hand their attention to the tap")
 
     def _tap(self, rows: Tensor | None, weights: Tensor | None, columns: Tensor | None) -> Tap:
-        return Tap(self._heads, self.heads.depth - 1 if self.fast.early_exit else None, rows, weights, columns)
+        return Tap(self._heads, self.heads.depth - 1 if self._takes("early_exit") else None, rows, weights, columns)
 
     def _collect(self, tap: Tap) -> Tensor:
         """Return [B, G, H, S] in the head set's order."""

@@ -48,6 +48,8 @@ __all__ = ["Outcome", "RunPlan", "closed", "execute", "totals_of"]
 
 logger = logging.getLogger(__name__)
 
+# Of what a reranker says of its origins: may change a score's last digits, so it is told where versions are.
+_OF_ENVIRONMENT = ("passage_cache", "kernels")
 _HOPELESS = 3  # so many failures without a success are a fault of the set-up, not of the queries
 # Notes that a user must hear about.
 _LOSSES = ("passages_cut", "tokens_dropped", "control_tokens_neutralised", "unknown_tokens")
@@ -219,7 +221,8 @@ def _continues(plan: RunPlan, directory: RunDirectory) -> bool:
 def _opened_manifest(plan: RunPlan, directory: RunDirectory, command: str | None) -> dict[str, Any]:
     """The manifest of the run to continue, or a new one; either way with a session for this call."""
     # Where a passage cache is used, keys may have been computed beside other passages: the last digits may differ.
-    here = environment() | {"passage_cache": plan.reranker.origins().get("passage_cache")}
+    origins = plan.reranker.origins()
+    here = environment() | {name: origins.get(name) for name in _OF_ENVIRONMENT}
     # A call that ended before anything was retrieved or scored (bad candidates, say) left nothing to protect.
     work = directory.work()
     manifest = read_manifest(directory.manifest) if work else None
@@ -255,7 +258,7 @@ def _opened_manifest(plan: RunPlan, directory: RunDirectory, command: str | None
 def _origins(plan: RunPlan) -> dict[str, str]:
     """Where each input came from; judgments that were given as a file name themselves."""
     qrels = {} if plan.judgement is None else {"qrels": str(plan.judgement.qrels)}
-    read = {name: place for name, place in plan.reranker.origins().items() if name != "passage_cache"}
+    read = {name: place for name, place in plan.reranker.origins().items() if name not in _OF_ENVIRONMENT}
     return {**qrels, **plan.supply.origins, **read}
 
 

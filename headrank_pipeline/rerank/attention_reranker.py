@@ -182,7 +182,7 @@ class AttentionReranker(Reranker):
                     waiting.append((index, prompts[0], self._cached(prompts[0])))
                     yield prompts
 
-        needed = lists() if self.reader.fast.build_ahead else list(lists())
+        needed = lists() if "build_ahead" not in self.reader.without else list(lists())
         for readings in self.reader.stream(needed, support=rule.support):
             index, prompt, kept = waiting.popleft()
             read[index].append((prompt, readings))

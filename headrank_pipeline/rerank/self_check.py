@@ -21,7 +21,7 @@ from torch import Tensor
 from headrank_pipeline.attention.canary import own_attention
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.prompt import Prompt
-from headrank_pipeline.attention.reader import AttentionReader, FastPath
+from headrank_pipeline.attention.reader import SHORTCUTS, AttentionReader
 from headrank_pipeline.attention.scoring import pool_tokens, token_scores
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -34,10 +34,6 @@ from headrank_pipeline.trec import read_qrels, read_topics
 __all__ = ["Difference", "check_model", "scores_of", "shipped_lists", "stored_scores"]
 
 _LISTS, _PASSAGES, _WORDS = 3, 5, 40
-_PLAIN = FastPath(
-    early_exit=False, spared_deepest=False, shared_prefix=False, fast_products=False, reused_memory=False,
-    build_ahead=False,
-)  # fmt: skip
 
 # The largest difference of a score from another way's, as a share of the list's largest score. Rounding reaches 1e-5 in
 # float32; half precision rounds every activation to three digits.
@@ -98,10 +94,10 @@ def check_model(
         return _difference(name, scores, others, allowed, note)
 
     yield differing("batched against alone", [scores_of(reranker, [one])[0] for one in lists])
-    left_out = ", ".join(name for name, on in reader.describe()["fast_path"].items() if not on)
-    fast, reader.fast = reader.fast, _PLAIN
+    left_out = ", ".join(sorted(reader.without))
+    broken, reader.without = reader.without, frozenset(SHORTCUTS)
     yield differing("fast path against none of it", scores_of(reranker, lists), left_out and f"left out: {left_out}")
-    reader.fast = fast
+    reader.without = broken
     stored = stored_scores(reader.source.fingerprint) if brings else None
     own, depth, layers = reader.heads, reader.heads.depth, reader.source.layers
     revision, recipe = reader.source.revision, reranker.recipe

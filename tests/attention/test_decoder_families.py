@@ -50,7 +50,7 @@ def standing(family, folder):
         expected = own_attention(folder, prompt)
         assert (read - expected).abs().max() <= TOLERANCE
         assert (branch - expected).abs().max() <= TOLERANCE
-    off = [name.replace("_", " ") for name in ("spared_deepest", "shared_prefix") if not getattr(reader.fast, name)]
+    off = [name.replace("_", " ") for name in ("spared_deepest", "shared_prefix") if name in reader.without]
     try:
         reader.check_isolated()
     except ValueError:
@@ -97,9 +97,9 @@ def test_attention_in_both_directions_is_refused(tmp_path):
 def test_what_is_left_out_is_in_the_log_and_in_the_manifest(tmp_path, caplog):
     folder = family_folder(tmp_path, "olmo2")
     with caplog.at_level(logging.INFO):
-        described = headrank(folder, "all", device="cpu").describe()
+        described = headrank(folder, "all", device="cpu").origins()["kernels"]
     assert re.search(r"\(Olmo2Model\) is read without spared_deepest: RuntimeError", caplog.text)
-    assert described["fast_path"]["spared_deepest"] is False and described["fast_path"]["shared_prefix"] is True
+    assert described.endswith(", without spared_deepest")
 
 
 def test_refused_isolated_passages_name_the_family(tmp_path):

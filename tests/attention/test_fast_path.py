@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import resource
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,12 +27,10 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.kernels import (
     blockwise_causal_attention,
     fast_products,
-    has_reused_memory,
-    reused_memory,
 )
 from headrank_pipeline.attention.model import load, prefer_flash_attention
 from headrank_pipeline.attention.passage_cache import PassageCache
-from headrank_pipeline.attention.reader import AttentionReader, FastPath
+from headrank_pipeline.attention.reader import SHORTCUTS, AttentionReader
 from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.attention.scoring import passage_mass
 from headrank_pipeline.pipeline import Failure
@@ -41,9 +38,8 @@ from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 
 TOLERANCE = 1e-5
-SLOW = FastPath(early_exit=False, spared_deepest=False, shared_prefix=False, fast_products=False, reused_memory=False)
+SLOW = frozenset(SHORTCUTS)
 HEADS = HeadSet("some", ((2, 3), (0, 1), (2, 0), (1, 2)))
-SWITCHES = ("early_exit", "spared_deepest", "shared_prefix", "fast_products", "reused_memory")
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +49,8 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def always_worth(monkeypatch):
-    """Tiny products go through oneDNN too, in small blocks, and tiny tensors are worth keeping memory for."""
-    monkeypatch.setattr(kernels, "_WORTH_MEMORY", 0)
+    """Tiny products go through oneDNN too, in small blocks, whoever made the processor."""
+    monkeypatch.setattr(kernels, "processor_maker", lambda: "AuthenticAMD")
     monkeypatch.setattr(kernels, "_WORTH_PRODUCT", 0)
     monkeypatch.setattr(kernels, "_WORTH_ATTENTION", 0)
     monkeypatch.setattr(kernels, "_BLOCK_ROWS", 16)
@@ -84,19 +80,19 @@ def test_all_shortcuts_equal_the_slow_way(folders, always_worth, family, passage
     made = prompts(made_by)
     pairs = [(prompt, made_by.with_query(prompt, "N/A")) for prompt in made]
     loaded = load(folders[family], HEADS, device="cpu")
-    slow, fast = AttentionReader(loaded, fast=SLOW), AttentionReader(loaded)
+    slow, fast = AttentionReader(loaded, without=SLOW), AttentionReader(loaded)
     assert max(differences(fast.read(made), slow.read(made))) <= TOLERANCE
     for one, other in zip(fast.read_calibrated(pairs), slow.read_calibrated(pairs), strict=True):
         assert max(differences(one, other)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("switch", SHORTCUTS)
 def test_each_shortcut_equals_its_slow_way(folders, always_worth, switch):
     made_by = builder()
     made = prompts(made_by)
     pairs = [(prompt, made_by.with_query(prompt, "N/A")) for prompt in made]
     loaded = load(folders["qwen3"], HEADS, device="cpu")
-    off = AttentionReader(loaded, fast=FastPath(**{switch: False}))
+    off = AttentionReader(loaded, without=[switch])
     on = AttentionReader(loaded)
     assert max(differences(on.read(made, support="passages"), off.read(made, support="passages"))) <= TOLERANCE
     for one, other in zip(on.read_calibrated(pairs), off.read_calibrated(pairs), strict=True):
@@ -106,7 +102,7 @@ def test_each_shortcut_equals_its_slow_way(folders, always_worth, switch):
 def test_bfloat16_shortcuts_rank_as_the_slow_way_does(folders, always_worth):
     made = prompts(builder(), passages=30)
     loaded = load(folders["qwen3"], HEADS, device="cpu", dtype="bfloat16")
-    readings = [AttentionReader(loaded, fast=fast).read(made, support="passages") for fast in (FastPath(), SLOW)]
+    readings = [AttentionReader(loaded, without=off).read(made, support="passages") for off in ((), SLOW)]
     for prompt, fast, slow in zip(made, *readings, strict=True):
         mine, reference = (passage_mass(read, prompt.passages).mean(0) for read in (fast, slow))
         assert spearmanr(mine, reference).statistic >= 0.99
@@ -136,17 +132,19 @@ def test_deepest_layer_computes_keys_and_the_queries_of_the_rows_only(folders):
 def test_first_layer_can_be_the_deepest(folders):
     loaded = load(folders["qwen3"], HeadSet("first", ((0, 1),)), device="cpu")
     made = prompts(builder())
-    assert max(differences(AttentionReader(loaded).read(made), AttentionReader(loaded, fast=SLOW).read(made))) <= 1e-5
+    assert (
+        max(differences(AttentionReader(loaded).read(made), AttentionReader(loaded, without=SLOW).read(made))) <= 1e-5
+    )
 
 
 @pytest.mark.parametrize("passages", ["causal", "isolated"])
 def test_gradients_equal_those_of_the_whole_layer(folders, passages):
     made = prompts(builder(passages=passages))  # rows of different number, so that some are padding
     gradients = []
-    for fast in (FastPath(), SLOW):
+    for off in ((), SLOW):
         loaded = load(folders["qwen3"], HEADS, device="cpu")
         loaded.model.requires_grad_(True)
-        read = AttentionReader(loaded, fast=fast).forward(made, support="passages")
+        read = AttentionReader(loaded, without=off).forward(made, support="passages")
         sum(passage_mass(one, prompt.passages)[:, 0].sum() for one, prompt in zip(read, made, strict=True)).backward()
         gradients.append({name: weight.grad for name, weight in loaded.model.named_parameters()})
     spared, whole = gradients
@@ -188,7 +186,9 @@ def rankings(lists=5):
 
 
 def reranker(folder, *, ahead, tokens=200, **options):
-    reader = AttentionReader(load(folder, HEADS, device="cpu"), batch_tokens=tokens, fast=FastPath(build_ahead=ahead))
+    reader = AttentionReader(
+        load(folder, HEADS, device="cpu"), batch_tokens=tokens, without=() if ahead else ["build_ahead"]
+    )
     return AttentionReranker(reader, HEADRANK.varied(options))
 
 
@@ -387,39 +387,33 @@ def test_large_products_take_the_fast_way_and_small_ones_do_not(monkeypatch):
     assert operations.count["_linear_pointwise"] == 1
 
 
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+@pytest.mark.parametrize(("maker", "takes"), [("AuthenticAMD", True), ("GenuineIntel", False), ("unknown", False)])
+def test_products_go_through_onednn_where_that_was_measured_to_be_faster(folders, monkeypatch, maker, takes):
+    monkeypatch.setattr(kernels, "processor_maker", lambda: maker)
+    reader = AttentionReader(load(folders["qwen3"], HEADS, device="cpu"))
+    assert reader.origins()["kernels"] == ("oneDNN" if takes else "PyTorch")
+    assert (
+        AttentionReader(load(folders["qwen3"], HEADS, device="cpu"), without=["early_exit"])
+        .origins()["kernels"]
+        .endswith(", without early_exit")
+    )
 
 
-def _page_faults(largest: int, *, enabled: bool) -> int:
-    """Page faults of five tensors of 64 MiB, one after the other."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    with reused_memory(torch.device("cpu"), largest, enabled=enabled):
-        for _ in range(5):
-            torch.empty(2**24).fill_(1.0)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-@pytest.mark.skipif(not has_reused_memory(torch.device("cpu")), reason="no glibc, or its malloc is set up already")
-def test_memory_is_faulted_in_once_inside_the_block_and_given_back_after_it():
-    anew = _page_faults(2**26, enabled=False)
-    assert _page_faults(2**26, enabled=True) < anew / 2
-    assert _page_faults(2**26, enabled=False) > anew / 2  # as before
-    assert _page_faults(2**20, enabled=True) > anew / 2  # not worth it
-    held = _resident_bytes()
-    with reused_memory(torch.device("cpu"), 2**26):
-        torch.empty(2**24).fill_(1.0)
-        assert _resident_bytes() - held > 2**25
-    assert _resident_bytes() - held < 2**25
+def test_how_it_is_computed_is_no_part_of_what_the_reader_is(folders, monkeypatch):
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    before = AttentionReader(loaded).describe()
+    monkeypatch.setattr(kernels, "processor_maker", lambda: "another")
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert AttentionReader(loaded, without=SHORTCUTS).describe() == before
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_reader_takes_the_fast_way(folders, always_worth, dtype):
     loaded = load(folders["qwen3"], HEADS, device="cpu", dtype=dtype)
     counts = []
-    for fast in (FastPath(), FastPath(fast_products=False)):
+    for off in ((), ["fast_products"]):
         with _Operations() as operations:
-            AttentionReader(loaded, fast=fast).read(prompts(builder()))
+            AttentionReader(loaded, without=off).read(prompts(builder()))
         counts.append(operations.count)
     assert counts[0]["_linear_pointwise"] > 0
     assert not any("scaled_dot_product" in name for name in counts[0])

@@ -17,7 +17,7 @@ from tiny_models import tiny_model
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.places import Places, relative_places
-from headrank_pipeline.attention.reader import AttentionReader, FastPath
+from headrank_pipeline.attention.reader import SHORTCUTS, AttentionReader
 from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER, ScoringRule
 from headrank_pipeline.attention.scoring import combined, passage_mass
 from headrank_pipeline.cli import main
@@ -56,8 +56,8 @@ def loaded(folder):
 
 
 def reranker_of(loaded, recipe=HEADRANK, *, slow=False, heads=HEADS, tokens=100_000, **options):
-    fast = FastPath(*[False] * 6) if slow else FastPath()
-    reader = AttentionReader(replace(loaded, heads=heads), fast=fast, batch_tokens=tokens)
+    without = SHORTCUTS if slow else ()
+    reader = AttentionReader(replace(loaded, heads=heads), without=without, batch_tokens=tokens)
     return AttentionReranker(reader, recipe.varied(options))
 
 

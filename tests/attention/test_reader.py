@@ -19,7 +19,7 @@ from headrank_pipeline.attention.branches import Branches, shared_prefix
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
-from headrank_pipeline.attention.reader import AttentionReader, FastPath
+from headrank_pipeline.attention.reader import SHORTCUTS, AttentionReader
 from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER
 from headrank_pipeline.attention.tap import mean_attention
 from headrank_pipeline.pipeline import MissingPrerequisite
@@ -179,9 +179,9 @@ def test_every_recipe_reads_what_eager_attention_shows_fast_or_slow_batched_or_a
     builder, made = prompts(RECIPES[name], last=("x", "", "Fish swim."))
     lists = [(one, builder.with_query(one, "N/A")) if calibrated else (one,) for one in made]
     eager = [[eager_attention(folders["qwen3"], prompt) for prompt in one] for one in lists]
-    for fast in (FastPath(), FastPath(*[False] * 6)):
+    for without in ((), SHORTCUTS):
         for tokens in (1, 100_000):
-            reader = reader_of(folders["qwen3"], batch_tokens=tokens, fast=fast)
+            reader = reader_of(folders["qwen3"], batch_tokens=tokens, without=without)
             for one, seen, reads in zip(lists, eager, reader.stream(lists, support=support), strict=True):
                 for prompt, attention, read in zip(one, seen, reads, strict=True):
                     whole = attention[:, :, slice(*prompt.rows)].mean(2).flatten(0, 1)
@@ -294,7 +294,7 @@ def test_sliding_window_layers_are_refused(folders, tmp_path):
 
 
 def test_a_model_that_goes_past_the_tap_is_an_error(folders):
-    reader = reader_of(folders["qwen3"], fast=FastPath(spared_deepest=False))
+    reader = reader_of(folders["qwen3"], without=["spared_deepest"])
     reader.model.set_attn_implementation("sdpa")
     with pytest.raises(RuntimeError, match="its layers do not hand their attention to the tap"):
         reader.read(prompts()[1])
