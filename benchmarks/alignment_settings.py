@@ -26,7 +26,8 @@ from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.learn.lists import GradedList
 from headrank_pipeline.learn.schedule import TrainingConfig, configured
 from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
-from headrank_pipeline.learn.selection import SelectionConfig, select_heads
+from headrank_pipeline.learn.selection import select_heads
+from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.rerank.trained_files import recipe_of
 

@@ -34,7 +34,8 @@ from headrank_pipeline.learn.lists import GradedList
 from headrank_pipeline.learn.preference import log_scores
 from headrank_pipeline.learn.schedule import TrainingConfig, configured
 from headrank_pipeline.learn.scorer import ListScorer
-from headrank_pipeline.learn.selection import SelectionConfig, select_heads
+from headrank_pipeline.learn.selection import select_heads
+from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.rerank.systems import headrank

@@ -23,7 +23,8 @@ from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.learn.lists import GradedList, arranged, read_lists
 from headrank_pipeline.learn.scorer import ndcg
-from headrank_pipeline.learn.selection import SelectionConfig, select_heads
+from headrank_pipeline.learn.selection import select_heads
+from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 
 CAUSAL: Mapping[str, Mapping[str, Any]] = {

@@ -48,7 +48,8 @@ from headrank_pipeline.learn.export import export
 from headrank_pipeline.learn.lists import describe_file
 from headrank_pipeline.learn.schedule import TrainingConfig, configured
 from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
-from headrank_pipeline.learn.selection import SelectionConfig, select_heads
+from headrank_pipeline.learn.selection import select_heads
+from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.rerank.interpolation import interpolated
 from headrank_pipeline.rerank.systems import headrank

@@ -15,7 +15,7 @@ from headrank_pipeline.comparison.finished import FinishedRun, read_finished
 from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.experiment.supply import supply_from_file
-from headrank_pipeline.learn.selection import SelectionConfig
+from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.systems import headrank

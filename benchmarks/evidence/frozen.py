@@ -17,7 +17,8 @@ from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.learn.checkpoint import atomic_path
 from headrank_pipeline.learn.lists import describe_file
 from headrank_pipeline.learn.scorer import ListScorer
-from headrank_pipeline.learn.selection import CRITERIA, select_heads
+from headrank_pipeline.learn.selection import select_heads
+from headrank_pipeline.learn.settings import CRITERIA
 from headrank_pipeline.rerank.systems import icr
 
 __all__ = ["all_heads_by_icr", "read_all_heads", "scored_by_heads", "selected_heads"]

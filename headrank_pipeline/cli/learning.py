@@ -15,6 +15,7 @@ from headrank_pipeline.experiment.manifest import environment
 from headrank_pipeline.experiment.progress import Progress
 from headrank_pipeline.files import open_input
 from headrank_pipeline.learn.lists import describe_file, read_lists, write_lists
+from headrank_pipeline.learn.settings import CRITERIA, MOVES, SelectionConfig
 from headrank_pipeline.options import read_assignment
 from headrank_pipeline.rerank.named_models import named_model
 
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from headrank_pipeline.learn.trainer import TrainingReport
 
 __all__ = ["lists", "select_heads", "train"]
-
-# The values of learn.head_table.CRITERIA and learn.schedule.TrainingConfig, without importing torch to print --help.
-_CRITERIA = ("entropy-regularised", "discrimination", "qrscore", "ndcg", "core", "layer-window")
-_MOVES = ("lora", "lora-all", "heads", "qk", "all")
 
 # CoRe finds heads by raw attention and reranks by calibrated, filtered attention of spans one token longer (its
 # core_detector.py and reranker_calib.py).
@@ -71,7 +68,7 @@ def lists(
     "--lists", "Graded lists to choose by, as headrank lists writes them; never those of a test set.", required=True
 )
 @path_option("--output", "Head set (JSON) to write; the per-head table goes beside it (.tsv).", required=True)
-@click.option("--criterion", type=click.Choice(_CRITERIA), default="entropy-regularised", show_default=True,
+@click.option("--criterion", type=click.Choice(CRITERIA), default="entropy-regularised", show_default=True,
               help="Rule that chooses heads from their scores (docs/learning.md).")  # fmt: skip
 @click.option("--num-heads", default=16, show_default=True, help="Heads to choose.")
 @click.option("--lambda", "entropy_weight", default=0.25, show_default=True, help="Weight of the entropy term.")
@@ -121,7 +118,6 @@ def select_heads(
     from headrank_pipeline.attention.model import load
     from headrank_pipeline.comparison.canvas import require_pictures
     from headrank_pipeline.comparison.learning_figures import head_map
-    from headrank_pipeline.learn.head_table import SelectionConfig
     from headrank_pipeline.learn.selection import select_heads as select
 
     if figure:
@@ -191,7 +187,7 @@ def _costs(found: Selection) -> dict[str, Any]:
 @path_option("--lists", "Graded training lists.", required=True)
 @path_option("--dev", "Graded lists for early stopping, of other queries.")
 @path_option("--output", "Folder of the trained model; log and checkpoints go to its 'training'.", required=True)
-@click.option("--moves", type=click.Choice(_MOVES), help="Which weights move: low-rank updates of q and k "
+@click.option("--moves", type=click.Choice(MOVES), help="Which weights move: low-rank updates of q and k "
               "(lora) or of every projection (lora-all); q and k of the heads' layers (heads) or of all (qk); or "
               "all.  [default: lora]")  # fmt: skip
 @click.option("--epochs", type=int, help="Times that training goes through the lists.  [default: 3]")

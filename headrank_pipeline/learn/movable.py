@@ -7,18 +7,18 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from headrank_pipeline.learn.settings import MOVES, Moves
 from headrank_pipeline.pipeline import require_extra
 
 __all__ = [
     "LOW_RANK",
-    "Moves",
     "checkpointed_activations",
     "fold_lora",
     "load_movable",
@@ -27,8 +27,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-Moves = Literal["lora", "lora-all", "heads", "qk", "all"]
 
 LOW_RANK = ("lora", "lora-all")
 
@@ -69,8 +67,8 @@ def set_movable(
         ValueError: an unknown choice, or a family without matrices of q and k where these are to move.
     """
     depth = int(model.config.num_hidden_layers)
-    if moves not in get_args(Moves):
-        raise ValueError(f"moves {moves!r}: expected one of {', '.join(get_args(Moves))}")
+    if moves not in MOVES:
+        raise ValueError(f"moves {moves!r}: expected one of {', '.join(MOVES)}")
     if moves != "all":
         _check_projections(model, moves)
     if moves in LOW_RANK:

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from headrank_pipeline.learn.lists import Order
-from headrank_pipeline.learn.movable import Moves
 from headrank_pipeline.learn.objective import Objective
+from headrank_pipeline.learn.settings import Moves
 
 __all__ = ["Draw", "TrainingConfig", "configured", "learning_rate", "plan"]
 

@@ -19,17 +19,10 @@ from headrank_pipeline.attention.model import LoadedModel
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.learn.cost import TruncationCost, truncation_cost
-from headrank_pipeline.learn.head_table import (
-    BINARY_MEASURES,
-    CRITERIA,
-    Criterion,
-    HeadTable,
-    SelectionConfig,
-    has_places,
-    measure_heads,
-)
+from headrank_pipeline.learn.head_table import BINARY_MEASURES, HeadTable, has_places, measure_heads
 from headrank_pipeline.learn.lists import GradedList
 from headrank_pipeline.learn.scorer import ListScorer
+from headrank_pipeline.learn.settings import CRITERIA, Criterion, SelectionConfig
 
 __all__ = [
     "CRITERIA",

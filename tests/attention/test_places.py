@@ -22,11 +22,12 @@ from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRA
 from headrank_pipeline.attention.scoring import combined, passage_mass
 from headrank_pipeline.cli import main
 from headrank_pipeline.learn.export import export
-from headrank_pipeline.learn.head_table import SelectionConfig, measure_heads
+from headrank_pipeline.learn.head_table import measure_heads
 from headrank_pipeline.learn.lists import GradedList, arranged, save_lists
 from headrank_pipeline.learn.place_curves import PlaceSums
 from headrank_pipeline.learn.scorer import ListScorer
 from headrank_pipeline.learn.selection import criterion_scores, select_heads
+from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 from headrank_pipeline.rerank.interpolation import interpolated

@@ -16,10 +16,9 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.cli import learning, main
 from headrank_pipeline.comparison.learning_figures import head_map, training_curves
-from headrank_pipeline.learn.head_table import CRITERIA
 from headrank_pipeline.learn.lists import read_lists, save_lists
-from headrank_pipeline.learn.movable import Moves
 from headrank_pipeline.learn.schedule import TrainingConfig
+from headrank_pipeline.learn.settings import CRITERIA
 from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import write_candidates
@@ -131,11 +130,6 @@ def test_unknown_settings_are_refused(folder, tmp_path):
                "--output", tmp_path / "new")  # fmt: skip
     assert "did you mean 'objective.beta'" in invoke(*command, "--set", "objective.beto=1", code=5).stderr
     assert "expected NAME=VALUE" in invoke(*command, "--set", "patience", code=2).stderr
-
-
-def test_the_choices_of_the_command_line_are_those_of_the_package():
-    assert learning._CRITERIA == CRITERIA
-    assert Moves.__args__ == learning._MOVES
 
 
 def test_figures_refuse_files_that_are_something_else(tmp_path):
