@@ -24,6 +24,7 @@ from headrank_pipeline.files import atomic_writer
 __all__ = ["HeadSet", "all_heads", "published_heads", "published_names", "resolve_heads"]
 
 _KEYS = {"name", "model", "revision", "heads", "weights", "selection", "source", "places"}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WINDOW = re.compile(r"layers:(\d+)-(\d+)")
 
 
@@ -210,13 +211,14 @@ def resolve_heads(heads: HeadSet | str | Path, *, layers: int, heads_per_layer: 
     """Return the set that `heads` means for a model, checked against it.
 
     Args:
-        heads: a HeadSet, a JSON file, the name of a published set, ``"all"``, or ``"layers:10-13"`` (inclusive).
+        heads: a HeadSet, a JSON file, the name of a published set, ``owner/name`` of one on the Hugging Face hub,
+            ``"all"``, or ``"layers:10-13"`` (inclusive).
         layers: layers of the model.
         heads_per_layer: query heads per layer.
         model: its name, for messages.
 
     Raises:
-        FileNotFoundError: a path that is not there.
+        FileNotFoundError: a path that is not there, or no such repository.
         ValueError: an unknown name, or heads that the model does not have.
     """
     if isinstance(heads, HeadSet):
@@ -229,6 +231,10 @@ def resolve_heads(heads: HeadSet | str | Path, *, layers: int, heads_per_layer: 
         chosen = HeadSet.load(heads)
     elif Path(heads).suffix == ".json" or isinstance(heads, Path):
         raise FileNotFoundError(f"head set file {heads} does not exist; select heads first or name a published set")
+    elif _HUB_NAME.fullmatch(heads):
+        from headrank_pipeline.attention.hub import hub_heads
+
+        chosen = HeadSet.load(hub_heads(heads))
     else:
         chosen = published_heads(heads)
     chosen.check(layers=layers, heads=heads_per_layer, model=model)

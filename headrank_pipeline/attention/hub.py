@@ -6,7 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-__all__ = ["commit_of", "hub_file"]
+__all__ = ["commit_of", "hub_file", "hub_heads"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,3 +49,20 @@ def hub_file(name: str, file: str, commit: str | None) -> Path | None:
     except EntryNotFoundError:
         logger.debug("model %s has no %s", name, file)
     return None
+
+
+def hub_heads(name: str) -> Path:
+    """Return the head set of a repository on the hub, a model's or one of heads alone.
+
+    Raises:
+        FileNotFoundError: no such repository, none with heads, or no network and nothing in the cache.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "heads.json"))
+    except (OSError, ValueError) as error:  # the library's own errors are of these kinds
+        raise FileNotFoundError(
+            f"heads {name!r}: there is no such file, and no heads.json could be had from a repository of this name on "
+            f"the Hugging Face hub ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error

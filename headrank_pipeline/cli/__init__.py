@@ -9,6 +9,7 @@ from headrank_pipeline.cli.comparison import analyze, compare
 from headrank_pipeline.cli.demo import demo
 from headrank_pipeline.cli.doctor import doctor
 from headrank_pipeline.cli.evaluation import evaluate
+from headrank_pipeline.cli.hub import push
 from headrank_pipeline.cli.learning import lists, select_heads, train
 from headrank_pipeline.cli.mcp import mcp
 from headrank_pipeline.cli.merging import merge
@@ -49,6 +50,7 @@ for command in (
     lists,
     select_heads,
     train,
+    push,
     mcp,
     serve,
     doctor,

@@ -116,8 +116,8 @@ SYSTEM_OPTIONS = (
     model_option(required=True),
     click.option(
         "--heads",
-        help="Attention heads to read: a JSON file, the name of a published set, 'all' or 'layers:10-13'.  [default: "
-        "those that the model or the system brings]",
+        help="Attention heads to read: a JSON file, the name of a published set, OWNER/NAME on the hub, 'all' or "
+        "'layers:10-13'.  [default: those that the model or the system brings]",
     ),
     click.option(
         "--system",

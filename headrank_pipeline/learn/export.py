@@ -15,6 +15,7 @@ import torch
 from headrank_pipeline.attention.model import LoadedModel, save_weights
 from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.files import atomic_writer
+from headrank_pipeline.learn.card import base_model_of, new_metadata
 
 __all__ = ["export"]
 
@@ -84,11 +85,16 @@ def _card(name: str, loaded: LoadedModel, reading: Recipe, made_by: Mapping[str,
     source, heads = loaded.source, loaded.heads
     count = sum(weight.numel() for weight in loaded.model.parameters())
     details = json.dumps(made_by, indent=1, ensure_ascii=False, default=str)
-    return f"""# {name}
+    base = base_model_of(source.name, heads.model)
+    return f"""---
+{new_metadata(base_model=base).to_yaml().strip()}
+---
+
+# {name}
 
 A passage reranker for headrank_pipeline: it reads attention and generates nothing.
 
-- Made from: {Path(source.name).name}{f" at revision {source.revision}" if source.revision else ""}
+- Made from: {base or Path(source.name).name}{f" at revision {source.revision}" if source.revision else ""}
 - Layers: the first {heads.depth} of {source.layers}; {count:,} parameters; no language-model head
 - Heads read: {len(heads.heads)} ({heads.name}), in heads.json; any other choice of heads needs its own training
 - Prompt and scoring rule: {reading.name}, in recipe.json; scores mean nothing under another prompt

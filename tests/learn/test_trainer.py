@@ -645,6 +645,7 @@ def test_exported_folder_reranks_as_the_trained_model_did(folder, tmp_path, dtyp
     card = (path / "README.md").read_text()
     assert str(tmp_path) not in card + (path / "heads.json").read_text() + (path / "config.json").read_text()
     assert str(report.dev_best) in card
+    assert card.startswith("---\nlibrary_name: headrank_pipeline\npipeline_tag: text-ranking\n")
     assert HeadSet.load(path / "heads.json").model == "new"
     assert (path / "training" / "log.jsonl").is_file()
     assert not list(path.glob(".export*"))
