@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
-__all__ = ["read_assignment", "read_settings", "refuse_unknown"]
+__all__ = ["nearest", "read_assignment", "read_settings", "refuse_unknown"]
 
 Settings = TypeVar("Settings")
+
+
+def nearest(name: str, known: Sequence[str], *, what: str = "known") -> str:
+    """Return the end of a message about an unknown name: the known one that is near, else all of them.
+
+    Examples:
+        >>> nearest("strde", ["stride", "window_size"])
+        "did you mean 'stride'?"
+        >>> nearest("foo", ["stride", "window_size"], what="options")
+        'options: stride, window_size'
+    """
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{what}: {', '.join(known)}"
 
 
 def refuse_unknown(system: str, options: Mapping[str, Any], *kinds: type[Any], others: tuple[str, ...] = ()) -> None:
@@ -22,9 +35,7 @@ def refuse_unknown(system: str, options: Mapping[str, Any], *kinds: type[Any], o
     known = sorted({field.name for kind in kinds for field in fields(kind)} | set(others))
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(known)}"
-            raise ValueError(f"{system} has no option {name!r}; {hint}")
+            raise ValueError(f"{system} has no option {name!r}; {nearest(name, known, what='options')}")
 
 
 def read_settings(kind: type[Settings], system: str, options: Mapping[str, Any]) -> Settings:

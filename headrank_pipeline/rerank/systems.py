@@ -17,13 +17,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.recipe import RECIPES
+from headrank_pipeline.options import nearest
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.rerank.interpolation import interpolated
 
@@ -151,9 +151,7 @@ def check_system(system: str) -> None:
     """Raise ValueError unless there is a system of this name; the message has the nearest one."""
     known = system_names()
     if system not in known:
-        near = get_close_matches(system, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
-        raise ValueError(f"no system {system!r}; {hint}")
+        raise ValueError(f"no system {system!r}; {nearest(system, known, what='systems')}")
 
 
 def _opener(system: str) -> Opener:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import logging
 import pickle
 import subprocess
 import sys
@@ -11,10 +13,12 @@ from pathlib import Path
 
 import pytest
 from chat_models import chat_model
+from click.testing import CliRunner
 from tiny_models import tiny_model
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.recipe import PromptTemplate, ScoringRule
+from headrank_pipeline.cli import main
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import EngineSettings
@@ -35,6 +39,7 @@ from headrank_pipeline.rerank.systems import (
     open_system,
     system_names,
 )
+from headrank_pipeline.trec import write_candidates
 
 HEADS = HeadSet("two", ((1, 0), (2, 3)))
 BIRDS = Ranking.from_scores(
@@ -127,6 +132,28 @@ def test_distribution_adds_a_system_by_an_entry_point(installed):
         open_system("overlap", "none", lowr=True)
 
 
+@pytest.fixture
+def package_log():
+    package = logging.getLogger("headrank_pipeline")
+    handlers, level = list(package.handlers), package.level
+    yield
+    package.handlers, package.level, package.propagate = handlers, level, True
+
+
+@pytest.mark.usefixtures("package_log")
+def test_command_line_reranks_with_another_distributions_system(installed, tmp_path):
+    installed({"overlap": "overlap_system:open_overlap"})
+    write_candidates(tmp_path / "candidates.jsonl", [BIRDS])
+    command = ["rerank", "--candidates", str(tmp_path / "candidates.jsonl"), "--model", "none", "--system", "overlap"]
+    command += ["--output", str(tmp_path / "run"), "--option", "lower=false"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in (tmp_path / "run" / "run.trec").read_text().splitlines()]
+    assert [(line[2], line[5]) for line in lines] == [("d2", "overlap"), ("d1", "overlap")]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["identity"]["reranker"] == {"system": "overlap", "model": "none", "lower": False}
+
+
 def test_name_that_two_distributions_or_we_use_is_refused(installed):
     installed({"overlap": "overlap_system:open_overlap"})
     installed({"overlap": "other_system:open_overlap", "icr": "other_system:open_overlap"}, "other-system")
@@ -146,7 +173,9 @@ def test_opener_that_returns_no_reranker_is_refused(installed):
     ("spec", "message"),
     [
         ({"system": "hedrank"}, "no system 'hedrank'; did you mean 'headrank'?"),
-        ({"system": "zzz"}, "no system 'zzz'; expected one of headrank, icr"),
+        ({"system": "zzz"}, "no system 'zzz'; systems: headrank, icr"),
+        ({"model": "embeded"}, "model 'embeded': there is no such folder; did you mean 'embedded'?"),
+        ({"model": "smol2"}, "model 'smol2': there is no such folder; did you mean 'smollm2'?"),
         ({"log_scores": True}, "log_scores says how first_stage_weight mixes"),
         ({"system": "rankgpt", "offline": True, "options": {"endpoint": "http://x/v1"}}, "opens a socket, which off"),
         ({"system": "core"}, "core needs heads; name a head set: .*'all', 'layers:10-13', or .*qrranker-qwen3-4b"),
@@ -158,7 +187,7 @@ def test_opener_that_returns_no_reranker_is_refused(installed):
     ],
 )
 def test_what_a_spec_cannot_be_is_refused(spec, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         SystemSpec(**{"system": "headrank", "model": "any", **spec}).open()
 
 
