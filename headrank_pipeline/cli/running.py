@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from headrank_pipeline.cli.benchmarks import amount, need_lines
-from headrank_pipeline.cli.reporting import PARTIAL, CommandWithMovedFlags, command_line, echo_json, refuse_typed, table
+from headrank_pipeline.cli.reporting import (
+    ASSIGNMENT,
+    PARTIAL,
+    CommandWithMovedFlags,
+    command_line,
+    echo_json,
+    refuse_typed,
+    table,
+)
 from headrank_pipeline.cli.reranking import (
     MOVED_FLAGS,
     RERANKER_OPTIONS,
@@ -24,28 +32,40 @@ from headrank_pipeline.cli.reranking import (
     reranker_spec,
     with_options,
 )
-
-if TYPE_CHECKING:
-    from headrank_pipeline.experiment.batches import Workers
-    from headrank_pipeline.experiment.benchmark import Benchmark
-    from headrank_pipeline.experiment.inputs import LocalFiles
-    from headrank_pipeline.experiment.runner import Outcome
-    from headrank_pipeline.experiment.stages import FirstStageOptions
-    from headrank_pipeline.experiment.suite import Row, Suite
-    from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.experiment.batches import Shard, Workers
+from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_dataset, benchmark_of_files
+from headrank_pipeline.experiment.catalogue import find_benchmark, find_benchmarks, needs, to_download
+from headrank_pipeline.experiment.directory import RunDirectory
+from headrank_pipeline.experiment.inputs import LocalFiles, check_sources, resolve_inputs
+from headrank_pipeline.experiment.runner import Outcome, RunPlan, execute
+from headrank_pipeline.experiment.stages import FirstStageOptions
+from headrank_pipeline.experiment.suite import SUMMARY, Row, Suite, local_files, run_suite
+from headrank_pipeline.options import read_assignment
+from headrank_pipeline.pipeline import Reranker
 
 __all__ = ["run"]
 
+_DATASETS = "ir_datasets:"
 _FILES = ("corpus", "topics", "qrels", "index", "candidates", "exclusions")
 # Flags that say which benchmarks are run and how it is reported; the others belong to each benchmark's own command.
-_OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run", "output", "as_json", "overwrite"}
+_OF_THE_CALL = {"definitions", "every", "extra", "data", "dry_run", "output", "as_json", "overwrite"}
+# Flags that went: what says the same.
+_MOVED = {
+    "--dataset": "ir_datasets:ID in the place of BENCHMARK",
+    "--pipelines": "the folder, with a / in it, in the place of BENCHMARK",
+    **{
+        f"--{name.replace('_', '-')}": f"--first-stage-option {name}={value}"
+        for name, value in {
+            "dense_index": "NAME", "encoder": "NAME", "language": "de", "rrf_k": "N", "texts": "NAME", "threads": "N"
+        }.items()
+    },
+}  # fmt: skip
 
 
-@click.command(cls=CommandWithMovedFlags, moved=MOVED_FLAGS)
+@click.command(cls=CommandWithMovedFlags, moved={**MOVED_FLAGS, **_MOVED})
 @click.argument("definitions", nargs=-1, metavar="[BENCHMARK]...")
 @click.option("--all", "every", is_flag=True, help="Every main benchmark; a summary table at the end.")
 @click.option("--extra", is_flag=True, help="Run the extra benchmarks, too, with --all.")
-@path_option("--pipelines", "With --all: folder of definitions, in place of those that ship with the package.")
 @path_option("--data", "Folder of collections, one folder per benchmark, in place of naming files.")
 @click.option("--dry-run", is_flag=True, help="Show commands, files and download sizes; run and fetch nothing.")
 @path_option("--output", "Run directory; with several benchmarks the folder of their run directories.")
@@ -55,7 +75,6 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
 @click.option("--index", help="Folder of an index, or the name of a prebuilt one; with --corpus: where to build.")
 @path_option("--candidates", "Saved candidates; nothing is retrieved.")
 @path_option("--exclusions", "Lines 'qid docid': documents to leave out before the cutoff.")
-@click.option("--dataset", help="Any collection of ir_datasets, without a definition: beir/scifact/test.")
 @click.option(
     "--first-stage",
     type=click.Choice(["bm25", "dense", "impact", "fusion"]),
@@ -64,24 +83,15 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
     help="First stage to use instead of the benchmark's BM25. fusion joins BM25 and a dense index.",
 )
 @click.option(
-    "--encoder", help="Folder or name of the encoder for dense, impact and fusion.  [default: the index's own]"
-)
-@click.option("--language", help="Language of BM25's analyzer: de, zh, …  [default: the index's own; en for a corpus]")
-@click.option("--dense-index", help="Folder or name of the dense index, with fusion.")
-@click.option(
-    "--texts", help="Source of passages if the index stores none: corpus file, Lucene index or ir_datasets:ID."
-)
-@click.option(
-    "--rrf-k",
-    type=click.IntRange(min=1),
-    default=60,
-    show_default=True,
-    help="Constant of reciprocal rank fusion, with fusion.",
+    "--first-stage-option",
+    "stage_options",
+    type=ASSIGNMENT,
+    multiple=True,
+    help="Setting of the first stage, repeatable: encoder, dense_index (fusion), rrf_k (fusion), language (BM25's "
+    "analyzer: de, zh, …), texts (source of passages if the index stores none: corpus file, Lucene index or "
+    "ir_datasets:ID), threads.",
 )
 @click.option("--offline", is_flag=True, help="Open no socket; what is not local is an error that names its flag.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Search threads of the first stage."
-)
 @model_option(required=False)
 @with_options(*RERANKER_OPTIONS[1:])
 @click.option("--depth", type=click.IntRange(min=1), help="Candidates that are reranked.  [default: the benchmark's]")
@@ -90,35 +100,98 @@ _OF_THE_CALL = {"definitions", "every", "pipelines", "extra", "data", "dry_run",
 def run(ctx: click.Context, /, **given: Any) -> None:
     """Run benchmarks: retrieve, rerank, evaluate; the same command continues an interrupted run.
 
-    BENCHMARK is a name that `headrank benchmarks` lists, or the file of a definition.
+    BENCHMARK is a name that `headrank benchmarks` lists, the file of a definition or a folder of them, or
+    ir_datasets:ID, any collection of ir_datasets (ir_datasets:beir/scifact/test).
     """
-    from headrank_pipeline.experiment.inputs import check_sources
-
     if given["model"] is None and not given["dry_run"]:
         raise click.UsageError("Missing option '--model'.")
     if not given["every"]:
-        refuse_typed("pipelines", "extra", because="for --all")
-    if given["first_stage"] != "fusion":
-        refuse_typed("rrf_k", because="for --first-stage fusion")
-    jobs = list(_jobs(ctx, given))
-    choice = _choice(given)
-    several = given["every"] or len(jobs) > 1
-    if given["dry_run"]:
-        _show(jobs, choice, as_json=given["as_json"])
+        refuse_typed("extra", because="for --all")
+    request = RunRequest.of(ctx, given)
+    jobs = list(_jobs(request))
+    several = request.every or len(jobs) > 1
+    if request.dry_run:
+        _show(jobs, request.stage, as_json=request.as_json)
         return
     for job in jobs:
         job.local.check()
         if not several:  # of several, what one lacks is told in the summary, and the others run
-            check_sources(job.benchmark, job.local, choice)
-    with open_reranker(reranker_spec(given), given["workers"]) as reranker:
+            check_sources(job.benchmark, job.local, request.stage)
+    with open_reranker(reranker_spec(given), request.workers) as reranker:
         if several:
-            suite = _run_several(jobs, given, reranker)
+            suite = _run_several(jobs, request, reranker)
         else:
-            outcome = jobs[0].execute(given, reranker, command_line())
+            outcome = jobs[0].execute(request, reranker, command_line())
     if several:
-        _report_suite(ctx, suite, given)
+        _report_suite(ctx, suite, request)
     else:
-        report(ctx, outcome, as_json=given["as_json"])
+        report(ctx, outcome, as_json=request.as_json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """What a call asks for, apart from the reranker.
+
+    Args:
+        definitions: benchmarks by name, file, folder, or ``ir_datasets:ID``; or `every` one that ships.
+        extra: with `every`, the extra ones too.
+        data: folder of collections.
+        local: files of one collection, as they were named.
+        stage: the first stage.
+        output: run directory, or the folder of several.
+        system: of the reranker; with `model` it names runs that are not named otherwise.
+        depth: candidates that are reranked, or None for each benchmark's own.
+        flags: those of the call that each benchmark's own command repeats.
+    """
+
+    definitions: tuple[str, ...]
+    every: bool
+    extra: bool
+    data: Path | None
+    local: LocalFiles
+    stage: FirstStageOptions
+    output: Path | None
+    system: str
+    model: str | None
+    depth: int | None
+    limit: int | None
+    shard: Shard | None
+    batch_size: int
+    workers: int
+    tag: str | None
+    dry_run: bool
+    overwrite: bool
+    as_json: bool
+    flags: tuple[str, ...]
+
+    @classmethod
+    def of(cls, ctx: click.Context, given: Mapping[str, Any]) -> RunRequest:
+        """Return the request of a command line that click has parsed."""
+        kept = {own.name: given[own.name] for own in fields(cls) if own.name in given}
+        return cls(
+            **kept,
+            local=LocalFiles(**{name: given[name] for name in _FILES}, offline=given["offline"]),
+            stage=FirstStageOptions.read(given["first_stage"], _stage_options(given["stage_options"])),
+            flags=tuple(_flags(ctx)),
+        )
+
+    @property
+    def summary(self) -> Path:
+        """Where the summary of several benchmarks goes."""
+        return (self.output or self.default_output("all")) / SUMMARY
+
+    def default_output(self, name: str) -> Path:
+        """Return where a run of this name goes when nothing is said."""
+        return default_output(name, self.system, self.model or "MODEL")
+
+
+def _stage_options(assignments: Sequence[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, value in map(read_assignment, assignments):
+        if name in options:
+            raise click.UsageError(f"--first-stage-option {name} is given twice; give it once")
+        options[name] = value
+    return options
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,61 +203,51 @@ class _Job:
     output: Path
     command: str
 
-    def execute(self, given: dict[str, Any], reranker: Reranker | Workers, command: str) -> Outcome:
-        from headrank_pipeline.experiment.directory import RunDirectory
-        from headrank_pipeline.experiment.inputs import resolve_inputs
-        from headrank_pipeline.experiment.runner import RunPlan, execute
-
-        inputs = resolve_inputs(
-            self.benchmark, self.local, RunDirectory(self.output), threads=given["threads"], stage=_choice(given)
-        )
+    def execute(self, request: RunRequest, reranker: Reranker | Workers, command: str) -> Outcome:
+        inputs = resolve_inputs(self.benchmark, self.local, RunDirectory(self.output), stage=request.stage)
         plan = RunPlan(
             output=self.output,
             supply=inputs.supply,
             reranker=reranker,
-            depth=self.benchmark.depth if given["depth"] is None else given["depth"],
-            batch_size=given["batch_size"],
-            tag=given["tag"] or given["system"],
+            depth=self.benchmark.depth if request.depth is None else request.depth,
+            batch_size=request.batch_size,
+            tag=request.tag or request.system,
             benchmark={"name": self.benchmark.name, "version": self.benchmark.version},
             judgement=inputs.judgement,
-            limit=given["limit"],
-            shard=given["shard"],
+            limit=request.limit,
+            shard=request.shard,
         )
-        return execute(plan, overwrite=given["overwrite"], command=command)
+        return execute(plan, overwrite=request.overwrite, command=command)
 
 
-def _jobs(ctx: click.Context, given: dict[str, Any]) -> list[_Job]:
-    from headrank_pipeline.experiment.inputs import LocalFiles
-    from headrank_pipeline.experiment.suite import local_files
-
-    found = _definitions(given)
-    files = {name: given[name] for name in _FILES}
-    several = given["every"] or len(found) > 1
-    if (several or given["data"]) and any(files.values()):
-        named = ", ".join(f"--{name}" for name, value in files.items() if value)
+def _jobs(request: RunRequest) -> list[_Job]:
+    found = _definitions(request)
+    named = [name for name in _FILES if getattr(request.local, name)]
+    several = request.every or len(found) > 1
+    if (several or request.data) and named:
+        flags = ", ".join(f"--{name}" for name in named)
         raise click.UsageError(
-            f"{named} belongs to one benchmark; for several give --data FOLDER with a folder for each"
+            f"{flags} belongs to one benchmark; for several give --data FOLDER with a folder for each"
             if several
-            else f"{named} and --data both say where the collection is; give one of them"
+            else f"{flags} and --data both say where the collection is; give one of them"
         )
     _refuse_equal_names(found)
-    flags = _flags(ctx)
     jobs = []
     for called, benchmark in found:
-        local = LocalFiles(**files, offline=given["offline"])
-        output = given["output"] or default_output(benchmark.name, given["system"], given["model"] or "MODEL")
-        if given["data"]:
-            local = local_files(given["data"], benchmark.name, offline=given["offline"])
-            if not several and local == LocalFiles(offline=given["offline"]):
+        local = request.local
+        output = request.output or request.default_output(benchmark.name)
+        if request.data:
+            local = local_files(request.data, benchmark.name, offline=local.offline)
+            if not several and local == request.local:
                 raise FileNotFoundError(
-                    f"{given['data']}: expected a folder {benchmark.name} in it (beir- may be left out) with the "
+                    f"{request.data}: expected a folder {benchmark.name} in it (beir- may be left out) with the "
                     f"collection's files (docs/benchmarks.md)"
                 )
-        if several:
-            output = given["output"] / benchmark.name if given["output"] else output
-        _refuse_depth_above_hits(given["depth"], benchmark, local)
+        if several and request.output:
+            output = request.output / benchmark.name
+        _refuse_depth_above_hits(request.depth, benchmark, local)
         definition = [] if called is None else [called]
-        command = ["headrank", "run", *definition, "--output", str(output), *_file_flags(local, files), *flags]
+        command = ["headrank", "run", *definition, "--output", str(output), *_file_flags(local), *request.flags]
         jobs.append(_Job(benchmark, local, output, shlex.join(command)))
     return jobs
 
@@ -210,40 +273,36 @@ def _refuse_depth_above_hits(depth: int | None, benchmark: Benchmark, local: Loc
         )
 
 
-def _choice(given: dict[str, Any]) -> FirstStageOptions:
-    from headrank_pipeline.experiment.stages import FirstStageOptions
-
-    settings = {name: given[name] for name in ("dense_index", "encoder", "texts", "language", "rrf_k")}
-    return FirstStageOptions(method=given["first_stage"], **settings)
-
-
-def _definitions(given: dict[str, Any]) -> list[tuple[str | None, Benchmark]]:
-    """Return what is to be run, and what it is called on the command line, where it is a definition."""
-    from headrank_pipeline.experiment.benchmark import benchmark_of_dataset, benchmark_of_files
-    from headrank_pipeline.experiment.catalogue import find_benchmark, find_benchmarks
-
-    named = (given["every"], bool(given["definitions"]), given["dataset"] is not None)
-    depth = {} if given["depth"] is None else {"depth": given["depth"]}
-    if not any(named) and given["qrels"] and (name := _own_name(given)):
+def _definitions(request: RunRequest) -> list[tuple[str | None, Benchmark]]:
+    """Return what is to be run, and what it is called on the command line, where it is called anything."""
+    depth = {} if request.depth is None else {"depth": request.depth}
+    if request.every != bool(request.definitions):
+        if request.every:
+            return [*find_benchmarks(extra=request.extra)]
+        return [found for called in request.definitions for found in _called(called, depth)]
+    if not request.every and request.local.qrels and (name := _own_name(request.local)):
         return [(None, benchmark_of_files(name, **depth))]
-    if sum(named) != 1:
-        raise click.UsageError(
-            "name a benchmark (headrank benchmarks lists them), or pass --all to run every one, or --dataset ID, or a "
-            "collection of your own: --corpus or --index with --topics and --qrels, or --candidates and --qrels"
-        )
-    if given["dataset"] is not None:
-        return [(None, benchmark_of_dataset(given["dataset"], **depth))]
-    if given["every"]:
-        return [*find_benchmarks(given["pipelines"], extra=given["extra"])]
-    return [(called, find_benchmark(called)) for called in given["definitions"]]
+    raise click.UsageError(
+        "name a benchmark (headrank benchmarks lists them) or ir_datasets:ID, or pass --all to run every one, or a "
+        "collection of your own: --corpus or --index with --topics and --qrels, or --candidates and --qrels"
+    )
 
 
-def _own_name(given: dict[str, Any]) -> str | None:
+def _called(called: str, depth: Mapping[str, int]) -> list[tuple[str, Benchmark]]:
+    """A folder has a / in its name, so that a folder of data does not hide the benchmark of that name."""
+    if called.startswith(_DATASETS):
+        return [(called, benchmark_of_dataset(called.removeprefix(_DATASETS), **depth))]
+    if "/" in called and Path(called).is_dir():
+        return find_benchmarks(Path(called))
+    return [(called, find_benchmark(called))]
+
+
+def _own_name(local: LocalFiles) -> str | None:
     """What a collection without a definition is called: the folder of its file, else its index."""
-    file: Path | None = given["corpus"] or given["candidates"]
+    file = local.corpus or local.candidates
     if file is not None:
         return file.absolute().parent.name
-    return None if given["index"] is None else Path(given["index"]).absolute().name
+    return None if local.index is None else Path(local.index).absolute().name
 
 
 def _flags(ctx: click.Context) -> list[str]:
@@ -261,41 +320,32 @@ def _flags(ctx: click.Context) -> list[str]:
     return flags
 
 
-def _file_flags(local: LocalFiles, files: dict[str, Any]) -> list[str]:
-    return [part for name in files if (value := getattr(local, name)) for part in (f"--{name}", str(value))]
+def _file_flags(local: LocalFiles) -> list[str]:
+    return [part for name in _FILES if (value := getattr(local, name)) for part in (f"--{name}", str(value))]
 
 
 # --------------------------------------------------------------------------------------------------- several benchmarks
 
 
-def _run_several(jobs: Sequence[_Job], given: dict[str, Any], reranker: Reranker | Workers) -> Suite:
-    from headrank_pipeline.experiment.suite import run_suite
-
+def _run_several(jobs: Sequence[_Job], request: RunRequest, reranker: Reranker | Workers) -> Suite:
     by_name = {job.benchmark.name: job for job in jobs}
 
     def run_one(benchmark: Benchmark) -> Outcome:
         job = by_name[benchmark.name]
-        return job.execute(given, reranker, job.command)
+        return job.execute(request, reranker, job.command)
 
-    return run_suite([(job.benchmark, job.output) for job in jobs], _summary(given), run_one)
-
-
-def _summary(given: dict[str, Any]) -> Path:
-    from headrank_pipeline.experiment.suite import SUMMARY
-
-    folder: Path = given["output"] or default_output("all", given["system"], given["model"])
-    return folder / SUMMARY
+    return run_suite([(job.benchmark, job.output) for job in jobs], request.summary, run_one)
 
 
-def _report_suite(ctx: click.Context, suite: Suite, given: dict[str, Any]) -> None:
-    if given["as_json"]:
+def _report_suite(ctx: click.Context, suite: Suite, request: RunRequest) -> None:
+    if request.as_json:
         echo_json(suite.to_dict())
     else:
-        click.echo(suite_table(suite, given["tag"] or given["system"]))
+        click.echo(suite_table(suite, request.tag or request.system))
         for row in suite.rows:
             if row.message:
                 click.echo(f"  {row.name}: {row.status}: {row.message}")
-        click.echo(f"summary: {_summary(given)}")
+        click.echo(f"summary: {request.summary}")
     if any(row.status != "done" for row in suite.rows):
         ctx.exit(PARTIAL)
 
@@ -325,10 +375,6 @@ def _suite_row(row: Row) -> list[str]:
 
 def _show(jobs: Sequence[_Job], stage: FirstStageOptions, *, as_json: bool) -> None:
     """Print what would be run and read; nothing is loaded and no socket is opened."""
-    from dataclasses import asdict
-
-    from headrank_pipeline.experiment.catalogue import needs, to_download
-
     wanted = [needs(job.benchmark, job.local, stage) for job in jobs]
     known, unknown = to_download(wanted)
     if as_json:

@@ -180,18 +180,18 @@ def _download(what: str, name: str, file: Mapping[str, Any], home: Path) -> Need
 def _collections(benchmark: Benchmark, local: LocalFiles, stage: FirstStageOptions) -> list[Need]:
     """The index or indexes of the first stage, and where passages come from if those store none."""
     if stage.method in ("dense", "impact") and local.corpus is None:
-        return _without_passages(benchmark, local.index, "--index", stage)
+        return _without_passages(benchmark, local.index, "--index FOLDER", stage)
     found = [_collection(benchmark, local)]
     if stage.method == "bm25" and stage.texts is not None:
         found.append(_named("texts", stage.texts))
     if stage.method == "fusion" and local.corpus is None:
-        found += _without_passages(benchmark, stage.dense_index, "--dense-index", stage)
+        found += _without_passages(benchmark, stage.dense_index, "--first-stage-option dense_index=FOLDER", stage)
     return list({need.place: need for need in reversed(found)}.values())[::-1]
 
 
 def _without_passages(benchmark: Benchmark, name: str | None, flag: str, stage: FirstStageOptions) -> list[Need]:
     if name is None:
-        return [Need("index", "none", "missing", None, f"pass {flag} FOLDER or NAME, or --corpus FILE")]
+        return [Need("index", "none", "missing", None, f"pass {flag} (or a name), or --corpus FILE")]
     facts = _index(name)
     owner = (facts and facts["texts"]) or benchmark.collection.pyserini_index
     texts = stage.texts or (None if Path(name).is_dir() and stage.method != "impact" else owner)

@@ -104,7 +104,6 @@ def resolve_inputs(
     local: LocalFiles,
     directory: RunDirectory,
     *,
-    threads: int = 1,
     stage: FirstStageOptions | None = None,
 ) -> Inputs:
     """Return a benchmark's candidates and judgments.
@@ -113,7 +112,6 @@ def resolve_inputs(
         benchmark: the definition.
         local: files that replace what it names.
         directory: where an index that has to be built and downloaded qrels go.
-        threads: for the first stage; changes no ranking.
         stage: a first stage in place of the benchmark's; published scores are then not checked.
 
     Raises:
@@ -144,7 +142,7 @@ def resolve_inputs(
             index=local.index,
             offline=local.offline,
             directory=directory,
-            threads=threads,
+            threads=choice.threads,
             exclude=exclude,
         )
         supply, index_origin = first_stage_supply(benchmark, choice, setting, queries)

@@ -17,6 +17,7 @@ from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.supply import CandidateSource, queries_sha256
 from headrank_pipeline.files import Input, open_input
 from headrank_pipeline.first_stage.index import ENGLISH, check_language
+from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import RRF_K, fuse
 from headrank_pipeline.records import Query, Ranking
 
@@ -39,6 +40,7 @@ class FirstStageOptions:
         texts: where passages come from when the index stores none.
         language: of BM25's analyzer; None: that of the index, English for one that is built.
         rrf_k: the constant of the fusion.
+        threads: of the search; changes no ranking.
     """
 
     method: Literal["bm25", "dense", "impact", "fusion"] = "bm25"
@@ -47,22 +49,41 @@ class FirstStageOptions:
     texts: str | None = None
     language: str | None = None
     rrf_k: int = RRF_K
+    threads: int = 1
+
+    @classmethod
+    def read(cls, method: str, options: Mapping[str, Any]) -> FirstStageOptions:
+        """Return the first stage of a method with options by their names.
+
+        Raises:
+            ValueError: an option that there is not, that this method does not know, or of the wrong type.
+        """
+        names = {own.name for own in fields(cls)} - {"method"}
+        refuse_unknown(f"first stage {method}", options, others=tuple(sorted(names)))
+        if "rrf_k" in options and method != "fusion":
+            raise ValueError(f"rrf_k is for first stage fusion; {method} has none")
+        return read_settings(cls, f"first stage {method}", {"method": method, **options})
 
     def __post_init__(self) -> None:
+        for name in ("rrf_k", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
         if self.language is not None:
             check_language(self.language)
             if self.method not in ("bm25", "fusion"):
-                raise ValueError(f"--language is for BM25's analyzer; --first-stage {self.method} has none")
+                raise ValueError(f"language is for BM25's analyzer; first stage {self.method} has none")
         if self.method == "bm25" and (self.dense_index or self.encoder):
-            raise ValueError("--dense-index and --encoder are for --first-stage dense, impact or fusion")
+            raise ValueError("dense_index and encoder are for first stage dense, impact or fusion")
         if self.method != "fusion" and self.dense_index:
-            raise ValueError(f"--dense-index is for --first-stage fusion; with {self.method} name the index by --index")
+            raise ValueError(f"dense_index is for first stage fusion; with {self.method} name the index by --index")
 
     def refuse_beside_candidates(self) -> None:
         """Raise ValueError where something was chosen: with saved candidates nothing is retrieved."""
         chosen = [own.name for own in fields(self) if getattr(self, own.name) != own.default]
         if chosen:
-            flags = ", ".join("--" + name.replace("method", "first_stage").replace("_", "-") for name in chosen)
+            flags = ", ".join(
+                "--first-stage" if name == "method" else f"--first-stage-option {name}" for name in chosen
+            )
             raise ValueError(f"--candidates are taken as they are: drop {flags}")
 
 
@@ -120,7 +141,7 @@ def first_stage_supply(
 def _stage(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace) -> _Stage:
     if setting.offline and choice.texts is not None and not Path(choice.texts).exists():
         raise FileNotFoundError(
-            f"--offline: --texts {choice.texts} is no file or folder here and may open a socket; name a corpus file or "
+            f"--offline: texts {choice.texts} is no file or folder here and may open a socket; name a corpus file or "
             f"the folder of a Lucene index"
         )
     if choice.method == "bm25":
@@ -152,7 +173,9 @@ def _lexical(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace
         )
     source = _bm25(index, stage, setting, texts=choice.texts, language=choice.language)
     if Path(index).is_dir():
-        return _Stage({"source": source.describe()}, lambda: source, index)
+        built_from = None if choice.texts else _built_from(Path(index), stage, choice.language)
+        identity = {"source": source.describe()} if built_from is None else _identity(built_from, stage, setting)
+        return _Stage(identity, lambda: source, index)
     _refuse_download(index, setting)
     # Described by its name: asking the source itself would start Java and fetch the index only to continue a run.
     named = {"index": index} | ({"texts": choice.texts} if choice.texts else {})
@@ -165,11 +188,31 @@ def _lexical_of_corpus(stage: FirstStage, corpus: Path, setting: Workspace, lang
     target = Path(setting.index) if setting.index else setting.directory.index
 
     def opened() -> Source:
-        _ensure_index(read, target, multifield=bool(stage.fields), language=language, setting=setting)
+        _ensure_index(read, target, stage, language, setting)
         return _bm25(str(target), stage, setting)
 
     collection = {"corpus_sha256": read.sha256} | _spoken(language)
     return _Stage(_identity(collection, stage, setting), opened, f"{target}, from {corpus}")
+
+
+def _built_from(index: Path, stage: FirstStage, language: str | None) -> dict[str, str] | None:
+    """The corpus of an index that is as `_ensure_index` would build it, or None: then the index is what it is."""
+    from headrank_pipeline.first_stage.index import index_identity
+
+    known = index_identity(index) or {}
+    corpus, spoken = known.get("corpus_sha256"), known.get("language", ENGLISH)
+    if corpus is None or language not in (None, spoken):  # of another language: refused when it is opened
+        return None
+    as_built = _wanted(corpus, stage, spoken).items() <= {"language": spoken, **known}.items()
+    return {"corpus_sha256": corpus, **_spoken(spoken)} if as_built else None
+
+
+def _wanted(corpus_sha256: str, stage: FirstStage, language: str) -> dict[str, Any]:
+    """What an index notes of itself that is built for a first stage."""
+    from headrank_pipeline.first_stage.jvm import versions
+
+    collection = "BeirMultifieldCollection" if stage.fields else "BeirFlatCollection"
+    return {"corpus_sha256": corpus_sha256, "collection": collection, "language": language, **versions()}
 
 
 def _spoken(language: str | None) -> dict[str, str]:
@@ -185,13 +228,11 @@ def _identity(collection: Mapping[str, str], stage: FirstStage, setting: Workspa
     return {**collection, "first_stage": stated, **versions()}
 
 
-def _ensure_index(corpus: Input, target: Path, *, multifield: bool, language: str, setting: Workspace) -> None:
+def _ensure_index(corpus: Input, target: Path, stage: FirstStage, language: str, setting: Workspace) -> None:
     """Build the index unless it is there and was built from the same corpus."""
     from headrank_pipeline.first_stage.index import build_index, index_identity
-    from headrank_pipeline.first_stage.jvm import versions
 
-    collection = "BeirMultifieldCollection" if multifield else "BeirFlatCollection"
-    wanted = {"corpus_sha256": corpus.sha256, "collection": collection, "language": language, **versions()}
+    wanted, multifield = _wanted(corpus.sha256, stage, language), bool(stage.fields)
     ours = setting.index is None
     known = index_identity(target)
     known = {} if known is None else {"language": ENGLISH, **known}
@@ -245,12 +286,12 @@ def _bm25(
 def _dense(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace, index: str | None) -> _Stage:
     from headrank_pipeline.first_stage.dense import dense
 
-    flag = "--dense-index" if choice.method == "fusion" else "--index"
+    flag = "--first-stage-option dense_index=FOLDER" if choice.method == "fusion" else "--index FOLDER"
     corpus = setting.corpus or (None if index else benchmark.collection.embedded_file("corpus.jsonl"))
     if corpus is not None:
         return _dense_of_corpus(benchmark, choice, setting, corpus, index)
     if index is None:
-        raise FileNotFoundError(f"--first-stage {choice.method}: pass {flag} FOLDER or NAME, or --corpus FILE")
+        raise FileNotFoundError(f"--first-stage {choice.method}: pass {flag} (or a name), or --corpus FILE")
     source = dense(index, choice.encoder, texts=choice.texts, threads=setting.threads, **_common(benchmark, setting))
     if not Path(index).is_dir():
         _refuse_download(index, setting)
@@ -267,8 +308,8 @@ def _dense_of_corpus(
 
     if choice.encoder is None:
         raise ValueError(
-            f"--first-stage {choice.method} with --corpus: pass --encoder, the folder of a sentence encoder, or drop "
-            f"--corpus and name indexes that are built (they know their encoder)"
+            f"--first-stage {choice.method} with --corpus: pass --first-stage-option encoder=FOLDER, a sentence "
+            f"encoder, or drop --corpus and name indexes that are built (they know their encoder)"
         )
     encoder = load_encoder(choice.encoder)
     target = Path(index) if index else setting.directory.path / "dense-index"
@@ -295,8 +336,8 @@ def _impact(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace)
     texts = choice.texts or benchmark.collection.pyserini_index
     if texts is None or (setting.offline and choice.texts is None):
         raise FileNotFoundError(
-            "--first-stage impact: impact indexes store no passages; pass --texts, a corpus file or the folder of a "
-            "Lucene index with documents"
+            "--first-stage impact: impact indexes store no passages; pass --first-stage-option texts=FILE, a corpus "
+            "or the folder of a Lucene index with documents"
         )
     source = impact(setting.index, choice.encoder, texts=texts, threads=setting.threads, **_common(benchmark, setting))
     return _Stage({"source": source.describe()}, lambda: source, setting.index)

@@ -439,7 +439,7 @@ def test_the_scifact_definition_reproduces_the_published_bm25_scores(
         "run", PIPELINES / "beir-scifact.yaml", "--index", scifact_index, "--topics", scifact / "queries.jsonl",
         "--qrels", scifact / "qrels" / "test.tsv", "--model", model, "--heads", files["heads"],
         "--output", tmp_path / "run", "--depth", "2", "--option", "passage_words=5", "--offline", "--json",
-        "--threads", "2",
+        "--first-stage-option", "threads=2",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     references = json.loads(result.stdout)["evaluation"]["references"]
@@ -464,7 +464,9 @@ def test_the_embedded_model_comes_with_the_weight_that_was_chosen_for_it(files, 
     [
         (["rerank", "--output", "o", "--model", "m", "-m", "P@5"], "--measure: nothing is evaluated without --qrels"),
         (["rerank", "--output", "o", "--model", "m", "-l", 1], "--relevance-level: nothing is evaluated without"),
-        (["run", "beir-nq", "--dry-run", "--rrf-k", 60], "--rrf-k: for --first-stage fusion"),
+        (["run", "beir-nq", "--rrf-k", 60], "--rrf-k is no flag any more; write --first-stage-option rrf_k=N"),
+        (["run", "--dataset", "beir/nq"], "--dataset is no flag any more; write ir_datasets:ID in the place of"),
+        (["run", "beir-nq", "--dry-run", *["--first-stage-option", "texts=a"] * 2], "texts is given twice"),
         (["retrieve", "--index", "i", "--output", "o", "--layout", "pyserini"], "--layout: of candidates"),
         (["retrieve", "--index", "i", "--output", "o.jsonl", "--tag", "t"], "--tag: the last column of a TREC run"),
         (["retrieve", "--index", "i", "--output", "o", "--dense", "--b", 0.4], "--b: for BM25; leave these or --dense"),
@@ -625,7 +627,8 @@ def test_errors_are_json_where_json_was_asked_for(files, model, arguments, statu
 
 
 def test_rerank_has_no_more_flags_than_a_reader_takes_in():
-    assert len(main.commands["rerank"].params) <= 22
+    assert len(main.commands["rerank"].params) <= 23
+    assert len(main.commands["run"].params) <= 33
 
 
 def test_a_run_goes_on_with_its_model_in_another_folder(files, model, tmp_path):

@@ -96,7 +96,7 @@ def test_an_impact_stage_takes_its_passages_from_a_corpus(files, tmp_path):
     stage = FirstStageOptions(method="impact", texts=str(files["corpus"]))
     [flea, dog] = resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=stage).supply.rankings()
     assert (flea.docids, dog.candidates[0].text) == (("d1", "007"), "The dog sleeps.")
-    with pytest.raises(FileNotFoundError, match="impact indexes store no passages; pass --texts"):
+    with pytest.raises(FileNotFoundError, match="impact indexes store no passages; pass --first-stage-option texts="):
         resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=FirstStageOptions(method="impact"))
 
 
@@ -104,7 +104,7 @@ def test_an_impact_stage_takes_its_passages_from_a_corpus(files, tmp_path):
 def test_offline_takes_no_passages_from_elsewhere(files, tmp_path, method):
     local = LocalFiles(topics=files["topics"], qrels=files["qrels"], index="somewhere", offline=True)
     stage = FirstStageOptions(method=method, texts="ir_datasets:vaswani")
-    with pytest.raises(FileNotFoundError, match="--offline: --texts ir_datasets:vaswani is no file or folder here"):
+    with pytest.raises(FileNotFoundError, match="--offline: texts ir_datasets:vaswani is no file or folder here"):
         resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=stage)
 
 
@@ -125,7 +125,7 @@ def test_passages_that_the_index_does_not_store_come_from_texts(files, slim_inde
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"method": "dense"}, "pass --index FOLDER or NAME, or --corpus FILE"),
+        ({"method": "dense"}, r"pass --index FOLDER \(or a name\), or --corpus FILE"),
         ({"method": "impact"}, "pass --index, an impact index"),
     ],
 )
@@ -135,12 +135,41 @@ def test_a_first_stage_without_its_index_names_the_flag(files, tmp_path, choice,
         resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=FirstStageOptions(**choice))
 
 
+def test_an_index_and_the_corpus_that_it_was_built_from_are_one_configuration(files, tiny_index, tmp_path):
+    def identity(index=None, stage=None, **changes):
+        named = {"topics": files["topics"], "qrels": files["qrels"], "index": index} | changes
+        inputs = resolve_inputs(benchmark(), LocalFiles(**named, offline=True), RunDirectory(tmp_path), stage=stage)
+        return inputs.supply.identity
+
+    built = identity(corpus=files["corpus"])
+    assert identity(str(tiny_index)) == identity(str(tiny_index), corpus=files["corpus"]) == built
+    assert identity(str(tiny_index), FirstStageOptions(threads=2)) == built
+    assert identity(str(tiny_index), FirstStageOptions(texts=str(files["corpus"]))) != built
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("dense", {"encodr": "x"}, "first stage dense has no option 'encodr'; did you mean 'encoder'"),
+        ("dense", {"method": "bm25"}, "has no option 'method'"),
+        ("bm25", {"rrf_k": 60}, "rrf_k is for first stage fusion; bm25 has none"),
+        ("bm25", {"threads": "two"}, "option threads: .* integer"),
+        ("bm25", {"threads": 0}, "threads 0: expected at least 1"),
+        ("dense", {"language": "de"}, "first stage dense has none"),
+    ],
+)
+def test_options_that_a_first_stage_does_not_know_are_refused(method, options, message):
+    with pytest.raises(ValueError, match=message):
+        FirstStageOptions.read(method, options)
+    assert FirstStageOptions.read("fusion", {"rrf_k": 9}) == FirstStageOptions(method="fusion", rrf_k=9)
+
+
 def test_flags_of_another_first_stage_are_refused():
-    with pytest.raises(ValueError, match="--dense-index and --encoder are for --first-stage dense, impact or fusion"):
+    with pytest.raises(ValueError, match="dense_index and encoder are for first stage dense, impact or fusion"):
         FirstStageOptions(encoder="minilm")
     with pytest.raises(ValueError, match="with dense name the index by --index"):
         FirstStageOptions(method="dense", dense_index="x")
-    with pytest.raises(ValueError, match="--language is for BM25's analyzer; --first-stage dense has none"):
+    with pytest.raises(ValueError, match="language is for BM25's analyzer; first stage dense has none"):
         FirstStageOptions(method="dense", language="de")
 
 
@@ -268,7 +297,7 @@ def collection(tmp_path, monkeypatch):
 
 def test_any_collection_of_ir_datasets_runs_without_a_definition(collection, tmp_path):
     model = tiny_model(tmp_path / "model")
-    arguments = ["run", "--dataset", "local/five", "--model", str(model), "--heads", "all"]
+    arguments = ["run", "ir_datasets:local/five", "--model", str(model), "--heads", "all"]
     arguments += ["--first-stage-weight", "0.5", "--log-scores", "--option", "chat=plain"]
     arguments += ["--output", str(tmp_path / "run")]
     result = CliRunner().invoke(main, arguments)

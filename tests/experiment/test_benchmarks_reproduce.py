@@ -197,7 +197,8 @@ def test_a_whole_offline_run_opens_no_socket(without_sockets, tiny_corpus, model
     arguments = [
         "run", tmp_path / "mini.yaml", "--offline", "--corpus", tiny_corpus, "--topics", tmp_path / "topics.tsv",
         "--qrels", tmp_path / "qrels.txt", "--model", model, "--heads", "all", "--output", tmp_path / "run",
-        "--first-stage", "fusion", "--encoder", tiny_encoder(tmp_path / "encoder"),
+        "--first-stage", "fusion",
+        "--first-stage-option", f"encoder={tiny_encoder(tmp_path / 'encoder')}",
     ]  # fmt: skip
     done = without_sockets(
         f"sys.argv = ['headrank', *{[str(argument) for argument in arguments]!r}]\n"

@@ -134,11 +134,11 @@ def test_a_benchmark_goes_by_its_name_or_by_a_file(tmp_path, monkeypatch):
 
 def test_commands_name_what_ships_and_the_files_of_others(mini):
     def named(*arguments):
-        shown = json.loads(invoke("run", "--all", *arguments, "--dry-run", "--json").stdout)
+        shown = json.loads(invoke("run", *arguments, "--dry-run", "--json").stdout)
         return [run["command"].split()[2] for run in shown["runs"]]
 
-    assert {"beir-scifact", "trec-dl-2020"} < set(named())
-    assert str(mini / "pipelines" / "beir-one.yaml") in named("--pipelines", mini / "pipelines")
+    assert {"beir-scifact", "trec-dl-2020"} < set(named("--all"))
+    assert str(mini / "pipelines" / "beir-one.yaml") in named(mini / "pipelines")
 
 
 # ------------------------------------------------------------------------------------------------------------- dry run
@@ -201,7 +201,7 @@ def mini(tmp_path) -> Path:
 
 def arguments(mini: Path, model: Path) -> list[object]:
     return [
-        "run", "--all", "--pipelines", mini / "pipelines", "--data", mini / "data", "--offline",
+        "run", mini / "pipelines", "--data", mini / "data", "--offline",
         "--output", mini / "out", "--model", model, "--heads", "all", "--batch-size", 4,
     ]  # fmt: skip
 
@@ -287,7 +287,7 @@ def test_a_folder_of_collections_serves_a_single_benchmark_too(mini, model, tmp_
         (["--data", tmp_path / "nowhere"], 4, "nowhere: no such folder of collections"),
         (["--data", tmp_path], 4, "expected a folder beir-one in it (beir- may be left out)"),
         (["--data", mini / "data", "--qrels", "q"], 2, "--qrels and --data both say where the collection is"),
-        (["--pipelines", mini], 2, "--pipelines: for --all"),
+        (["--pipelines", mini], 2, "--pipelines is no flag any more; write the folder"),
         (["--extra"], 2, "--extra: for --all"),
     ):
         result = shown(*flags)
@@ -327,9 +327,12 @@ def test_an_index_of_ones_own_needs_no_corpus_beside_it(tiny_index, model, tmp_p
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--first-stage", "dense", "--encoder", "e"], "--first-stage, --encoder"),
-        (["--language", "de"], "--language"),
-        (["--texts", "x"], "--texts"),
+        (
+            ["--first-stage", "dense", "--first-stage-option", "encoder=e"],
+            "--first-stage, --first-stage-option encoder",
+        ),
+        (["--first-stage-option", "language=de"], "--first-stage-option language"),
+        (["--first-stage-option", "texts=x"], "--first-stage-option texts"),
     ],
 )
 def test_a_first_stage_is_not_chosen_beside_saved_candidates(mini, model, tmp_path, flags, named):
@@ -343,12 +346,19 @@ def test_a_first_stage_is_not_chosen_beside_saved_candidates(mini, model, tmp_pa
 
 
 def test_a_language_without_analyzer_is_told_before_a_model_is_loaded(mini, tmp_path):
-    result = invoke("run", mini / "pipelines" / "beir-two.yaml", "--language", "xx", "--model", tmp_path / "nowhere")
+    result = invoke(
+        "run",
+        mini / "pipelines" / "beir-two.yaml",
+        "--first-stage-option",
+        "language=xx",
+        "--model",
+        tmp_path / "nowhere",
+    )
     assert (result.exit_code, "language 'xx': Anserini has no analyzer" in result.stderr) == (5, True), result.stderr
 
 
 def test_a_collection_without_a_definition_retrieves_as_many_as_are_reranked():
-    shown = invoke("run", "--dataset", "beir/scifact/test", "--depth", 200, "--model", "embedded", "--dry-run")
+    shown = invoke("run", "ir_datasets:beir/scifact/test", "--depth", 200, "--model", "embedded", "--dry-run")
     assert shown.exit_code == 0, shown.stderr
     assert benchmark_of_dataset("beir/scifact/test", depth=200).first_stage.hits == 200
     assert benchmark_of_dataset("beir/scifact/test", depth=20).first_stage.hits == 100
