@@ -81,13 +81,13 @@ class RayWorkers:
         self.count = count
         self._slots = slots
         self._usage: Mapping[str, Any] = {}
-        recipe = _Recipe(build, str(Path.cwd()), logging.getLogger(_PACKAGE).getEffectiveLevel())
-        description, self._origins = self._introduced(recipe)
-        self._recipe = replace(recipe, description=description)
+        setup = _WorkerSetup(build, str(Path.cwd()), logging.getLogger(_PACKAGE).getEffectiveLevel())
+        description, self._origins = self._introduced(setup)
+        self._setup = replace(setup, description=description)
 
     def describe(self) -> dict[str, Any]:
         """Return what every worker's reranker says of itself; one that says something else takes no part."""
-        return dict(self._recipe.description or {})
+        return dict(self._setup.description or {})
 
     def origins(self) -> dict[str, str]:
         """Return where what the first worker's reranker works with lies."""
@@ -148,13 +148,13 @@ class RayWorkers:
         finally:
             del rows  # which stops the workers
 
-    def _introduced(self, recipe: _Recipe) -> tuple[dict[str, Any], dict[str, str]]:
+    def _introduced(self, setup: _WorkerSetup) -> tuple[dict[str, Any], dict[str, str]]:
         """What a reranker says of itself and of its origins; its process ends with that, and gives back its memory."""
         import ray
 
         introduction = ray.remote(max_calls=1, max_retries=0)(_introduction).options(**self._slots)
         try:
-            answer: _Answer = pickle.loads(ray.get(introduction.remote(recipe)))
+            answer: _Answer = pickle.loads(ray.get(introduction.remote(setup)))
         except ray.exceptions.RayError as error:
             raise RuntimeError(
                 f"workers: the first one died while it built its reranker ({_short_message(error)})"
@@ -174,10 +174,10 @@ class RayWorkers:
         with DataContext.current(context), warnings.catch_warnings():
             # From Ray 2.64 on max_task_retries cannot be given here; the extra's bound keeps to those before.
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-            source = read_datasource(_source(batches, self._recipe.folder), num_cpus=0, override_num_blocks=1)
+            source = read_datasource(_source(batches, self._setup.folder), num_cpus=0, override_num_blocks=1)
             return source.map(
                 _Worker,
-                fn_constructor_args=(self._recipe,),
+                fn_constructor_args=(self._setup,),
                 compute=ActorPoolStrategy(size=self.count),
                 max_task_retries=_RETRIES,
                 **self._slots,
@@ -188,7 +188,7 @@ class RayWorkers:
 
 
 @dataclass(frozen=True, slots=True)
-class _Recipe:
+class _WorkerSetup:
     """What a worker needs to make its reranker.
 
     Args:
@@ -222,11 +222,11 @@ class _Recipe:
         return reranker
 
 
-def _introduction(recipe: _Recipe) -> bytes:
-    """An answer with the description and the origins of the recipe's reranker."""
-    records = _kept_log(recipe.level)
+def _introduction(setup: _WorkerSetup) -> bytes:
+    """An answer with the description and the origins of the setup's reranker."""
+    records = _kept_log(setup.level)
     try:
-        made = recipe.made()
+        made = setup.made()
         return _Answer((plain(made.describe()), made.origins()), None, _drained(records), _name()).sent()
     except Exception as error:  # noqa: BLE001 - raised again where the user is
         return _Answer(None, error, _drained(records), _name()).sent()
@@ -235,11 +235,11 @@ def _introduction(recipe: _Recipe) -> bytes:
 class _Worker:
     """One process with a reranker; Ray Data makes it and calls it with rows."""
 
-    def __init__(self, recipe: _Recipe) -> None:
-        self._records = _kept_log(recipe.level)
+    def __init__(self, setup: _WorkerSetup) -> None:
+        self._records = _kept_log(setup.level)
         self._fault: Exception | None = None
         try:
-            self._reranker = recipe.made()
+            self._reranker = setup.made()
             _drained(self._records)  # the introduction has told it already
         except Exception as error:  # noqa: BLE001 - raised again where the user is; here Ray would try again
             self._fault = error

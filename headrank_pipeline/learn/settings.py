@@ -25,17 +25,17 @@ class SelectionConfig:
         criterion: one of `CRITERIA`; ``discrimination`` is the entropy-regularised one with lambda 0.
         num_heads: how many to keep (a layer window keeps all heads of its layers instead).
         entropy_weight: lambda, of the entropy term.
-        flatness_weight: of the term that prefers heads whose attention goes little by place; 0 leaves it out. It is
+        flatness_weight: weight of a term that prefers heads whose attention ignores the place; 0 leaves it out. It is
             z(log flatness), subtracted from the criterion's score, which is made a z-score for that.
         depth_cap: largest share of the model's layers that may be kept, or None.
         window: layers of the layer window (Selective-ICR: 4).
-        temperature: of CoRe's contrastive score.
+        temperature: that of CoRe's contrastive score.
         relevance_level: lowest grade that counts as relevant for QRScore and CoRe.
-        order: of the passages; ``random`` so that a head that looks at the first passages is not taken for a good one.
+        order: how passages are arranged; ``random``, or a head that looks at the first ones is taken for a good one.
         list_size: passages drawn from each list, or None for whole lists.
         max_lists: use that many lists, the first ones; None for all.
         max_prompt_tokens: budget of a prompt, or None for all positions of the model.
-        seed: of the passage order.
+        seed: starts the passage order.
     """
 
     criterion: Criterion = "entropy-regularised"

@@ -48,10 +48,11 @@ def named_model(name: str | Path, *, trained: bool = False) -> str | Path:
         MissingPrerequisite: a model of a wheel that is not installed.
         ValueError: no reranker ships.
     """
-    if Path(name).exists():
+    if Path(name).is_dir():
         return name
     if str(name) not in _NAMES:
-        if near := get_close_matches(str(name), _NAMES, n=1, cutoff=0.8):  # the hub, asked for it, takes 20 s to answer
+        near = [] if Path(name).exists() else get_close_matches(str(name), _NAMES, n=1, cutoff=0.8)
+        if near:  # the hub, asked for it, takes 20 s to answer
             raise FileNotFoundError(f"model {str(name)!r}: there is no such folder; did you mean {near[0]!r}?")
         return name
     if str(name) == "embedded":

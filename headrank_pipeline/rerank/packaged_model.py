@@ -92,7 +92,7 @@ class PackagedModel:
         """Return the folder of the reranker, made at first use.
 
         Raises:
-            MissingPrerequisite: as `plain`.
+            MissingPrerequisite: the same as `plain`.
             ValueError: no adapter ships, or one that does not fit the model.
         """
         if not self.ships_adapter:
