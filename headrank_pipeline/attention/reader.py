@@ -1,7 +1,7 @@
 """AttentionReader: a truncated model that reads the attention of selected heads for many prompts at once.
 
-Without calibration a prompt costs one forward pass. With a content-free query the passages are read once: their keys
-stay in a cache, and both queries follow in one short second pass as two branches that do not see each other.
+Without calibration a prompt costs one forward pass. With a content-free query the passages are read once, and both
+queries follow on their keys in one short second pass, where they do not see each other (`attention.contexts`).
 
 On a GPU a pass is queued and Python goes on: no layer waits for the device (`to_device`), so that the prompts of the
 next pass can be made meanwhile (`AttentionReader.stream`).
@@ -21,9 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from headrank_pipeline.attention.branches import Branches, shared_prefix
 from headrank_pipeline.attention.budget import (
     BATCH_TOKENS,
     TokenBudget,
@@ -32,7 +30,7 @@ from headrank_pipeline.attention.budget import (
     tokens_beside,
 )
 from headrank_pipeline.attention.canary import check_isolated, shortcuts_to_leave_out
-from headrank_pipeline.attention.isolated import read_isolated
+from headrank_pipeline.attention.contexts import read_contexts, shared_prefix, with_shared_prefix
 from headrank_pipeline.attention.kernels import (
     fast_products,
     has_fast_products,
@@ -102,8 +100,8 @@ class AttentionReader:
         self._short_positions = _short_positions(loaded.model.config)
         self._sizes = (loaded.model.config, len(self.heads.heads), loaded.model.dtype)
         reserved = 0 if passage_cache is None else passage_cache.memory_bytes - passage_cache.held_bytes
-        self.without |= self._broken_shortcuts()
         self._room = batch_tokens_for(batch_tokens, *self._sizes, self.device, reserved=reserved)
+        self.without |= self._broken_shortcuts()
         if batch_tokens == "auto":
             logger.info("passes of up to %d tokens fit into the free memory of %s", self._room, self.device)
 
@@ -258,7 +256,10 @@ class AttentionReader:
             and self._takes("shared_prefix")
             and not any(self._is_long(prompt) for prompt, _ in batch)
         ):
-            return self._read_branches([(first, second) for first, second in batch], support)
+            if any(first.boundaries is not None for first, _ in batch):
+                return [tuple(reads) for reads in self._read_isolated(batch, support)]
+            questions = [with_shared_prefix(first, second) for first, second in batch]
+            return [tuple(reads) for reads in read_contexts(self, questions, support=support, kept=False)]
         passes = [self.forward(prompts, support=support) for prompts in zip(*batch, strict=True)]
         return list(zip(*passes, strict=True))
 
@@ -299,38 +300,6 @@ class AttentionReader:
         read = self._collect(tap)
         return [read[b, 0, :, : len(prompt)].clone() for b, prompt in enumerate(prompts)]
 
-    def _read_branches(self, pairs: Sequence[tuple[Prompt, Prompt]], support: Support) -> list[tuple[Tensor, ...]]:
-        if any(first.boundaries is not None for first, _ in pairs):
-            return [tuple(reads) for reads in self._read_isolated(pairs, support)]
-        shared = [shared_prefix(first, second) for first, second in pairs]
-        longest = max(shared)
-        cache = DynamicCache()
-        ids = [torch.from_numpy(first.token_ids[:length]) for (first, _), length in zip(pairs, shared, strict=True)]
-        self._forward(self._padded(ids), self._tap(None, None, None), cache)
-
-        tails = [[prompt.token_ids[length:] for prompt in pair] for pair, length in zip(pairs, shared, strict=True)]
-        branches = Branches.of(tails, shared, longest, self.device)
-        spans = [
-            [
-                (p.rows[0] - length + offset, p.rows[1] - length + offset)
-                for p, offset in zip(pair, offsets, strict=True)
-            ]
-            for pair, length, offsets in zip(pairs, shared, branches.offsets, strict=True)
-        ]
-        rows, weights = self._rows(spans)
-        seen = [branches.keys_of(pair, b, shared[b]) for b, pair in enumerate(pairs)]
-        columns = self._columns(seen, branches.mask.shape[-1]) if support == "passages" else None
-        tap = self._tap(rows, weights, columns)
-        self._forward(branches.ids, tap, cache, mask=branches.mask, positions=branches.positions)
-        read = self._collect(tap)
-        return [
-            (
-                branches.gather(read[b, 0], b, 0, shared[b]),
-                branches.gather(read[b, 1], b, 1, shared[b]),
-            )
-            for b in range(len(pairs))
-        ]
-
     def _is_long(self, prompt: Prompt) -> bool:
         """Return whether a pass over this prompt takes LongRoPE's other frequencies, for all of its prompts alike."""
         return self._short_positions is not None and _positions(prompt) > self._short_positions
@@ -344,14 +313,14 @@ class AttentionReader:
                     f"positions; beyond {self._short_positions} its LongRoPE would turn the question by other "
                     f"frequencies than the passages: shorten them (passage_words)"
                 )
-        return read_isolated(self, lists, support=support)
+        return read_contexts(self, lists, support=support)
 
     def check_isolated(self) -> None:
         """Raise ValueError where isolated passages are not read right with this model's family."""
 
         def read(prompt: Prompt) -> Tensor:
             with torch.inference_mode():
-                return read_isolated(self, [(prompt,)], support="all")[0][0]
+                return read_contexts(self, [(prompt,)], support="all")[0][0]
 
         check_isolated(self.model, self.heads.heads, read, name=self.source.name)
 
@@ -406,7 +375,6 @@ class AttentionReader:
         self,
         ids: Tensor,
         tap: Tap,
-        cache: DynamicCache | None = None,
         *,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
@@ -418,8 +386,7 @@ class AttentionReader:
                     input_ids=to_device(ids, self.device),
                     attention_mask=mask,
                     position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=cache is not None,
+                    use_cache=False,
                     tap=tap,
                 )
         except DeepestLayerRead:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrank_pipeline.attention.budget import BATCH_TOKENS
+from headrank_pipeline.attention.contexts import cached_passages
 from headrank_pipeline.attention.heads import HeadSet, published_names
-from headrank_pipeline.attention.isolated import cached_passages
 from headrank_pipeline.attention.markup import CHATS
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.passage_cache import PassageCache

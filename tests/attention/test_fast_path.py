@@ -31,7 +31,7 @@ from headrank_pipeline.attention.kernels import (
 from headrank_pipeline.attention.model import load, prefer_flash_attention
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import SHORTCUTS, AttentionReader
-from headrank_pipeline.attention.recipe import HEADRANK
+from headrank_pipeline.attention.recipe import HEADRANK, RECIPES
 from headrank_pipeline.attention.scoring import passage_mass
 from headrank_pipeline.pipeline import Failure
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -595,3 +595,23 @@ def test_4b_with_100_passages_fits_a_card_of_24_gb():
     weights = 2 * (36 * layer + 151936 * 2560)
     tokens = 15_420  # 100 passages of 100 words of SciFact in Qwen3's tokens, with the prompt around them
     assert weights + tokens * budget.bytes_per_token(shape, 1152, torch.bfloat16) < 24 * 10**9
+
+
+@pytest.mark.parametrize("support", ["all", "passages"])
+@pytest.mark.parametrize("recipe", list(RECIPES.values()), ids=list(RECIPES))
+def test_every_recipe_scores_the_same_fast_or_slow_in_batches_or_alone(folders, always_worth, recipe, support):
+    """Calibrated CORE reads a token beyond what its two prompts share."""
+    rankings = []
+    for n in range(3):
+        texts = [f"{place} fleas live {'a ' * n}" for place in range(2 + n)]
+        found = tuple(Candidate(f"d{place}", 9.0 - place, text) for place, text in enumerate(texts))
+        rankings.append(Ranking(Query(f"q{n}", "how long do fleas live"), found))
+    loaded = load(folders["qwen3"], HEADS, device="cpu")
+    ways = []
+    for without, tokens in (((), 100_000), ((), 1), (SHORTCUTS, 100_000), (SHORTCUTS, 1)):
+        reader = AttentionReader(loaded, without=without, batch_tokens=tokens)
+        made = AttentionReranker(reader, recipe.varied({"support": support})).rerank_batch(rankings)
+        ways.append([[dict(zip(one.docids, one.scores, strict=True))[d] for d in sorted(one.docids)] for one in made])
+    for other in ways[1:]:
+        for one, same in zip(ways[0], other, strict=True):
+            assert one == pytest.approx(same, abs=TOLERANCE)

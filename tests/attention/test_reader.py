@@ -7,7 +7,6 @@ import shutil
 from dataclasses import replace
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
@@ -15,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForCausalLM
 
 from headrank_pipeline.attention import tap as tap_module
-from headrank_pipeline.attention.branches import Branches, shared_prefix
+from headrank_pipeline.attention.contexts import shared_prefix
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
@@ -124,9 +123,15 @@ def test_prompts_share_what_comes_before_their_first_difference():
     assert shared_prefix(prompt, other) == 2
 
 
-def test_no_row_of_a_branch_sees_nothing_even_without_a_prefix():
-    tails = [[np.array([1, 2]), np.array([3])], [np.array([4]), np.array([5])]]  # the second is padded
-    assert Branches.of(tails, [0, 0], 0, torch.device("cpu")).mask.any(-1).all()
+def test_questions_that_share_nothing_are_read_as_two_prompts(folders):
+    builder, (prompt, *_) = prompts(ICR, 1)
+    other = builder.with_query(prompt, "N/A")
+    other.token_ids[0] += 1
+    assert shared_prefix(prompt, other) == 0
+    reader = reader_of(folders["qwen3"])
+    [pair] = reader.read_calibrated([(prompt, other)])
+    for found, alone in zip(pair, reader.read([prompt, other]), strict=True):
+        assert (found - alone).abs().max() <= TOLERANCE
 
 
 def test_no_pass_that_prompts_share_is_larger_than_the_budget(folders):
@@ -138,9 +143,8 @@ def test_no_pass_that_prompts_share_is_larger_than_the_budget(folders):
     pairs = [(prompt, builder.with_query(prompt, "N/A")) for prompt in made]
     budget = 2 * max(len(first) + len(second) - shared_prefix(first, second) for first, second in pairs) - 1
     reader = reader_of(folders["qwen3"], batch_tokens=budget)
-    passes = passes_of(reader, lambda: reader.read_calibrated(pairs))
-    both = [a.numel() + b.numel() for a, b in zip(passes[::2], passes[1::2], strict=True) if a[0] > 1]
-    assert both and max(both) <= budget
+    shared = [shape for shape in passes_of(reader, lambda: reader.read_calibrated(pairs)) if shape[0] > 1]
+    assert shared and max(shape.numel() for shape in shared) <= budget
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,21 +1,25 @@
-"""Isolated passages: every passage is read on its own after a shared opening, and the question looks back at all.
+"""A context that is read once, then questions on its keys: isolated passages, and two queries after the same prompt.
 
-All passages start at the position after the opening and see the opening and themselves only; the question starts
-after the longest of them. So a passage's keys and values depend on neither its neighbours nor the query, scores do not
-depend on the order of candidates, and the cost is linear in their number. Inspired by BlockRank (arXiv 2510.05396) and
-CompRank (arXiv 2606.11700); the layout is ours (docs/method.md).
+A context is an opening and the pieces that follow it. Every piece starts at the position after the opening and sees the
+opening and itself only; the questions start after the longest piece, see all of them, and do not see each other.
 
-Passages run as batches of short rows, each distinct one once; per layer their keys and values are kept without padding
-for the question's pass, and from query to query where the engine has a cache. Everything follows the caller's gradient
+- Isolated passages: each passage is a piece. Its keys and values depend on neither its neighbours nor the query, scores
+  do not depend on the order of candidates, and the cost is linear in their number. Inspired by BlockRank (arXiv
+  2510.05396) and CompRank (arXiv 2606.11700); the layout is ours (docs/method.md).
+- Calibration of causal prompts: everything before the query is one piece, and the query and the content-free query are
+  the questions (`with_shared_prefix`).
+
+Pieces run as batches of short rows, each distinct one once; per layer their keys and values are kept without padding
+for the questions' pass, and from query to query where the reader has a cache. Everything follows the caller's gradient
 mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,51 +28,37 @@ from torch import Tensor
 from headrank_pipeline.attention.passage_cache import KeyValues, PassageCache, entry_name
 from headrank_pipeline.attention.prompt import Prompt
 from headrank_pipeline.attention.recipe import Support
-from headrank_pipeline.attention.tap import Past, to_device
+from headrank_pipeline.attention.tap import to_device
 
-__all__ = ["Engine", "cached_passages", "read_isolated"]
+if TYPE_CHECKING:
+    from headrank_pipeline.attention.reader import AttentionReader
 
-
-class Engine(Protocol):
-    """What runs the passes: an `AttentionReader`."""
-
-    device: torch.device
-    passage_cache: PassageCache | None
-
-    @property
-    def key_identity(self) -> Mapping[str, Any]:
-        """What a passage's keys depend on besides tokens: weights, depth, dtype."""
-
-    @property
-    def depth(self) -> int:
-        """Number of layers run; of the last one only the keys count."""
-
-    def row_tokens(self, kept: int) -> int:
-        """Return the padded tokens of one pass, where the keys of `kept` tokens in all are to be held."""
-
-    def prefill(self, ids: Tensor, past: Past, *, mask: Tensor | None, positions: Tensor | None) -> None:
-        """Run tokens [B, T] and read nothing; `past` sees their keys and values."""
-
-    def attend(
-        self,
-        ids: Tensor,
-        past: Past,
-        spans: Sequence[Sequence[tuple[int, int]]],
-        columns: Tensor | None,
-        *,
-        mask: Tensor,
-        positions: Tensor,
-    ) -> Tensor:
-        """Run tokens [B, T] and return [B, G, H, S], the mean attention of G spans of them to S keys."""
+__all__ = ["cached_passages", "read_contexts", "shared_prefix", "with_shared_prefix"]
 
 
-def read_isolated(engine: Engine, lists: Sequence[Sequence[Prompt]], *, support: Support) -> list[list[Tensor]]:
+def with_shared_prefix(first: Prompt, second: Prompt) -> list[Prompt]:
+    """Return two causal prompts as questions on what both begin with, be it nothing."""
+    boundaries = np.array([0, shared_prefix(first, second)])
+    return [replace(prompt, boundaries=boundaries) for prompt in (first, second)]
+
+
+def shared_prefix(first: Prompt, second: Prompt) -> int:
+    """Return how many leading tokens both prompts have in common, before the rows of either."""
+    limit = min(first.prefix, second.prefix)
+    differ = np.flatnonzero(first.token_ids[:limit] != second.token_ids[:limit])
+    return int(differ[0]) if len(differ) else limit
+
+
+def read_contexts(
+    reader: AttentionReader, lists: Sequence[Sequence[Prompt]], *, support: Support, kept: bool = True
+) -> list[list[Tensor]]:
     """Return the attention of each prompt's row tokens to its tokens.
 
     Args:
-        engine: runs the passes; `engine.row_tokens` bounds the padded passage tokens in each.
+        reader: runs the passes; `reader.row_tokens` bounds the padded passage tokens in each.
         lists: the G prompts of each list ask different queries of the same passages (query and content-free query).
         support: the softmax runs over ``all`` visible tokens or over the ``passages`` tokens only.
+        kept: pieces are looked for in the reader's cache, and kept there.
 
     Returns:
         For each list G tensors [H, N] float32 in prompt order, whatever order the keys are held in.
@@ -84,14 +74,15 @@ def read_isolated(engine: Engine, lists: Sequence[Sequence[Prompt]], *, support:
     if any(not np.array_equal(context.opening, opening) for context in contexts):
         raise ValueError("prompts with isolated passages differ in their opening; read those of each template apart")
     nothing = np.zeros(0, dtype=np.int64)
-    before = _keys(engine, nothing, None, [opening]).get(opening.tobytes())
+    cache = reader.passage_cache if kept and not torch.is_grad_enabled() else None  # gradients end at kept keys
+    before = _keys(reader, cache, nothing, None, [opening]).get(opening.tobytes())
     distinct = {passage.tobytes(): passage for context in contexts for passage in context.passages}
-    keys = _keys(engine, opening, before, sorted(distinct.values(), key=_by_length))
+    keys = _keys(reader, cache, opening, before, sorted(distinct.values(), key=_by_length))
     rows = [[keys[passage.tobytes()] for passage in context.in_key_order()] for context in contexts]
     if before is not None:
         rows = [[before, *row] for row in rows]
-    look_back = _LookBack(rows, max(map(len, contexts)), engine.depth - 1)
-    return _ask(engine, lists, contexts, look_back, support)
+    look_back = _LookBack(rows, max(map(len, contexts)), reader.depth - 1)
+    return _ask(reader, lists, contexts, look_back, support)
 
 
 @dataclass(frozen=True)
@@ -165,38 +156,42 @@ def _joined(runs: Sequence[np.ndarray]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ opening and passages
 
 
-def cached_passages(engine: Engine, prompt: Prompt) -> int:
+def cached_passages(reader: AttentionReader, prompt: Prompt) -> int:
     """Return how many of a prompt's passages lie in the engine's passage cache; 0 where it has none."""
-    cache, context = engine.passage_cache, _Context.of([prompt])
+    cache, context = reader.passage_cache, _Context.of([prompt])
     if cache is None:
         return 0
-    return sum(entry_name(engine.key_identity, context.opening, passage) in cache for passage in context.passages)
+    return sum(entry_name(reader.key_identity, context.opening, passage) in cache for passage in context.passages)
 
 
 def _keys(
-    engine: Engine, opening: np.ndarray, before: KeyValues | None, passages: Sequence[np.ndarray]
+    reader: AttentionReader,
+    cache: PassageCache | None,
+    opening: np.ndarray,
+    before: KeyValues | None,
+    passages: Sequence[np.ndarray],
 ) -> dict[bytes, KeyValues]:
     """Return the keys and values of each distinct passage, by its token ids as bytes; empty ones have none.
 
     Args:
-        engine: runs the passages that its cache does not hold.
+        reader: runs the passages that the cache does not hold.
+        cache: keeps them from query to query; None where nothing is kept.
         opening: token ids before each passage.
         before: their keys and values.
         passages: distinct ones, longest first.
     """
-    cache = None if torch.is_grad_enabled() else engine.passage_cache  # gradients end at kept keys
     missing, keys, names = [], {}, {}
     for passage in passages:
         found = None
         if cache is not None and len(passage):
-            names[passage.tobytes()] = name = entry_name(engine.key_identity, opening, passage)
-            found = cache.get(name, engine.device)
+            names[passage.tobytes()] = name = entry_name(reader.key_identity, opening, passage)
+            found = cache.get(name, reader.device)
         if found is None:
             missing.append(passage)
         else:
             keys[passage.tobytes()] = found
-    for rows in _row_batches(missing, engine.row_tokens(sum(map(len, passages)))):
-        for row, filled in zip(rows, _prefill_rows(engine, rows, before), strict=True):
+    for rows in _row_batches(missing, reader.row_tokens(sum(map(len, passages)))):
+        for row, filled in zip(rows, _prefill_rows(reader, rows, before), strict=True):
             keys[row.tobytes()] = filled
             if cache is not None:
                 cache.put(names[row.tobytes()], filled)
@@ -221,7 +216,7 @@ def _row_batches(passages: Sequence[np.ndarray], row_tokens: int) -> Iterator[li
         yield batch
 
 
-def _prefill_rows(engine: Engine, rows: Sequence[np.ndarray], before: KeyValues | None) -> list[KeyValues]:
+def _prefill_rows(reader: AttentionReader, rows: Sequence[np.ndarray], before: KeyValues | None) -> list[KeyValues]:
     """Return the keys and values of token rows that each come right after `before`."""
     lengths = [len(tokens) for tokens in rows]
     width, earlier = max(lengths), 0 if before is None else len(before.keys[0])
@@ -229,13 +224,13 @@ def _prefill_rows(engine: Engine, rows: Sequence[np.ndarray], before: KeyValues 
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = torch.from_numpy(tokens)
     unpadded = torch.from_numpy(_joined([_run(row * width, length) for row, length in enumerate(lengths)]))
-    recorder = _Recorder(to_device(unpadded, engine.device), before, engine.depth)
+    recorder = _Recorder(to_device(unpadded, reader.device), before, reader.depth)
     if before is None:  # plain causal rows, which need no mask
-        engine.prefill(ids, recorder, mask=None, positions=None)
+        reader.prefill(ids, recorder, mask=None, positions=None)
     else:
-        mask = torch.ones((width, earlier + width), dtype=torch.bool, device=engine.device).tril(earlier)
-        positions = torch.arange(earlier, earlier + width, device=engine.device)[None]
-        engine.prefill(ids, recorder, mask=mask[None, None], positions=positions)
+        mask = torch.ones((width, earlier + width), dtype=torch.bool, device=reader.device).tril(earlier)
+        positions = torch.arange(earlier, earlier + width, device=reader.device)[None]
+        reader.prefill(ids, recorder, mask=mask[None, None], positions=positions)
     keys = zip(*(torch.split(layer, lengths) for layer in recorder.keys), strict=True)
     values = list(zip(*(torch.split(layer, lengths) for layer in recorder.values), strict=True)) or [()] * len(rows)
     return [KeyValues(*pair) for pair in zip(keys, values, strict=True)]
@@ -272,7 +267,7 @@ def _after(before: Tensor, rows: Tensor) -> Tensor:
 
 
 def _ask(
-    engine: Engine,
+    reader: AttentionReader,
     lists: Sequence[Sequence[Prompt]],
     contexts: Sequence[_Context],
     look_back: _LookBack,
@@ -281,12 +276,16 @@ def _ask(
     """Run the questions of all lists in one pass."""
     questions = _Questions.of(lists, contexts)
     columns = torch.zeros((len(lists), questions.mask.shape[-1]), dtype=torch.bool)
-    key_of_token = [context.key_of_token() for context in contexts]
+    before = [context.key_of_token() for context in contexts]
+    key_of_token = [
+        [_joined([before[b], questions.keys(b, g)]) for g in range(len(prompts))] for b, prompts in enumerate(lists)
+    ]
     for b, prompts in enumerate(lists):
-        for span in prompts[0].passages.tolist():
-            columns[b, torch.from_numpy(key_of_token[b][slice(*span)])] = True
-    device = engine.device
-    read = engine.attend(
+        for prompt, keys in zip(prompts, key_of_token[b], strict=True):
+            for span in prompt.passages.tolist():  # the last may end within the question: each sees its own
+                columns[b, torch.from_numpy(keys[slice(*span)])] = True
+    device = reader.device
+    read = reader.attend(
         questions.ids,
         look_back,
         questions.rows(lists),
@@ -296,12 +295,10 @@ def _ask(
     )
     return [
         [
-            read[b, g].index_select(
-                1, to_device(torch.from_numpy(_joined([key_of_token[b], questions.keys(b, g)])), device)
-            )
-            for g in range(len(prompts))
+            read[b, g].index_select(1, to_device(torch.from_numpy(keys), device))
+            for g, keys in enumerate(key_of_token[b])
         ]
-        for b, prompts in enumerate(lists)
+        for b in range(len(lists))
     ]
 
 
