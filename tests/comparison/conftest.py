@@ -5,7 +5,7 @@ import pytest
 from headrank_pipeline.comparison import canvas
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(scope="module")
 def small_pictures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(canvas, "_DPI", 50)

@@ -26,6 +26,8 @@ from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
 
+pytestmark = pytest.mark.usefixtures("small_pictures")
+
 LETTERS = "abcdefgh"
 
 

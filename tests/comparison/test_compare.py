@@ -32,6 +32,8 @@ from headrank_pipeline.experiment.journal import Entry, journal_key
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_candidates, write_candidates
 
+pytestmark = pytest.mark.usefixtures("small_pictures")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
