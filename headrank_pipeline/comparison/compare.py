@@ -38,8 +38,9 @@ class Comparison:
         summary: one row per system, the first stage first: ``system``, a mean per measure with ``MEASURE low`` and
             ``MEASURE high`` (bootstrap, 95%), then the fields of `costs.Cost`.
         tests: one row per measure and system but the baseline: the fields of `significance.PairedTest`, with
-            ``t_test_holm`` and ``randomisation_holm`` corrected over the systems of a measure.
-        per_query: one row per system and query of the qrels: ``system``, ``qid``, a value per measure.
+            ``t_test_holm`` and ``randomisation_holm`` corrected over the systems of a measure. Queries that no run has
+            are not tested: they would all be ties of 0.
+        per_query: one row per system and judged query that some run has: ``system``, ``qid``, a value per measure.
         ceiling: the best that any reranker of these candidates could reach: ``R@depth`` of the candidates, and every
             measure with the candidates in the ideal order.
         baseline: the system that the others are tested against.
@@ -107,16 +108,22 @@ def compare(
     level = relevance_level or recorded.get("relevance_level", 1)
     files = {FIRST_STAGE: finished[0].directory.first_stage_run, **{run.name: run.directory.run for run in finished}}
     evaluations = {name: evaluate(path, judgments, names, relevance_level=level) for name, path in files.items()}
+    asked = _asked(evaluations)
     return Comparison(
         summary=_summary(evaluations, finished, names, seed),
-        tests=pd.DataFrame(paired_rows(evaluations, chosen, names, seed)),
-        per_query=per_query_rows(evaluations),
+        tests=pd.DataFrame(paired_rows(asked, chosen, names, seed)),
+        per_query=per_query_rows(asked),
         ceiling=_ceiling(finished[0], judgments, names, level),
         baseline=chosen,
         measures=names,
         runs=tuple(finished),
         conditions=_conditions(finished, judgments, level, evaluations[FIRST_STAGE].queries, seed),
-        notes=(*notes, *_effect_notes(finished), *_judgment_notes(finished, judgments), *_query_notes(evaluations)),
+        notes=(
+            *notes,
+            *_effect_notes(finished),
+            *_judgment_notes(finished, judgments),
+            *_query_notes(evaluations, asked),
+        ),
     )
 
 
@@ -243,9 +250,29 @@ def _effect_notes(runs: Sequence[FinishedRun]) -> list[str]:
     return [f"{run.name}: {warning}" for run in runs for warning in run.totals.get("warnings", ())]
 
 
-def _query_notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    lost = {name: evaluation.missing for name, evaluation in evaluations.items() if evaluation.missing}
-    return [
+def _asked(evaluations: Mapping[str, Evaluation]) -> Mapping[str, Evaluation]:
+    """The evaluations without the judged queries that no run has: who tries a part of the topics did not ask them."""
+    unasked = set.intersection(*(set(evaluation.missing) for evaluation in evaluations.values()))
+    if not unasked:
+        return evaluations
+    return {name: found.over(found.per_query.keys() - unasked) for name, found in evaluations.items()}
+
+
+def _query_notes(evaluations: Mapping[str, Evaluation], asked: Mapping[str, Evaluation]) -> list[str]:
+    """What is missing: for all runs, with means over what is there, or for some of them."""
+    lost = {name: evaluation.missing for name, evaluation in asked.items() if evaluation.missing}
+    first, part = next(iter(evaluations.values())), next(iter(asked.values()))
+    notes = []
+    if unasked := first.queries - part.queries:
+        means = "; ".join(
+            f"{name} {', '.join(f'{measure} {value:.4f}' for measure, value in found.means.items())}"
+            for name, found in asked.items()
+        )
+        notes.append(
+            f"no run has {unasked} of the {first.queries} judged queries: the means in the table count them 0, as "
+            f"trec_eval does, tests leave them out; means over the other {part.queries}: {means}"
+        )
+    return notes + [
         f"{name} lacks {len(missing)} of the judged queries, which count 0: "
         f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
         for name, missing in lost.items()

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -119,6 +119,12 @@ class Evaluation:
         """Measure -> mean over the judged queries that the run has: for a run of a part of the topics."""
         lost = frozenset(self.missing)
         return _means(self.means, [values for qid, values in self.per_query.items() if qid not in lost])
+
+    def over(self, qids: Collection[str]) -> Evaluation:
+        """Return the evaluation of some of the judged queries, with means over these alone."""
+        kept = {qid: values for qid, values in self.per_query.items() if qid in qids}
+        missing = tuple(qid for qid in self.missing if qid in qids)
+        return replace(self, means=_means(self.means, kept.values()), per_query=kept, missing=missing)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per query: qid, then a column per measure."""

@@ -172,10 +172,14 @@ def test_means_wins_and_ceiling_by_hand_with_a_missing_query_as_0(tmp_path):
     found = compare([best], qrels=qrels, measures=["RR", "R@100"])
     assert list(found.summary["RR"]) == pytest.approx([2 / 9, 2 / 3])  # 1/3 + 1/3 + 0 and 1 + 1 + 0, by three queries
     row = found.tests.iloc[0]
-    assert (row["wins"], row["ties"], row["losses"], row["difference"]) == (2, 1, 0, pytest.approx(4 / 9))
+    assert (row["wins"], row["ties"], row["losses"], row["difference"]) == (2, 0, 0, pytest.approx(2 / 3))
     assert found.ceiling == {"RR": pytest.approx(2 / 3), "R@100": pytest.approx((0.5 + 1 + 0) / 3)}
-    assert found.notes[0] == "first stage lacks 1 of the judged queries, which count 0: q3"
-    assert list(found.per_query.query("qid == 'q3'")["RR"]) == [0.0, 0.0]
+    assert found.notes[0] == (
+        "no run has 1 of the 3 judged queries: the means in the table count them 0, as trec_eval does, tests leave "
+        "them out; means over the other 2: first stage RR 0.3333, R@100 0.7500; best RR 1.0000, R@100 0.7500"
+    )
+    assert len(found.notes) == 1
+    assert sorted(found.per_query["qid"].unique()) == ["q1", "q2"]
 
 
 def test_the_ceiling_reorders_down_to_the_depth_and_keeps_the_rest(tmp_path):
