@@ -3,7 +3,7 @@
     python benchmarks/serve_load.py                                  # 20 s of capacity, 150 s at 70 %, 60 s at 300 %
     python benchmarks/serve_load.py --steady 600 --overload 120 --output load.json
 
-Requests are the demo collection's queries with 5, 10 or 20 of its passages, in all three shapes. The Python reranker
+Requests are the demo collection's queries with 2, 5 or 10 of its passages, in all three shapes. The Python reranker
 ranks each of them beforehand, alone; an answer is right if every document is there once, with that score, in order.
 Arrivals are an open loop: they do not wait for answers, and latency counts from when a request was due. A request is
 lost if it gets no answer at all. Memory is the server's resident set, read once a second. Needs Linux.
@@ -34,7 +34,7 @@ import numpy as np
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.systems import open_system
 
-SIZES = (5, 10, 20)
+SIZES = (2, 5, 10)
 CLOSED_LOOP = 16  # clients that measure capacity, each with one request at a time
 TOLERANCE = 1e-4  # relative: requests share passes, which changes last digits
 MIB = 2**20
@@ -70,6 +70,7 @@ class Phase:
     seconds: list[float] = field(default_factory=list)  # of answers with 200
     refused: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
+    cpu: float = 0.0  # seconds of the server
 
     def report(self, offered: float, duration: float) -> dict[str, Any]:
         """Return the figures of a table's row."""
@@ -81,6 +82,7 @@ class Phase:
             "statuses": dict(self.statuses),
             "wrong": len(self.wrong),
             "answered_per_s": round(len(self.seconds) / duration, 1),
+            "server_cpu_s_per_answer": round(self.cpu / len(self.seconds), 3),
             "p50_s": p50,
             "p95_s": p95,
             "p99_s": p99,
@@ -124,19 +126,23 @@ def server(model: str) -> Iterator[tuple[int, str]]:
 
 @asynccontextmanager
 async def watched(pid: int, phase: Phase) -> AsyncIterator[None]:
-    """Note the server's memory once a second."""
+    """Note the server's memory once a second, and its CPU time."""
+    page, tick = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
+
+    def cpu() -> float:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13])) / tick
 
     async def watch() -> None:
-        page = os.sysconf("SC_PAGE_SIZE")
         while True:
             phase.memory.append(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page)
             await asyncio.sleep(1)
 
-    watching = asyncio.create_task(watch())
+    watching, before = asyncio.create_task(watch()), cpu()
     try:
         yield
     finally:
         watching.cancel()
+        phase.cpu = cpu() - before
 
 
 async def ask(client: httpx.AsyncClient, case: Case, phase: Phase, due: float) -> None:

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -146,9 +146,7 @@ class Batcher:
 
     def _answer(self, call: asyncio.Future[list[Ranking | Failure]]) -> None:
         asked, self._called = self._called, []
-        error = call.exception()
-        attempts = [Failure(r.ranking.query, _as_exception(error)) for r in asked] if error else call.result()
-        for request, attempt in zip(asked, attempts, strict=True):
+        for request, attempt in zip(asked, _attempts(asked, call), strict=True):
             if request.answer.done():  # whoever asked has gone
                 continue
             if isinstance(attempt, Failure):
@@ -167,8 +165,22 @@ def _tokens(ranking: Ranking) -> int:
     return sum(1 + len(text.encode()) // _TOKEN_BYTES for text in texts)
 
 
-def _as_exception(error: BaseException) -> Exception:
-    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+def _attempts(asked: Sequence[_Waiting], call: asyncio.Future[list[Ranking | Failure]]) -> list[Ranking | Failure]:
+    """Return what became of each request: a failure also where the reranker, perhaps another's, lost a document."""
+    error = call.exception()
+    answers = [] if error else call.result()
+    if not error and len(answers) != len(asked):
+        error = RuntimeError(f"the reranker returned {len(answers)} rankings for {len(asked)}")
+    if error:
+        failed = error if isinstance(error, Exception) else RuntimeError(repr(error))
+        return [Failure(request.ranking.query, failed) for request in asked]
+    return [_complete(request.ranking, answer) for request, answer in zip(asked, answers, strict=True)]
+
+
+def _complete(ranking: Ranking, answer: Ranking | Failure) -> Ranking | Failure:
+    if isinstance(answer, Failure) or set(answer.docids) == set(ranking.docids):
+        return answer
+    return Failure(ranking.query, RuntimeError(f"the reranker returned other documents than the {len(ranking)} given"))
 
 
 def _refusal(failure: Failure) -> Refusal:

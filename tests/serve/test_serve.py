@@ -240,13 +240,15 @@ class Waits(Reranker):
         self.sizes.append(len(rankings))
         self.called.set()
         assert self.may.wait(10)
-        return [self.rescored(ranking) for ranking in rankings]
+        return [self.rescored(ranking) for ranking in rankings if ranking.query.text != "lose"]
 
     def rescored(self, ranking):
         if ranking.query.text == "break":
             raise RuntimeError("out of order")
         if ranking.query.text == "refuse":
             raise ValueError("this list does not fit")
+        if ranking.query.text == "shorten":
+            return ranking.cut(1)
         if ranking.query.text == "nan":
             return ranking.rescored([math.nan for _ in ranking.candidates])
         return ranking.rescored([len(candidate.text) for candidate in ranking.candidates])
@@ -345,11 +347,13 @@ def test_failures_are_named_and_fail_alone():
     reranker = Waits()
     reranker.may.set()
     with running(reranker) as client:
-        replies = {query: ask(client, query) for query in ("break", "refuse", "nan", "fine")}
+        replies = {query: ask(client, query) for query in ("break", "lose", "shorten", "refuse", "nan", "fine")}
     assert {query: reply.status_code for query, reply in replies.items()} == {
-        "break": 500, "refuse": 422, "nan": 500, "fine": 200,
+        "break": 500, "lose": 500, "shorten": 500, "refuse": 422, "nan": 500, "fine": 200,
     }  # fmt: skip
     assert replies["break"].json() == {"error": "out of order", "error_type": "backend"}
+    assert replies["lose"].json()["error"] == "the reranker returned 0 rankings for 1"
+    assert replies["shorten"].json()["error"] == "the reranker returned other documents than the 2 given"
     assert replies["refuse"].json() == {"error": "this list does not fit", "error_type": "validation"}
     assert "score nan is not finite" in replies["nan"].json()["error"]
 
