@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import inspect
+import json
 import sys
 
 import pytest
@@ -68,6 +69,27 @@ def test_langchain_runs_it_inside_a_chain(expected):
     assert [document.page_content for document in chain.invoke(QUERY)] == [TEXTS[index] for index, _ in expected[:2]]
 
 
+def test_langchain_retrievers_compress_with_it(expected):
+    needs("langchain_core.retrievers", "langchain")
+    retrievers = pytest.importorskip(
+        "langchain_classic.retrievers", reason="not installed: pip install langchain-classic"
+    )
+    from langchain_core.documents import Document
+    from langchain_core.retrievers import BaseRetriever
+
+    from headrank_pipeline.adapters.langchain import HeadRankCompressor
+
+    class Everything(BaseRetriever):
+        def _get_relevant_documents(self, query, *, run_manager):
+            return [Document(page_content=text) for text in TEXTS]
+
+    compressor = HeadRankCompressor(model="embedded", top_n=2)
+    retriever = retrievers.ContextualCompressionRetriever(base_compressor=compressor, base_retriever=Everything())
+    assert [document.page_content for document in retriever.invoke(QUERY)] == [
+        TEXTS[index] for index, _ in expected[:2]
+    ]
+
+
 # ----------------------------------------------------------------------------------------------------------- LlamaIndex
 
 
@@ -83,6 +105,16 @@ def test_llama_index_nodes_come_back_best_first_with_their_scores(expected):
     assert asyncio.run(few.apostprocess_nodes(nodes, query_str=QUERY)) == after[:1]
     with pytest.raises(ValueError, match="needs the query"):
         few.postprocess_nodes(nodes)
+
+
+def test_llama_index_saves_it_and_reads_it_again():
+    needs("llama_index.core.schema", "llama-index")
+    from headrank_pipeline.adapters.llama_index import HeadRankPostprocessor
+
+    saved = HeadRankPostprocessor(model="embedded", top_n=2, options={"device": "cpu"}).to_json()
+    again = HeadRankPostprocessor.from_json(saved)
+    assert (again.model, again.top_n, again.options) == ("embedded", 2, {"device": "cpu"})
+    assert json.loads(saved)["class_name"] == "HeadRankPostprocessor"
 
 
 def test_llama_index_reads_what_it_would_embed():
