@@ -159,6 +159,7 @@ def test_spread_is_over_seeds_and_p_values_are_corrected_over_the_planned_compar
     assert [record["tests"]["dl19"]["randomisation_holm"] for record in records] == [0.5, 1.0]
 
 
+@pytest.mark.slow
 def test_the_command_compares_every_system_and_a_second_call_only_reads_what_is_there(collections, tmp_path, capsys):
     model, output = tiny_model(tmp_path / "model", layers=2), collections / "output"
     write_demo_candidates(output / "candidates/demo.jsonl")
