@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from headrank_pipeline.files import atomic_writer, locked_folder
+from headrank_pipeline.files import atomic_writer, file_sha256, locked_folder
 
 __all__ = ["TrainingDirectory", "atomic_path"]
 
@@ -177,19 +176,14 @@ def _digests(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256.json")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextmanager
 def _digested(path: Path) -> Iterator[Path]:
     """As `atomic_path`; what the file is about to be is known before it is, so that a kill leaves one of two."""
     with atomic_path(path) as draft:
         yield draft
-        known = [_sha256(draft)]
+        known = [file_sha256(draft)]
         if path.is_file():
-            known.append(_sha256(path))
+            known.append(file_sha256(path))
         with atomic_writer(_digests(path)) as file:
             json.dump(known, file)
 
@@ -198,5 +192,5 @@ def _check(path: Path) -> None:
     """Raise ValueError where a file is not as it was saved; of one saved before there were digests nothing is known."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, though this training should have written it; {_ANEW}")
-    if _digests(path).is_file() and _sha256(path) not in (_json(_digests(path)) or ()):
+    if _digests(path).is_file() and file_sha256(path) not in (_json(_digests(path)) or ()):
         raise ValueError(f"{path}: not as it was saved, its SHA-256 is another; {_ANEW}")

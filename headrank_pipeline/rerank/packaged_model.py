@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrank_pipeline.files import atomic_writer, locked_folder
+from headrank_pipeline.files import atomic_writer, file_sha256, locked_folder
 from headrank_pipeline.pipeline import MissingPrerequisite
 
 if TYPE_CHECKING:
@@ -116,8 +116,7 @@ class PackagedModel:
         file = self.find()
         if file is None:
             raise MissingPrerequisite(f"model {self.name}: {self.distribution} is not installed: {self.install}")
-        with file.open("rb") as stream:
-            size, sha256 = file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+        size, sha256 = file.stat().st_size, file_sha256(file, f"{self.name} model")
         if (size, sha256) != (self.size, self.sha256):
             raise ValueError(
                 f"model {self.name}: {file} has {size} bytes and SHA-256 {sha256}, expected {self.size} and "
