@@ -573,9 +573,13 @@ def test_every_flag_of_the_reranker_is_in_its_spec():
             read.add(name)
             return super().__getitem__(name)
 
+        def get(self, name, default=None):
+            read.add(name)
+            return super().get(name, default)
+
     given = dict.fromkeys(names) | {"system": "headrank", "model": "m", "options": (), "log_scores": False}
     assert reranker_spec(Values(given)).options == {}
-    assert read == names
+    assert names <= read
 
 
 @pytest.mark.parametrize("command", ["rerank", "run"])
