@@ -59,6 +59,9 @@ class Prompt:
             separator) start in prompt order, and where the question starts. The opening lies before the first. None:
             the prompt is one causal sequence.
         order: index of the candidate at each place; empty: in their own order.
+        offsets: [N, 2] int64, half-open span of each token's characters in `text`.
+        texts: [P, 2] int64, half-open character span of each passage's text alone, without label and title.
+        query: half-open token span of the query's own words.
     """
 
     token_ids: np.ndarray
@@ -70,6 +73,9 @@ class Prompt:
     text: str = field(repr=False)
     boundaries: np.ndarray | None = None
     order: tuple[int, ...] = ()
+    offsets: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64), repr=False)
+    texts: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64), repr=False)
+    query: tuple[int, int] = (0, 0)
 
     @property
     def places(self) -> np.ndarray:
@@ -367,8 +373,9 @@ class PromptBuilder:
             limit = int(tokens.boundaries[place + 1]) if isolated else length
             taken = min(max(end, start) + self.template.trailing_columns, limit)
             in_prompt_order[place] = start, taken
-        passages = np.empty_like(in_prompt_order)
+        passages, texts = np.empty_like(in_prompt_order), np.empty_like(in_prompt_order)
         passages[list(order)] = in_prompt_order
+        texts[list(order)] = np.array(layout.texts, dtype=np.int64).reshape(-1, 2)
         query_start, query_end = tokens.span(*layout.query)
         instruction, _ = tokens.span(layout.instruction, layout.query[1])
         rows = self._rows(instruction, query_start, query_end, length)
@@ -376,7 +383,11 @@ class PromptBuilder:
         self._check_controls(tokens.ids[content])
         counts = {"prompt_tokens": length, **counts, **self._unknown(tokens.ids[content])}
         prefix, boundaries = min(rows[0], query_start), tokens.boundaries if isolated else None
-        return Prompt(tokens.ids, passages, rows, prefix, counts, tuple(shown), layout.text, boundaries, order)
+        offsets = np.array([tokens.starts, tokens.ends], dtype=np.int64).T
+        return Prompt(
+            tokens.ids, passages, rows, prefix, counts, tuple(shown), layout.text, boundaries, order,
+            offsets, texts, (query_start, query_end),
+        )  # fmt: skip
 
     def _rows(self, instruction: int, query_start: int, query_end: int, length: int) -> tuple[int, int]:
         first, _, last = self.template.rows.partition("..")

@@ -25,6 +25,7 @@ __all__ = [
     "passage_scores",
     "place_shares",
     "pool_tokens",
+    "token_factors",
     "token_scores",
 ]
 
@@ -96,6 +97,52 @@ def passage_scores(
         combined(passage_mass(read.double(), passages, rule), rule, heads.weights, divisor).cpu().numpy()
     )
     return scores
+
+
+def token_factors(
+    attention: Tensor,
+    content_free: Tensor | None,
+    passages: np.ndarray,
+    places: np.ndarray,
+    rule: ScoringRule,
+    heads: HeadSet,
+) -> list[np.ndarray]:
+    """Return what each head's attention to each token counts in the score of the token's passage.
+
+    A passage's score is the sum of these factors times the attention, less that of the content-free query: how it
+    divides among tokens and heads. Arguments as in `passage_scores`.
+
+    Returns:
+        One [H, n] float64 array per passage, n being its tokens; 0 where the rule's filter drops a token.
+
+    Raises:
+        ValueError: a rule whose scores are no such sums.
+    """
+    for name, plain in (("normalise", "mass"), ("temperature", 1.0)):
+        if (value := getattr(rule, name)) != plain:
+            raise ValueError(
+                f"{name} {value!r}: scores compare each head's attention over the whole list, so they are no sum over "
+                f"a passage's words; with {name} {plain!r} they are"
+            )
+    read = attention if content_free is None else calibrated(attention, content_free)
+    weight = np.array(heads.weights or [1.0] * len(read), dtype=np.float64)
+    if rule.heads == "mean":
+        weight = weight / weight.sum()
+    shares = place_shares(rule, heads, places)
+    divisor = np.ones((1, len(passages))) if shares is None else np.atleast_2d(shares)
+    lengths = passages[:, 1] - passages[:, 0]
+    owner = np.repeat(np.arange(len(passages)), lengths)
+    tokens = np.concatenate([np.arange(start, end) for start, end in passages] or [np.arange(0)])
+    kept = np.ones((1, len(tokens)))
+    if rule.filter_deviations is not None and rule.pools_first:
+        values, counted = read.double()[:, tokens], torch.from_numpy(lengths)
+        kept = (~_dropped_by_head(values, torch.from_numpy(owner), counted, rule.filter_deviations)).double().numpy()
+    elif rule.filter_deviations is not None:
+        summed = token_scores(attention, content_free, rule, heads.weights)[tokens]
+        kept = (~_dropped(summed, owner, lengths, rule.filter_deviations))[None].astype(float)
+    by_length = np.maximum(lengths, 1) ** rule.length_exponent
+    factors = weight[:, None] * kept / (divisor * by_length)[:, owner]
+    return np.split(factors, np.cumsum(lengths)[:-1], axis=1)
 
 
 def combined(
@@ -247,13 +294,17 @@ def passage_mass(attention: Tensor, passages: np.ndarray, rule: ScoringRule | No
     values = attention[:, torch.from_numpy(tokens).to(attention.device)]
     shape = (len(attention), len(passages))
     if rule.filter_deviations is not None:
-        counts = lengths.clamp_min(1)
-        mean = values.new_zeros(shape).index_add(1, owner, values) / counts
-        squares = values.new_zeros(shape).index_add(1, owner, (values - mean[:, owner]) ** 2)
-        floor = mean - rule.filter_deviations * (squares / (counts - 1).clamp_min(1)).sqrt()
-        dropped = (values <= floor[:, owner]) & (lengths[owner] > 1)  # NaN is not dropped: it must be seen
-        values = torch.where(dropped, 0.0, values)
+        values = torch.where(_dropped_by_head(values, owner, lengths, rule.filter_deviations), 0.0, values)
     return values.new_zeros(shape).index_add(1, owner, values) / lengths.clamp_min(1) ** rule.length_exponent
+
+
+def _dropped_by_head(values: Tensor, owner: Tensor, lengths: Tensor, deviations: float) -> Tensor:
+    """Return [H, n] bool: the tokens that the filter drops from each head's attention."""
+    counts, nothing = lengths.clamp_min(1), values.new_zeros((len(values), len(lengths)))
+    mean = nothing.index_add(1, owner, values) / counts
+    squares = nothing.index_add(1, owner, (values - mean[:, owner]) ** 2)
+    floor = mean - deviations * (squares / (counts - 1).clamp_min(1)).sqrt()
+    return (values <= floor[:, owner]) & (lengths[owner] > 1)  # NaN is not dropped: it must be seen
 
 
 def _dropped(values: np.ndarray, owner: np.ndarray, lengths: np.ndarray, deviations: float) -> np.ndarray:

@@ -9,6 +9,7 @@ from headrank_pipeline.cli.comparison import analyze, compare
 from headrank_pipeline.cli.demo import demo
 from headrank_pipeline.cli.doctor import doctor
 from headrank_pipeline.cli.evaluation import evaluate
+from headrank_pipeline.cli.explaining import explain
 from headrank_pipeline.cli.hub import push
 from headrank_pipeline.cli.learning import lists, select_heads, train
 from headrank_pipeline.cli.mcp import mcp
@@ -41,6 +42,7 @@ for command in (
     index,
     retrieve,
     rerank,
+    explain,
     run,
     merge,
     reproduce,

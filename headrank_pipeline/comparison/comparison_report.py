@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from headrank_pipeline.comparison.canvas import Picture, shortened
 from headrank_pipeline.comparison.compare import Comparison
+from headrank_pipeline.comparison.explanation_page import page_in_run
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.comparison.report import Section, html_page
 from headrank_pipeline.comparison.run_figures import cost_figure, difference_figure, scatter_figure
@@ -74,7 +77,7 @@ def save_comparison(comparison: Comparison, output: Path, *, command: str) -> li
         _summary_line(comparison),
         facts=facts,
         notes=comparison.notes,
-        sections=_sections(comparison, tables, pictures),
+        sections=_sections(comparison, tables, pictures, output),
     )
     return [*written, output / "comparison.json", write_text(output / "report.html", page)]
 
@@ -187,14 +190,26 @@ def _cost(column: Column, value: Any) -> Cell:
     return int(value) if column.form == "d" else float(value)
 
 
-def _per_query(comparison: Comparison) -> Table:
+def _per_query(comparison: Comparison, output: Path) -> Table:
+    """Return a row per query; values of runs that hold an explanation page of the query link to it."""
     measure, *_ = comparison.measures
     values = comparison.values(measure)
     columns = [Column("query"), *(Column(shortened(system), ".4f", system) for system in values.columns)]
+    folders = {run.name: run.directory.path for run in comparison.runs}
+
+    def cell(system: str, qid: str, value: float) -> Cell:
+        page = page_in_run(folders[system], qid) if system in folders else None
+        if page is None or not page.is_file():
+            return value
+        return Shown(f"{value:.4f}", value, quote(Path(os.path.relpath(page, output)).as_posix()))
+
     rows: list[list[Cell]] = [
-        [str(qid), *map(float, row)] for qid, row in zip(values.index, values.to_numpy(), strict=True)
+        [str(qid), *(cell(system, str(qid), float(value)) for system, value in zip(values.columns, row, strict=True))]
+        for qid, row in zip(values.index, values.to_numpy(), strict=True)
     ]
-    return Table(f"{measure} of every query", columns, rows)
+    linked = any(isinstance(value, Shown) for row in rows for value in row)
+    note = "A value links to the page on which headrank explain shows the query's passages." if linked else ""
+    return Table(f"{measure} of every query", columns, rows, note)
 
 
 # --------------------------------------------------------------------------------------------------- page and files
@@ -211,11 +226,13 @@ def _pictures(comparison: Comparison, command: str) -> list[Picture]:
     return [*pictures, cost] if cost else pictures
 
 
-def _sections(comparison: Comparison, tables: Sequence[Table], pictures: Sequence[Picture]) -> list[Section]:
+def _sections(
+    comparison: Comparison, tables: Sequence[Table], pictures: Sequence[Picture], output: Path
+) -> list[Section]:
     means, *tests, costs = tables
     named = {picture.name: picture for picture in pictures}
     queries = comparison.conditions["queries"]
-    per_query = [_per_query(comparison)] if queries <= _MOST_QUERIES else []
+    per_query = [_per_query(comparison, output)] if queries <= _MOST_QUERIES else []
     told = "" if per_query else f"{queries} queries are too many for a page; per_query.csv holds them."
     quality = [named["quality-cost"]] if "quality-cost" in named else []
     return [

@@ -106,7 +106,10 @@ def _cell(column: Column, value: Cell) -> str:
     known = column.numeric and isinstance(order, int | float) and not math.isnan(order)
     sortable = f' data-order="{_number(float(order))}"' if known else ""  # type: ignore[arg-type]
     kind = ' class="number"' if column.numeric else ""
-    return f"<td{kind}{sortable}>{escape(column.text(value))}</td>"
+    text = escape(column.text(value))
+    if isinstance(value, Shown) and value.link is not None:
+        text = f'<a href="{escape(value.link)}">{text}</a>'
+    return f"<td{kind}{sortable}>{text}</td>"
 
 
 def _number(value: float) -> str:

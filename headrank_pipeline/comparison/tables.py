@@ -16,10 +16,11 @@ _NAME_WIDTH = 40  # of a row's name on a terminal; files keep it whole
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A cell whose text is not its value: ``12/3/8`` sorts by wins minus losses."""
+    """A cell whose text is not its value: ``12/3/8`` sorts by wins minus losses; it may link to a page."""
 
     text: str
     order: float
+    link: str | None = None
 
 
 Cell = str | float | int | Shown | None

@@ -27,6 +27,7 @@ from headrank_pipeline.attention.scoring import check_finite, check_places, pass
 from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
+from headrank_pipeline.rerank.explanation import Explanation, explained
 from headrank_pipeline.rerank.long_lists import LongLists
 from headrank_pipeline.rerank.named_models import named_model
 from headrank_pipeline.rerank.trained_files import HEADS_FILE, TrainedFiles, read_recipe, trained_files
@@ -159,6 +160,19 @@ class AttentionReranker(Reranker):
                 raise attempt.error
             reranked.append(attempt)
         return reranked
+
+    def explain(self, ranking: Ranking, *, by_query_word: bool = False) -> Explanation:
+        """Return which words of each passage the heads looked at: sums of words are the scores that `rerank` gives.
+
+        Args:
+            ranking: as it is given to `rerank`, not as it comes back: passages see those before them.
+            by_query_word: tell for each word of the query apart what it looked at; one prompt more for each.
+
+        Raises:
+            ValueError: a list without candidates or of more than one prompt, a rule whose scores are no sums over
+                words, or what `rerank_batch` refuses.
+        """
+        return explained(self, ranking, by_query_word=by_query_word)
 
     def _attempts(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
         """A query whose prompt cannot be built fails alone; prompts are built as passes need them."""

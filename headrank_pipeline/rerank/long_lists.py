@@ -97,6 +97,23 @@ class LongLists:
             attempts[index] = attempt if isinstance(attempt, Failure) else each.put_back(attempt, self.builder)
         return attempts
 
+    def in_one_prompt(self, ranking: Ranking) -> tuple[Ranking, Mapping[str, Sequence[str]]]:
+        """Return the list as it is read in one prompt, and by docid the copies that are not read again.
+
+        Raises:
+            ValueError: it takes several prompts.
+        """
+        each = _Copies.of(ranking) if self.duplicates == "once" else _Copies(ranking, {})
+        refined = self.coarse is not None and len(each.ranking) > _FINE_PASSAGES
+        windows = len(self._plan(each.ranking, self.builder).windows)
+        if refined or windows > 1:
+            how = "in two rounds" if refined else f"in {windows} prompts"
+            raise ValueError(
+                f"qid {ranking.query.qid}: {len(ranking)} passages are read {how}, whose scores are put on one scale, "
+                f"so they are no sums over words; take fewer candidates, or set the option long_lists=whole"
+            )
+        return each.ranking, {docid: [copy.docid for copy in copies] for docid, copies in each.copies.items()}
+
     def _read(self, rankings: Sequence[Ranking], builder: PromptBuilder, read: Read) -> list[Ranking | Failure]:
         """Return each ranking rescored, from one prompt or from as many windows as it takes."""
         plans: list[_Plan | Failure] = []
