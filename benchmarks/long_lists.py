@@ -12,6 +12,7 @@ done is kept in measured.jsonl and not done again. Prints the table of docs/long
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import random
 import time
@@ -50,16 +51,16 @@ def main() -> None:
     qrels = read_qrels(chosen.data / "dl19" / "qrels.txt")
     lists = list(read_candidates(chosen.data / "dl19" / "candidates.jsonl.gz"))
     work = [("smollm2", size, count) for size, count in zip(SIZES, chosen.queries, strict=True)]
-    for system, size, count in [*work[:2], ("plain", 100, chosen.causal), *work[2:]]:
-        done = [(row["system"], row["size"], row["qid"]) for row in read_rows(place)]
+    for system, size, count in [*work, ("plain", 100, chosen.causal)]:
+        done = [(r["system"], r["size"], r["qid"]) for r in read_rows(place) if r["strategy"] == STRATEGIES[-1]]
         wanted = [one.query.qid for one in lists[:count] if (system, size, one.query.qid) not in done]
         if not wanted:
             continue
         reranker = load(system, chosen.dtype)
         for ranking in filled(lists, qrels, size, wanted):
-            rows = list(measured(reranker, ranking, qrels[ranking.query.qid]))
-            with place.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"system": system, "size": size, **row}) + "\n" for row in rows)
+            for row in measured(reranker, ranking, qrels[ranking.query.qid]):
+                with place.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"system": system, "size": size, **row}) + "\n")
     print(table(read_rows(place)))
 
 
@@ -107,6 +108,7 @@ def measured(reranker: AttentionReranker, ranking: Ranking, judged: Mapping[str,
 def reranked(reranker: AttentionReranker, ranking: Ranking, strategy: str) -> tuple[Ranking, float, float]:
     """Return the ranking, the processor's seconds, and the peak above what was held [MiB]."""
     way = AttentionReranker(reranker.reader, reranker.recipe, long_lists=strategy)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier lists left behind
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is the present from here on
     before, started = peak_kib(), time.process_time()
     found = way.rerank(ranking)

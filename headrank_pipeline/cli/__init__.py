@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from headrank_pipeline.cli.benchmarks import benchmarks
+from headrank_pipeline.cli.calibrating import calibrate
 from headrank_pipeline.cli.comparison import analyze, compare
 from headrank_pipeline.cli.demo import demo
 from headrank_pipeline.cli.doctor import doctor
@@ -53,6 +54,7 @@ for command in (
     select_heads,
     train,
     push,
+    calibrate,
     mcp,
     serve,
     doctor,

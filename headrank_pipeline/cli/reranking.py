@@ -211,6 +211,9 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 @click.option("--measure", "-m", "measures", multiple=True,
               help="Measure to report; repeatable.  [default: nDCG@10, R@100]")  # fmt: skip
 @click.option("--relevance-level", "-l", default=1, show_default=True, help="Lowest grade that counts as relevant.")
+@click.option("--threshold", type=click.FloatRange(0, 1),
+              help="Writes the passages of at least this probability to run.above-threshold.trec, too; needs --option "
+              "calibration.")  # fmt: skip
 @with_options(*RUN_OPTIONS)
 @click.pass_context
 def rerank(
@@ -222,6 +225,7 @@ def rerank(
     qrels: Path | None,
     measures: tuple[str, ...],
     relevance_level: int,
+    threshold: float | None,
     limit: int | None,
     shard: Shard | None,
     batch_size: int,
@@ -233,6 +237,8 @@ def rerank(
 ) -> None:
     """Rerank saved candidates; the same command continues an interrupted run. Needs no Java."""
     spec = reranker_spec(reranker)
+    if threshold is not None and spec.options.get("calibration") is None:
+        raise click.UsageError("--threshold is a probability, which scores are with --option calibration=FILE only")
     judgement = None
     if qrels is None:
         refuse_typed("measures", "relevance_level", because="nothing is evaluated without --qrels")
@@ -254,7 +260,19 @@ def rerank(
             shard=shard,
         )
         outcome = execute(plan, overwrite=overwrite, command=command_line())
+    if threshold is not None:
+        _write_above(outcome.directory.run, threshold)
     report(ctx, outcome, as_json=as_json)
+
+
+def _write_above(run: Path, threshold: float) -> None:
+    """Write the lines of a run whose score is at least the threshold beside it."""
+    from headrank_pipeline.files import atomic_writer
+
+    with atomic_writer(run.with_name("run.above-threshold.trec")) as file:
+        for line in run.read_text(encoding="utf-8").splitlines(keepends=True):
+            if float(line.split()[4]) >= threshold:
+                file.write(line)
 
 
 def default_output(benchmark: str, system: str, model: str) -> Path:
@@ -350,6 +368,8 @@ def report(ctx: click.Context, outcome: Outcome, *, as_json: bool) -> None:
         click.echo(f"{totals['queries']} queries, {len(totals['failed'])} failed{rate}: {outcome.directory.run}")
         if line := summary(totals["notes"], totals["queries"]):
             click.echo(line)
+        if (nothing := totals["notes"].get("nothing_relevant")) is not None:
+            click.echo(f"{nothing:.1f} queries with nothing relevant, by their probabilities")
         for qid, message in outcome.failed.items():
             click.echo(f"  qid {qid}: {message}")
     if outcome.failed:

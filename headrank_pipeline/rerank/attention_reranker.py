@@ -57,6 +57,8 @@ class EngineSettings:
         long_lists: how lists are read that take more tokens than that (`rerank.long_lists.LongLists`).
         duplicates: whether passages of the same title and text are read ``once``, or ``each``. None: once by
             ``headrank``, each by the published systems, as their code does.
+        calibration: makes scores probabilities (`rerank.calibrated`): a file that headrank calibrate wrote, or a name
+            that ships (``smollm2``); None leaves them shares of attention.
         chat: turn markup; ``auto`` is what the tokenizer knows.
         passage_cache: folder that keeps the keys of isolated passages from query to query, or a `PassageCache`.
         passage_cache_memory: GiB of cached keys kept on the device, with or without a folder; None for 2 GiB with a
@@ -74,6 +76,7 @@ class EngineSettings:
     max_prompt_tokens: int | None = None
     long_lists: str = "auto"
     duplicates: str | None = None
+    calibration: str | None = None
     chat: str = "auto"
     passage_cache: Any = None
     passage_cache_memory: float | None = None
@@ -279,7 +282,7 @@ def _longest_first(rankings: Sequence[Ranking]) -> list[int]:
     return sorted(filled, key=lambda index: (-characters[index], index))
 
 
-def open_attention(spec: SystemSpec) -> AttentionReranker:
+def open_attention(spec: SystemSpec) -> Reranker:
     """Return the reranker of a spec whose system is one of `RECIPES`; see `SystemSpec.open` for errors."""
     refuse_unknown(spec.system, spec.options, EngineSettings, others=RECIPE_OPTIONS)
     settings = read_settings(EngineSettings, spec.system, spec.options)
@@ -299,13 +302,18 @@ def open_attention(spec: SystemSpec) -> AttentionReranker:
     )
     reader = AttentionReader(loaded, batch_tokens=settings.batch_tokens, passage_cache=settings.cache())
     recipe = replace(recipe, template=replace(recipe.template, chat=CHATS.get(settings.chat)))
-    return AttentionReranker(
+    reranker = AttentionReranker(
         reader,
         recipe,
         max_prompt_tokens=settings.max_prompt_tokens,
         long_lists=settings.long_lists,
         duplicates=settings.duplicates or ("once" if spec.system == "headrank" else "each"),
     )
+    if settings.calibration is None:
+        return reranker
+    from headrank_pipeline.rerank.calibrated import calibrated  # which knows this module
+
+    return calibrated(reranker, settings.calibration)
 
 
 def _varied(spec: SystemSpec, trained: Recipe) -> Recipe:

@@ -1,0 +1,262 @@
+"""Scores with a meaning: the probability that a passage is relevant, and that none of the list is.
+
+Shares of attention say which passage of a list is looked at most, not whether any is relevant. So one more passage is
+read along that says nothing: what attention it draws is what any passage draws. The logarithm of a passage's share over
+that of nothing is comparable across queries; two logistic regressions, fitted on training lists (learn/calibration.py),
+make probabilities of it. They are plain numbers in a JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from headrank_pipeline.files import atomic_writer
+from headrank_pipeline.pipeline import Failure, Reranker
+from headrank_pipeline.records import Candidate, Ranking
+from headrank_pipeline.rerank.attention_reranker import AttentionReranker
+
+__all__ = [
+    "NOTHING",
+    "Calibration",
+    "Lifts",
+    "calibrated",
+    "lifts",
+    "reading_of",
+    "shipped_or_file",
+]
+
+# The passage that says nothing. Its id cannot be that of a passage in any collection we know.
+NOTHING = Candidate("headrank:nothing", 0.0, "None of these paragraphs is relevant to the query.")
+
+_LEAST = 1e-12  # a share below this counts as this where logarithms are taken
+_SHIPPED = Path(str(files("headrank_pipeline") / "resources"))
+
+
+@dataclass(frozen=True, slots=True)
+class Lifts:
+    """What one list says without a scale: the features of both regressions.
+
+    Attributes:
+        passages: [P], logarithm of each passage's share over that of nothing.
+    """
+
+    passages: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the list."""
+        return math.fsum(self.passages) / len(self.passages)
+
+    def of_passage(self, place: int) -> tuple[float, float]:
+        """Return the features of a passage: its own lift, and the list's mean."""
+        return self.passages[place], self.mean
+
+    def of_list(self) -> tuple[float, float]:
+        """Return the features of the list: those of the passage that stands out most."""
+        return max(self.passages), self.mean
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Two logistic regressions over `Lifts`, each (intercept, weight of the lift, weight of the list's mean).
+
+    Args:
+        passage: of the probability that a passage is relevant; its second number is above 0, so that probabilities keep
+            the order of the scores.
+        nothing: of the probability that no passage of the list is relevant.
+        relevance_level: lowest grade that counted as relevant.
+        reading: what the numbers belong to, as `reading_of` gives it.
+        fitted: on what, for the record.
+
+    Raises:
+        ValueError: not three finite numbers each, or passages whose probability falls with their score.
+    """
+
+    passage: tuple[float, float, float]
+    nothing: tuple[float, float, float]
+    relevance_level: int
+    reading: Mapping[str, str]
+    fitted: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for name in ("passage", "nothing"):
+            numbers = tuple(getattr(self, name))
+            object.__setattr__(self, name, numbers)
+            if len(numbers) != 3 or not all(isinstance(n, float | int) and math.isfinite(n) for n in numbers):
+                raise ValueError(f"calibration, {name}: expected 3 finite numbers, got {list(numbers)}")
+        if self.passage[1] <= 0:
+            raise ValueError(
+                f"calibration, passage: the weight of a passage's score is {self.passage[1]}, expected above 0: on "
+                f"these lists relevant passages score no higher; fit on more lists, or choose other heads"
+            )
+
+    def of_passages(self, found: Lifts) -> list[float]:
+        """Return the probability that each passage is relevant."""
+        return [_probability(self.passage, found.of_passage(place)) for place in range(len(found.passages))]
+
+    def of_nothing(self, found: Lifts) -> float:
+        """Return the probability that no passage of the list is relevant."""
+        return _probability(self.nothing, found.of_list())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the numbers as JSON."""
+        with atomic_writer(path) as file:
+            file.write(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Return the calibration in a file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a calibration.
+        """
+        place = Path(path)
+        try:
+            record = json.loads(place.read_text(encoding="utf-8"))
+            return cls(**{**record, "passage": tuple(record["passage"]), "nothing": tuple(record["nothing"])})
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{place}: no such calibration; headrank calibrate writes one, and 'smollm2' names one that ships"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{place}: not a calibration ({error}); write it anew with headrank calibrate") from error
+
+
+def _probability(weights: Sequence[float], features: Sequence[float]) -> float:
+    """Return the logistic function of a weighted sum.
+
+    Examples:
+        >>> _probability((0.0, 1.0), (0.0,))
+        0.5
+    """
+    total = weights[0] + math.fsum(w * x for w, x in zip(weights[1:], features, strict=True))
+    return 1.0 / (1.0 + math.exp(-total)) if total >= 0 else math.exp(total) / (1.0 + math.exp(total))
+
+
+def shipped_or_file(name: str | Path) -> Path:
+    """Return the file of a calibration: the one that ships for a model of this name, or the named file."""
+    shipped = _SHIPPED / str(name) / "calibration.json"
+    return shipped if str(name) in ("smollm2", "embedded") and shipped.is_file() else Path(name)
+
+
+def reading_of(reranker: AttentionReranker) -> dict[str, str]:
+    """Return what a calibration belongs to: model, heads, prompt and rule."""
+    told = reranker.describe()
+    return {
+        "model": str(told["model"]),
+        "fingerprint": str(told["fingerprint"]),
+        "heads": str(told["heads"]["sha256"]),
+        "template": str(told["template"]["sha256"]),
+        "rule": json.dumps(told["rule"], sort_keys=True),
+    }
+
+
+def calibrated(
+    reranker: AttentionReranker, calibration: Calibration | str | Path, *, threshold: float | None = None
+) -> Reranker:
+    """Return a reranker whose scores are probabilities; the note ``nothing_relevant`` is that of no relevant passage.
+
+    Args:
+        reranker: one whose scores are shares of attention, as `headrank`'s are.
+        calibration: fitted for this model, heads and prompt; a file, or a name that ships (``smollm2``).
+        threshold: leave out passages below this probability; None keeps all.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError: a reranker that reads no attention.
+        ValueError: a calibration of another model, heads, prompt or rule; scores that are no shares; lists that are
+            refined, whose scores come from two readings; a threshold outside 0 to 1.
+    """
+    if not isinstance(reranker, AttentionReranker):
+        raise TypeError(f"calibrated takes a reranker that reads attention, got {type(reranker).__name__}")
+    if threshold is not None and not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold {threshold}: expected a probability, 0 to 1")
+    _check_shares(reranker)
+    found = calibration if isinstance(calibration, Calibration) else Calibration.load(shipped_or_file(calibration))
+    reading = reading_of(reranker)
+    if differ := [name for name in reading if name != "model" and found.reading.get(name) != reading[name]]:
+        raise ValueError(
+            f"the calibration was fitted for another reading: {', '.join(differ)} differ (model "
+            f"{found.reading.get('model')!r} there, {reading['model']!r} here); fit one with headrank calibrate"
+        )
+    return _Calibrated(reranker, found, threshold)
+
+
+def _check_shares(reranker: AttentionReranker) -> None:
+    if reranker.recipe.rule.scale_between_prompts != "ratio":
+        raise ValueError(
+            f"{reranker.recipe.name}: its scores can be negative, which are no shares of attention; calibrate a "
+            f"reading without content-free query and z-scores, such as headrank's"
+        )
+    if reranker.long_lists.strategy == "refine":
+        raise ValueError("long_lists refine: scores of two readings are not comparable; choose auto, whole or windows")
+
+
+def lifts(reranker: AttentionReranker, rankings: Sequence[Ranking]) -> list[tuple[Ranking, Lifts] | Failure]:
+    """Return each ranking reranked, with its lifts in the new order; rankings have candidates.
+
+    Raises:
+        ValueError: scores that are no shares, or a candidate that has the id of the passage that says nothing.
+    """
+    _check_shares(reranker)
+    return [_without_nothing(attempt) for attempt in reranker.attempt_batch([_with_nothing(r) for r in rankings])]
+
+
+def _with_nothing(ranking: Ranking) -> Ranking:
+    if NOTHING.docid in ranking.docids:
+        raise ValueError(f"qid {ranking.query.qid}: docid {NOTHING.docid} is kept for calibration; rename the passage")
+    least = math.nextafter(ranking.scores[-1], -math.inf)
+    return replace(ranking, candidates=(*ranking.candidates, replace(NOTHING, score=least)))
+
+
+def _without_nothing(attempt: Ranking | Failure) -> tuple[Ranking, Lifts] | Failure:
+    if isinstance(attempt, Failure):
+        return attempt
+    place = attempt.docids.index(NOTHING.docid)
+    level = math.log(max(attempt.scores[place], _LEAST))
+    kept = attempt.without([NOTHING.docid])
+    return kept, Lifts(tuple(math.log(max(score, _LEAST)) - level for score in kept.scores))
+
+
+@dataclass(frozen=True)
+class _Calibrated(Reranker):
+    reranker: AttentionReranker
+    calibration: Calibration
+    threshold: float | None
+
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        reranked = []
+        for attempt in self._attempts(rankings):
+            if isinstance(attempt, Failure):
+                raise attempt.error
+            reranked.append(attempt)
+        return reranked
+
+    def _attempts(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
+        found = iter(lifts(self.reranker, [ranking for ranking in rankings if ranking.candidates]))
+        return [self._with_meaning(next(found)) if ranking.candidates else ranking for ranking in rankings]
+
+    def _with_meaning(self, found: tuple[Ranking, Lifts] | Failure) -> Ranking | Failure:
+        if isinstance(found, Failure):
+            return found
+        ranking, own = found
+        scores = self.calibration.of_passages(own)
+        candidates = [replace(c, score=score) for c, score in zip(ranking.candidates, scores, strict=True)]
+        kept = [c for c in candidates if self.threshold is None or c.score >= self.threshold]
+        notes = {**ranking.notes, "nothing_relevant": self.calibration.of_nothing(own)}
+        return replace(ranking, candidates=tuple(kept), notes=notes)
+
+    def describe(self) -> dict[str, Any]:
+        calibration = {"passage": list(self.calibration.passage), "nothing": list(self.calibration.nothing)}
+        return {**self.reranker.describe(), "calibration": calibration, "threshold": self.threshold}
+
+    def origins(self) -> dict[str, str]:
+        return self.reranker.origins()

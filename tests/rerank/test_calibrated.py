@@ -1,0 +1,176 @@
+"""Scores with a meaning: probabilities that keep the order, compare across queries, and belong to one reading."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import tiny_model
+
+from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.cli import main
+from headrank_pipeline.learn.calibration import expected_calibration_error, fit_logistic, reliability
+from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.rerank.calibrated import NOTHING, Calibration, Lifts, calibrated, lifts, reading_of
+from headrank_pipeline.rerank.systems import headrank, icr
+
+HEADS = HeadSet("some", ((0, 0), (1, 3)))
+TEXTS = (
+    "Birds fly high.",
+    "Fish swim in the sea.",
+    "A stone lies still.",
+    "Winter is cold.",
+    "Gulls fly over the sea.",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("qwen3"), layers=2)
+
+
+@pytest.fixture(scope="module")
+def reranker(folder):
+    return headrank(folder, HEADS, device="cpu", dtype="float32", passages="isolated")
+
+
+def ranking(qid="q", texts=TEXTS):
+    candidates = tuple(Candidate(f"d{place}", -float(place), text) for place, text in enumerate(texts))
+    return Ranking(Query(qid, "how do birds fly?"), candidates)
+
+
+def calibration(reranker, **changes):
+    made = Calibration((-1.0, 2.0, -0.5), (0.5, -1.0, 0.3), 1, reading_of(reranker), {"lists": 0})
+    return replace(made, **changes)
+
+
+# --------------------------------------------------------------------------------------------------------- numbers
+
+
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=30), st.floats(0.01, 5), st.floats(-3, 3))
+def test_probabilities_keep_the_order_of_the_scores(values, weight, mean_weight):
+    made = Calibration((0.3, weight, mean_weight), (0.0, -1.0, 0.0), 1, {}, {})
+    seen = Lifts(tuple(sorted(values, reverse=True)))
+    found = made.of_passages(seen)
+    assert found == sorted(found, reverse=True)
+    assert all(0.0 <= probability <= 1.0 for probability in (*found, made.of_nothing(seen)))
+
+
+def test_what_is_no_calibration_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"weight of a passage's score is -1.0, expected above 0"):
+        Calibration((0.0, -1.0, 0.0), (0.0, 0.0, 0.0), 1, {}, {})
+    with pytest.raises(ValueError, match="nothing: expected 3 finite numbers, got"):
+        Calibration((0.0, 1.0, 0.0), (0.0, float("nan"), 0.0), 1, {}, {})
+    (tmp_path / "c.json").write_text('{"passage": [0, 1, 0]}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"c.json: not a calibration .* headrank calibrate"):
+        Calibration.load(tmp_path / "c.json")
+    with pytest.raises(FileNotFoundError, match="no such calibration"):
+        Calibration.load(tmp_path / "none.json")
+
+
+def test_a_logistic_regression_finds_the_probabilities_that_made_its_examples():
+    pytest.importorskip("sklearn")
+    chance = random.Random(0)
+    rows = [(chance.uniform(-3, 3),) for _ in range(4000)]
+    seen = [chance.random() < 1 / (1 + 2.718281828 ** -(0.5 + 2 * x)) for (x,) in rows]
+    intercept, weight = fit_logistic(rows, seen)
+    assert intercept == pytest.approx(0.5, abs=0.15)
+    assert weight == pytest.approx(2.0, abs=0.2)
+    with pytest.raises(ValueError, match="of one kind only"):
+        fit_logistic(rows[:3], [True] * 3)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
+def test_bins_hold_all_examples(pairs):
+    probabilities, outcomes = zip(*pairs, strict=True)
+    found = reliability(probabilities, outcomes)
+    assert sum(part.count for part in found) == len(pairs)
+    assert 0.0 <= expected_calibration_error(probabilities, outcomes) <= 1.0
+    assert expected_calibration_error([float(outcome) for outcome in outcomes], outcomes) == 0.0
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+def test_scores_become_probabilities_in_the_same_order(reranker):
+    found = calibrated(reranker, calibration(reranker)).rerank(ranking())
+    assert set(found.docids) == set(ranking().docids)
+    assert all(0.0 < score < 1.0 for score in found.scores)
+    assert 0.0 < found.notes["nothing_relevant"] < 1.0
+    ((plain, seen),) = lifts(reranker, [ranking()])
+    assert found.docids == plain.docids
+    assert NOTHING.docid not in plain.docids
+    assert list(seen.passages) == sorted(seen.passages, reverse=True)
+
+
+def test_lifts_do_not_depend_on_the_other_passages(folder):
+    first = headrank(folder, HeadSet("one", ((0, 0),)), device="cpu", dtype="float32", passages="isolated")
+    (few, seen_few), (many, seen_many) = lifts(first, [ranking(texts=TEXTS[:2]), ranking(qid="r")])
+    of_few, of_many = (dict(zip(r.docids, s.passages, strict=True)) for r, s in ((few, seen_few), (many, seen_many)))
+    assert of_few["d0"] == pytest.approx(of_many["d0"], abs=0.05)  # shares of the list differ by a factor of 2
+
+
+def test_a_threshold_leaves_out_what_is_below(reranker):
+    whole = calibrated(reranker, calibration(reranker)).rerank(ranking())
+    cut = calibrated(reranker, calibration(reranker), threshold=whole.scores[2]).rerank(ranking())
+    assert cut.docids == whole.docids[:3]
+    assert cut.notes["nothing_relevant"] == whole.notes["nothing_relevant"]
+
+
+def test_an_empty_ranking_stays_empty(reranker):
+    empty = Ranking(Query("none", "x"))
+    assert calibrated(reranker, calibration(reranker)).rerank_batch([empty, ranking()])[0] == empty
+
+
+def test_a_calibration_of_another_reading_is_refused(reranker, folder):
+    other = headrank(folder, HeadSet("others", ((1, 1),)), device="cpu", passages="isolated")
+    with pytest.raises(ValueError, match=r"fitted for another reading: heads differ .* headrank calibrate"):
+        calibrated(other, calibration(reranker))
+
+
+def test_what_has_no_shares_is_refused(folder, reranker):
+    with pytest.raises(ValueError, match="icr: its scores can be negative"):
+        calibrated(icr(folder, device="cpu"), calibration(reranker))
+    with pytest.raises(ValueError, match="long_lists refine"):
+        calibrated(headrank(folder, HEADS, device="cpu", long_lists="refine"), calibration(reranker))
+    with pytest.raises(ValueError, match="threshold 2"):
+        calibrated(reranker, calibration(reranker), threshold=2)
+    with pytest.raises(ValueError, match="headrank:nothing is kept for calibration"):
+        calibrated(reranker, calibration(reranker)).rerank(Ranking(Query("q", "x"), (replace(NOTHING, text="x"),)))
+
+
+# --------------------------------------------------------------------------------------------------------- command
+
+
+def test_the_commands_fit_check_and_apply(folder, tmp_path):
+    pytest.importorskip("sklearn")
+    HEADS.save(tmp_path / "heads.json")
+    chance = random.Random(1)
+    lines = []
+    for number in range(8):
+        found = [{"docid": f"d{n}", "score": -n, "grade": chance.choice((0, 0, 1)), "doc": {"text": t}}
+                 for n, t in enumerate(chance.sample(TEXTS, 5))]  # fmt: skip
+        lines.append({"query": {"qid": f"q{number}", "text": "how do birds fly?"}, "candidates": found})
+    (tmp_path / "lists.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    model = ["--model", folder, "--heads", tmp_path / "heads.json", "--device", "cpu", "--passages", "isolated"]
+    lists, output = tmp_path / "lists.jsonl", tmp_path / "calibration.json"
+    told = invoke("calibrate", "--lists", lists, "--check", lists, "--output", output, *model, "--json")
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["check"]["passages"]["ece"] < 0.3
+    applied = ["--candidates", lists, "--output", tmp_path / "run", *model, "--option", f"calibration={output}"]
+    told = invoke("rerank", *applied, "--threshold", "0.2")
+    assert told.exit_code == 0, told.output
+    assert "queries with nothing relevant, by their probabilities" in told.output
+    run = (tmp_path / "run" / "run.trec").read_text(encoding="utf-8").splitlines()
+    above = (tmp_path / "run" / "run.above-threshold.trec").read_text(encoding="utf-8").splitlines()
+    assert above == [line for line in run if float(line.split()[4]) >= 0.2]
+    assert len(run) == 40
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
