@@ -15,6 +15,7 @@ EXTRAS = {
     "report": ["matplotlib", "PIL"],
     "endpoint": ["openai"],
     "train": ["peft"],
+    "calibrate": ["sklearn"],
     "gguf": ["gguf", "accelerate"],
     "ray": ["ray", "pyarrow"],
     "mcp": ["fastmcp"],
