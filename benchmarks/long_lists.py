@@ -135,7 +135,9 @@ def agreement(one: Ranking, other: Ranking) -> float:
 
 
 def read_rows(place: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()] if place.exists() else []
+    """Return what was measured; of a list that was begun again the last row of each strategy."""
+    rows = map(json.loads, place.read_text(encoding="utf-8").splitlines() if place.exists() else [])
+    return list({(row["system"], row["size"], row["qid"], row["strategy"]): row for row in rows}.values())
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @click.command()
 @path_option("--lists", "Graded lists to fit on, as headrank lists writes them; never those of a test set.")
-@path_option("--calibration", "Checks this calibration instead of fitting one: a file, or smollm2.")
+@path_option("--calibration", "Checks this calibration instead of fitting one.")
 @path_option("--check", "Graded lists that the fit does not see, to measure how far its probabilities are off.")
 @path_option("--output", "Calibration (JSON) to write.")
 @with_options(*RERANKER_OPTIONS)
@@ -49,7 +49,7 @@ def calibrate(
     """Fit probabilities of relevance to a reranker's scores, and measure their calibration error."""
     from headrank_pipeline.learn.lists import describe_file, read_lists
     from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-    from headrank_pipeline.rerank.calibrated import Calibration, reading_of, shipped_or_file
+    from headrank_pipeline.rerank.calibrated import Calibration, reading_of
 
     if (lists is None) == (calibration is None):
         raise click.UsageError("give --lists to fit a calibration, or --calibration to check one")
@@ -71,7 +71,7 @@ def calibrate(
         found.save(output)
     else:
         assert calibration is not None
-        found = Calibration.load(shipped_or_file(calibration))
+        found = Calibration.load(calibration)
     checked = None if check is None else _examples(opened, drawn[check]).checked(found)
     if as_json:
         echo_json({"calibration": asdict(found), "output": None if output is None else str(output), "check": checked})

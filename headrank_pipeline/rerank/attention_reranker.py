@@ -57,8 +57,8 @@ class EngineSettings:
         long_lists: how lists are read that take more tokens than that (`rerank.long_lists.LongLists`).
         duplicates: whether passages of the same title and text are read ``once``, or ``each``. None: once by
             ``headrank``, each by the published systems, as their code does.
-        calibration: makes scores probabilities (`rerank.calibrated`): a file that headrank calibrate wrote, or a name
-            that ships (``smollm2``); None leaves them shares of attention.
+        calibration: makes scores probabilities (`rerank.calibrated`): a file that headrank calibrate wrote.
+            None leaves them as they are.
         chat: turn markup; ``auto`` is what the tokenizer knows.
         passage_cache: folder that keeps the keys of isolated passages from query to query, or a `PassageCache`.
         passage_cache_memory: GiB of cached keys kept on the device, with or without a folder; None for 2 GiB with a

@@ -13,7 +13,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,12 @@ __all__ = [
     "calibrated",
     "lifts",
     "reading_of",
-    "shipped_or_file",
 ]
 
 # The passage that says nothing. Its id cannot be that of a passage in any collection we know.
 NOTHING = Candidate("headrank:nothing", 0.0, "None of these paragraphs is relevant to the query.")
 
 _LEAST = 1e-12  # a share below this counts as this where logarithms are taken
-_SHIPPED = Path(str(files("headrank_pipeline") / "resources"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +120,7 @@ class Calibration:
             record = json.loads(place.read_text(encoding="utf-8"))
             return cls(**{**record, "passage": tuple(record["passage"]), "nothing": tuple(record["nothing"])})
         except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{place}: no such calibration; headrank calibrate writes one, and 'smollm2' names one that ships"
-            ) from None
+            raise FileNotFoundError(f"{place}: no such calibration; headrank calibrate writes one") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{place}: not a calibration ({error}); write it anew with headrank calibrate") from error
 
@@ -139,12 +134,6 @@ def _probability(weights: Sequence[float], features: Sequence[float]) -> float:
     """
     total = weights[0] + math.fsum(w * x for w, x in zip(weights[1:], features, strict=True))
     return 1.0 / (1.0 + math.exp(-total)) if total >= 0 else math.exp(total) / (1.0 + math.exp(total))
-
-
-def shipped_or_file(name: str | Path) -> Path:
-    """Return the file of a calibration: the one that ships for a model of this name, or the named file."""
-    shipped = _SHIPPED / str(name) / "calibration.json"
-    return shipped if str(name) in ("smollm2", "embedded") and shipped.is_file() else Path(name)
 
 
 def reading_of(reranker: AttentionReranker) -> dict[str, str]:
@@ -166,7 +155,7 @@ def calibrated(
 
     Args:
         reranker: one whose scores are shares of attention, as `headrank`'s are.
-        calibration: fitted for this model, heads and prompt; a file, or a name that ships (``smollm2``).
+        calibration: fitted for this model, heads and prompt, or its file.
         threshold: leave out passages below this probability; None keeps all.
 
     Raises:
@@ -180,7 +169,7 @@ def calibrated(
     if threshold is not None and not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold {threshold}: expected a probability, 0 to 1")
     _check_shares(reranker)
-    found = calibration if isinstance(calibration, Calibration) else Calibration.load(shipped_or_file(calibration))
+    found = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
     reading = reading_of(reranker)
     if differ := [name for name in reading if name != "model" and found.reading.get(name) != reading[name]]:
         raise ValueError(
