@@ -43,7 +43,7 @@ def found(inputs):
 def test_local_files_come_first_and_only_judged_topics_are_kept(files, tiny_index, tmp_path):
     inputs = resolve_inputs(benchmark(), LocalFiles(**files, index=str(tiny_index)), RunDirectory(tmp_path / "run"))
     assert list(found(inputs)) == ["q1", "q3"]
-    assert inputs.supply.identity["source"]["k1"] == 0.9
+    assert inputs.supply.identity["first_stage"]["k1"] == 0.9
     assert dict(inputs.supply.origins) == {
         "topics": str(files["topics"]),
         "index": str(tiny_index),
