@@ -30,12 +30,12 @@ _LATER = {
     "endpoint": "serving", "secrets": "serving",
     "ids": "reading", "qrels": "reading", "runs": "reading", "topics": "reading", "yaml": "reading", "pages": "reading",
     "heads": "models", "models": "models", "cache": "models", "checkpoints": "models", "indexes": "models",
-    "lucene": "first_stages", "impacts": "first_stages", "machines": "machines",
+    "lucene": "first_stages", "impacts": "first_stages",
 }  # fmt: skip
 SHARES = {
     "crash": 110, "disk": 70, "journal": 160, "manifest": 120, "inputs": 90, "ids": 80, "qrels": 70, "runs": 70,
     "topics": 70, "yaml": 50, "pages": 20, "endpoint": 70, "secrets": 30, "heads": 40, "models": 30, "cache": 30,
-    "checkpoints": 12, "indexes": 18, "lucene": 40, "impacts": 30, "machines": 14,
+    "checkpoints": 12, "indexes": 18, "lucene": 40, "impacts": 30,
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from headrank_pipeline.comparison.costs import Cost, cost_of
 from headrank_pipeline.comparison.finished import FinishedRun, read_finished_runs
 from headrank_pipeline.comparison.significance import bootstrap_means, holm, paired_tests
 from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluate
-from headrank_pipeline.experiment.manifest import file_sha256
+from headrank_pipeline.files import Input, open_input
 from headrank_pipeline.trec import read_qrels
 
 __all__ = ["FIRST_STAGE", "Comparison", "compare", "mean_rows", "paired_rows", "per_query_rows"]
@@ -102,7 +102,7 @@ def compare(
     if any(line.startswith("candidates") for line in allowed):
         notes.append(f"first stage and ideal order of the candidates are those of {finished[0].name}")
     chosen = _baseline(baseline, finished)
-    judgments = Path(qrels) if qrels is not None else find_qrels(finished)
+    judgments = open_input(find_qrels(finished) if qrels is None else qrels, "qrels")  # may be a pipe
     recorded = finished[0].recorded_evaluation or {}
     names = tuple(measures or recorded.get("measures", DEFAULT_MEASURES))
     level = relevance_level or recorded.get("relevance_level", 1)
@@ -207,7 +207,7 @@ def _matrix(evaluations: Mapping[str, Evaluation], measure: str) -> np.ndarray[A
     return np.array(columns, dtype=np.float64).T
 
 
-def _ceiling(run: FinishedRun, qrels: Path, measures: Sequence[str], level: int) -> dict[str, float]:
+def _ceiling(run: FinishedRun, qrels: Input, measures: Sequence[str], level: int) -> dict[str, float]:
     grades = read_qrels(qrels)
     ideal: dict[str, dict[str, float]] = {}
     candidates: dict[str, dict[str, float]] = {}
@@ -223,7 +223,7 @@ def _ceiling(run: FinishedRun, qrels: Path, measures: Sequence[str], level: int)
     return {**evaluate(ideal, grades, measures, relevance_level=level).means, recall: reached[recall]}
 
 
-def _conditions(runs: Sequence[FinishedRun], qrels: Path, level: int, queries: int, seed: int) -> dict[str, Any]:
+def _conditions(runs: Sequence[FinishedRun], qrels: Input, level: int, queries: int, seed: int) -> dict[str, Any]:
     first = runs[0]
     return {
         "benchmark": first.identity["benchmark"],
@@ -231,7 +231,7 @@ def _conditions(runs: Sequence[FinishedRun], qrels: Path, level: int, queries: i
         "depth": first.depth,
         "queries": queries,
         "qrels": str(qrels),
-        "qrels_sha256": file_sha256(qrels, "qrels"),
+        "qrels_sha256": qrels.sha256,
         "relevance_level": level,
         "seed": seed,
         "directories": {run.name: str(run.directory.path) for run in runs},
@@ -239,9 +239,8 @@ def _conditions(runs: Sequence[FinishedRun], qrels: Path, level: int, queries: i
     }
 
 
-def _judgment_notes(runs: Sequence[FinishedRun], qrels: Path) -> list[str]:
-    used = file_sha256(qrels, "qrels")
-    other = [r.name for r in runs if r.recorded_evaluation and r.recorded_evaluation["qrels_sha256"] != used]
+def _judgment_notes(runs: Sequence[FinishedRun], qrels: Input) -> list[str]:
+    other = [r.name for r in runs if r.recorded_evaluation and r.recorded_evaluation["qrels_sha256"] != qrels.sha256]
     return [f"{qrels} is not the file that {', '.join(other)} were evaluated with"] if other else []
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("accelerate", reason="GGUF files need accelerate: pip instal
 from gguf_files import write_gguf
 from tiny_models import tiny_model
 
-from headrank_pipeline.attention import gguf as reading
+from headrank_pipeline import pipeline
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.cli import main
 from headrank_pipeline.pipeline import MissingPrerequisite
@@ -229,7 +229,7 @@ def test_a_file_on_the_hub_goes_by_repository_and_file_name(written, tmp_path, m
 
 def test_without_the_extra_its_one_command_is_told(written, monkeypatch):
     file, _ = written("llama", "Q4_1")
-    there = reading.find_spec
-    monkeypatch.setattr(reading, "find_spec", lambda name: None if name == "gguf" else there(name))
-    with pytest.raises(MissingPrerequisite, match=r"need gguf: pip install 'headrank-pipeline\[gguf\]'"):
+    there = pipeline.find_spec
+    monkeypatch.setattr(pipeline, "find_spec", lambda name: None if name == "gguf" else there(name))
+    with pytest.raises(MissingPrerequisite, match=r"pip install 'headrank-pipeline\[gguf\]'"):
         load(file, "all", device="cpu")

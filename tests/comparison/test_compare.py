@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from pipes import piped
 
 import numpy as np
 import pytest
@@ -67,6 +68,14 @@ def test_means_equal_trec_eval(made, comparison):
         row = comparison.summary.set_index("system").loc[name]
         assert round(row["nDCG@10"], 4) == round(np.mean([v["ndcg_cut_10"] for v in judged.values()]), 4)
         assert round(row["R@5"], 4) == round(np.mean([v["recall_5"] for v in judged.values()]), 4)
+
+
+def test_judgments_may_come_through_a_pipe(made, comparison):
+    runs = [made / "runs" / name for name in ("good", "bad", "rankgpt")]
+    with piped((made / "qrels.txt").read_bytes()) as qrels:
+        found = compare(runs, qrels=qrels, measures=["nDCG@10", "R@5"])
+    assert found.per_query.equals(comparison.per_query)
+    assert found.conditions["qrels_sha256"] == comparison.conditions["qrels_sha256"]
 
 
 def test_p_values_of_a_comparison_equal_scipy(comparison):

@@ -5,6 +5,7 @@
 it is not, and why.
 """
 
+import json
 import os
 import re
 import shlex
@@ -100,6 +101,16 @@ def test_the_blocks_that_are_to_be_run_do_what_they_say(page, tmp_path):
         command = [sys.executable] if block.language == "python" else ["bash", "-euo", "pipefail"]
         done = subprocess.run([*command, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run_from_top_to_bottom(notebook, tmp_path):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert all(cell.get("outputs", []) == [] for cell in cells)  # what they print is not kept, so it cannot go stale
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_wrong_in_a_page_is_found():
