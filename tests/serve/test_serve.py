@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -284,11 +284,15 @@ def ask(client: httpx.Client, query: str = "q", texts: tuple[str, ...] = ("a", "
     return client.post("/rerank", json={"query": query, "texts": texts}, **more)
 
 
-def until_waiting(client: httpx.Client, number: int) -> None:
+def until(happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
-    while client.get("/health").json()["waiting"] != number:
+    while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def until_waiting(client: httpx.Client, number: int) -> None:
+    until(lambda: client.get("/health").json()["waiting"] == number)
 
 
 def test_a_full_queue_refuses_with_429_and_loses_nothing_it_took():
@@ -364,36 +368,53 @@ def test_failures_are_named_and_fail_alone():
 
 # ------------------------------------------------------------------------------------------------- start and end
 
-SLOW = """
+WAITS_FOR_A_FILE = """
+    import sys
     import time
+    from pathlib import Path
     from headrank_pipeline.cli.reporting import start_logging
     from headrank_pipeline.pipeline import Reranker
     from headrank_pipeline.serve.batcher import Limits
     from headrank_pipeline.serve.server import bound_socket, serve
 
-    class Slow(Reranker):
+    called, go = map(Path, sys.argv[1:])
+
+    class WaitsForAFile(Reranker):
         def rerank_batch(self, rankings):
-            time.sleep(0.4)
+            called.touch()
+            deadline = time.monotonic() + 60
+            while not go.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
             return [ranking.rescored([len(c.text) for c in ranking.candidates]) for ranking in rankings]
         def describe(self):
             return {}
 
     start_logging(debug=False)
     bound = bound_socket("127.0.0.1", 0, key=None)
-    serve(Slow, bound, model="m", system="slow", key=None, limits=Limits(call_tokens=1))
+    serve(WaitsForAFile, bound, model="m", system="waits", key=None, limits=Limits(call_tokens=1))
 """
 
 
-def test_sigterm_finishes_what_was_taken_and_refuses_new_requests():
-    with process([sys.executable, "-c", dedent(SLOW)]) as (server, where), httpx.Client(base_url=where) as client:
-        assert ask(client).status_code == 200
+def test_sigterm_finishes_what_was_taken_and_refuses_new_requests(tmp_path):
+    called, go = tmp_path / "called", tmp_path / "go"
+    command = [sys.executable, "-c", dedent(WAITS_FOR_A_FILE), str(called), str(go)]
+
+    def refused() -> bool:
+        try:
+            httpx.get(f"{where}/health")
+        except httpx.ConnectError:
+            return True
+        return False
+
+    with process(command) as (server, where), httpx.Client(base_url=where) as client:
         with ThreadPoolExecutor(3) as threads:
-            taken = [threads.submit(ask, client) for _ in range(3)]
+            taken = [threads.submit(ask, client)]
+            until(called.exists)
+            taken += [threads.submit(ask, client) for _ in range(2)]
             until_waiting(client, 2)
             server.send_signal(signal.SIGTERM)
-            time.sleep(0.3)
-            with pytest.raises(httpx.ConnectError):
-                httpx.get(f"{where}/health")
+            until(refused)
+            go.touch()
             assert [[rank["index"] for rank in future.result().json()] for future in taken] == [[1, 0]] * 3
         assert server.wait(10) == 0
 
