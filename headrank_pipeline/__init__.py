@@ -11,49 +11,31 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from headrank_pipeline.attention.heads import HeadSet
-    from headrank_pipeline.comparison.experiments import run_experiment
-    from headrank_pipeline.experiment.evaluate import evaluate
-    from headrank_pipeline.first_stage.dense import dense
-    from headrank_pipeline.first_stage.impact import impact
-    from headrank_pipeline.first_stage.lexical import bm25
-    from headrank_pipeline.first_stage.saved import saved_candidates, saved_run
-    from headrank_pipeline.records import Candidate, Query, Ranking
-    from headrank_pipeline.rerank.baselines.rankgpt import rankgpt
-    from headrank_pipeline.rerank.interpolation import interpolated
-    from headrank_pipeline.rerank.named_models import embedded_model, smollm2
-    from headrank_pipeline.rerank.one_call import rank
-    from headrank_pipeline.rerank.searcher import RerankingSearcher
-    from headrank_pipeline.rerank.systems import core, headrank, icr, qrhead, qrranker
+if TYPE_CHECKING:  # X as X: exported, for type checkers, which cannot read __all__ below
+    from headrank_pipeline.attention.heads import HeadSet as HeadSet
+    from headrank_pipeline.comparison.experiments import run_experiment as run_experiment
+    from headrank_pipeline.experiment.evaluate import evaluate as evaluate
+    from headrank_pipeline.first_stage.dense import dense as dense
+    from headrank_pipeline.first_stage.impact import impact as impact
+    from headrank_pipeline.first_stage.lexical import bm25 as bm25
+    from headrank_pipeline.first_stage.saved import saved_candidates as saved_candidates
+    from headrank_pipeline.first_stage.saved import saved_run as saved_run
+    from headrank_pipeline.records import Candidate as Candidate
+    from headrank_pipeline.records import Query as Query
+    from headrank_pipeline.records import Ranking as Ranking
+    from headrank_pipeline.rerank.baselines.rankgpt import rankgpt as rankgpt
+    from headrank_pipeline.rerank.interpolation import interpolated as interpolated
+    from headrank_pipeline.rerank.named_models import embedded_model as embedded_model
+    from headrank_pipeline.rerank.named_models import smollm2 as smollm2
+    from headrank_pipeline.rerank.one_call import rank as rank
+    from headrank_pipeline.rerank.searcher import RerankingSearcher as RerankingSearcher
+    from headrank_pipeline.rerank.systems import core as core
+    from headrank_pipeline.rerank.systems import headrank as headrank
+    from headrank_pipeline.rerank.systems import icr as icr
+    from headrank_pipeline.rerank.systems import qrhead as qrhead
+    from headrank_pipeline.rerank.systems import qrranker as qrranker
 
     __version__: str
-
-__all__ = [
-    "Candidate",
-    "HeadSet",
-    "Query",
-    "Ranking",
-    "RerankingSearcher",
-    "__version__",
-    "bm25",
-    "core",
-    "dense",
-    "embedded_model",
-    "evaluate",
-    "headrank",
-    "icr",
-    "impact",
-    "interpolated",
-    "qrhead",
-    "qrranker",
-    "rank",
-    "rankgpt",
-    "run_experiment",
-    "saved_candidates",
-    "saved_run",
-    "smollm2",
-]
 
 _HOMES = {
     "Candidate": "records",
@@ -79,6 +61,8 @@ _HOMES = {
     "saved_run": "first_stage.saved",
     "smollm2": "rerank.named_models",
 }
+
+__all__ = sorted(("__version__", *_HOMES))
 
 
 def __getattr__(name: str) -> Any:

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
-from headrank_pipeline.cli.benchmarks import benchmarks
-from headrank_pipeline.cli.calibrating import calibrate
-from headrank_pipeline.cli.comparison import analyze, compare
-from headrank_pipeline.cli.demo import demo
-from headrank_pipeline.cli.doctor import doctor
-from headrank_pipeline.cli.evaluation import evaluate
-from headrank_pipeline.cli.explaining import explain
-from headrank_pipeline.cli.hub import push
-from headrank_pipeline.cli.learning import lists, select_heads, train
-from headrank_pipeline.cli.mcp import mcp
-from headrank_pipeline.cli.merging import merge
 from headrank_pipeline.cli.reporting import ReportingGroup, start_logging
-from headrank_pipeline.cli.reproducing import reproduce
-from headrank_pipeline.cli.reranking import rerank
-from headrank_pipeline.cli.retrieval import index, retrieve
-from headrank_pipeline.cli.running import run
-from headrank_pipeline.cli.serving import serve
 
 __all__ = ["main"]
 
+# Each command's module, in the order of the help.
+_MODULES = {
+    "demo": "demo",
+    "benchmarks": "benchmarks",
+    "index": "retrieval",
+    "retrieve": "retrieval",
+    "rerank": "reranking",
+    "explain": "explaining",
+    "run": "running",
+    "merge": "merging",
+    "reproduce": "reproducing",
+    "evaluate": "evaluation",
+    "compare": "comparison",
+    "analyze": "comparison",
+    "lists": "learning",
+    "select-heads": "learning",
+    "train": "learning",
+    "push": "hub",
+    "calibrate": "calibrating",
+    "mcp": "mcp",
+    "serve": "serving",
+    "doctor": "doctor",
+}
 
-@click.group(cls=ReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(ReportingGroup):
+    """Imports a command's module when it is asked for, so that one command does not wait for the others' imports."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the help."""
+        return list(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None where there is none of this name."""
+        if cmd_name not in _MODULES:
+            return None
+        command: click.Command = getattr(import_module(f"{__name__}.{_MODULES[cmd_name]}"), cmd_name.replace("-", "_"))
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Log every step, and show the traceback of an error.")
 @click.version_option(package_name="headrank-pipeline")
 def main(debug: bool) -> None:
@@ -35,28 +60,3 @@ def main(debug: bool) -> None:
     prerequisite (Java, GPU), 4 missing file or resource, 5 invalid data, 6 failure at run time, 7 some queries failed.
     """
     start_logging(debug=debug)
-
-
-for command in (
-    demo,
-    benchmarks,
-    index,
-    retrieve,
-    rerank,
-    explain,
-    run,
-    merge,
-    reproduce,
-    evaluate,
-    compare,
-    analyze,
-    lists,
-    select_heads,
-    train,
-    push,
-    calibrate,
-    mcp,
-    serve,
-    doctor,
-):
-    main.add_command(command)

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,10 +23,12 @@ from headrank_pipeline.cli.reporting import (
 )
 from headrank_pipeline.experiment import scaleout
 from headrank_pipeline.experiment.batches import Shard
+from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES
 from headrank_pipeline.experiment.judgement import Judged, Judgement
 from headrank_pipeline.experiment.runner import Outcome, RunPlan, execute
 from headrank_pipeline.experiment.supply import supply_from_file
+from headrank_pipeline.files import atomic_writer
 from headrank_pipeline.options import read_assignment
 from headrank_pipeline.rerank.long_lists import summary
 from headrank_pipeline.rerank.named_models import first_stage_weight
@@ -211,9 +214,6 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 @click.option("--measure", "-m", "measures", multiple=True,
               help="Measure to report; repeatable.  [default: nDCG@10, R@100]")  # fmt: skip
 @click.option("--relevance-level", "-l", default=1, show_default=True, help="Lowest grade that counts as relevant.")
-@click.option("--threshold", type=click.FloatRange(0, 1),
-              help="Writes the passages of at least this probability to run.above-threshold.trec, too; needs --option "
-              "calibration.")  # fmt: skip
 @with_options(*RUN_OPTIONS)
 @click.pass_context
 def rerank(
@@ -225,7 +225,6 @@ def rerank(
     qrels: Path | None,
     measures: tuple[str, ...],
     relevance_level: int,
-    threshold: float | None,
     limit: int | None,
     shard: Shard | None,
     batch_size: int,
@@ -236,9 +235,7 @@ def rerank(
     **reranker: Any,
 ) -> None:
     """Rerank saved candidates; the same command continues an interrupted run. Needs no Java."""
-    spec = reranker_spec(reranker)
-    if threshold is not None and spec.options.get("calibration") is None:
-        raise click.UsageError("--threshold is a probability, which scores are with --option calibration=FILE only")
+    spec, threshold = _without_threshold(reranker_spec(reranker))
     judgement = None
     if qrels is None:
         refuse_typed("measures", "relevance_level", because="nothing is evaluated without --qrels")
@@ -260,19 +257,35 @@ def rerank(
             shard=shard,
         )
         outcome = execute(plan, overwrite=overwrite, command=command_line())
-    if threshold is not None:
-        _write_above(outcome.directory.run, threshold)
+    _write_above(outcome.directory, threshold)
     report(ctx, outcome, as_json=as_json)
 
 
-def _write_above(run: Path, threshold: float) -> None:
-    """Write the lines of a run whose score is at least the threshold beside it."""
-    from headrank_pipeline.files import atomic_writer
+def _without_threshold(spec: SystemSpec) -> tuple[SystemSpec, float | None]:
+    """Take the threshold out of a spec: a run holds every candidate, and what is above it is written beside."""
+    options = dict(spec.options)
+    threshold = options.pop("threshold", None)
+    if threshold is None:
+        return spec, None
+    from headrank_pipeline.rerank.calibrated import check_threshold  # imports torch
 
-    with atomic_writer(run.with_name("run.above-threshold.trec")) as file:
-        for line in run.read_text(encoding="utf-8").splitlines(keepends=True):
-            if float(line.split()[4]) >= threshold:
-                file.write(line)
+    check_threshold(threshold)
+    if options.get("calibration") is None or spec.first_stage_weight is not None:
+        raise click.UsageError(
+            "threshold is a probability, which scores are with --option calibration=FILE and without "
+            "--first-stage-weight"
+        )
+    return replace(spec, options=options), float(threshold)
+
+
+def _write_above(directory: RunDirectory, threshold: float | None) -> None:
+    """Write the lines of a run whose score is at least the threshold beside it; None removes an earlier call's."""
+    directory.above_threshold.unlink(missing_ok=True)
+    if threshold is None or not directory.run.exists():
+        return
+    lines = directory.run.read_text(encoding="utf-8").splitlines(keepends=True)
+    with atomic_writer(directory.above_threshold) as file:
+        file.write("".join(line for line in lines if float(line.split()[4]) >= threshold))
 
 
 def default_output(benchmark: str, system: str, model: str) -> Path:

@@ -117,7 +117,10 @@ def run(ctx: click.Context, /, **given: Any) -> None:
         job.local.check()
         if not several:  # of several, what one lacks is told in the summary, and the others run
             check_sources(job.benchmark, job.local, request.stage)
-    with open_reranker(reranker_spec(given), request.workers) as reranker:
+    spec = reranker_spec(given)
+    if spec.options.get("threshold") is not None:
+        raise click.UsageError("a run holds every candidate; headrank rerank writes those above a threshold beside it")
+    with open_reranker(spec, request.workers) as reranker:
         if several:
             suite = _run_several(jobs, request, reranker)
         else:

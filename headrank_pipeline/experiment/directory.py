@@ -41,6 +41,11 @@ class RunDirectory:
         return self.path / "run.trec"
 
     @property
+    def above_threshold(self) -> Path:
+        """The lines of the run whose probability reaches a threshold, where one was asked for."""
+        return self.path / "run.above-threshold.trec"
+
+    @property
     def first_stage_run(self) -> Path:
         """The candidates in their first-stage order, as a run."""
         return self.path / "first_stage.trec"
@@ -78,7 +83,7 @@ class RunDirectory:
 
     def retract_results(self) -> None:
         """Remove what must not be there while queries are open: the run and everything derived from it."""
-        for file in (self.run, self.evaluation, self.first_stage_run):
+        for file in (self.run, self.above_threshold, self.evaluation, self.first_stage_run):
             file.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------------------------ replacing a run
@@ -124,7 +129,8 @@ class RunDirectory:
                 self.restore()
 
     def _files(self) -> tuple[Path, ...]:
-        return (self.run, self.evaluation, self.first_stage_run, self.scores, self.candidates, self.manifest)
+        results = (self.run, self.above_threshold, self.evaluation, self.first_stage_run)
+        return (*results, self.scores, self.candidates, self.manifest)
 
     def _put_back(self) -> None:
         self._move(self.path / _MOVING, self.path)

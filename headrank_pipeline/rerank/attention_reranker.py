@@ -59,6 +59,7 @@ class EngineSettings:
             ``headrank``, each by the published systems, as their code does.
         calibration: makes scores probabilities (`rerank.calibrated`): a file that headrank calibrate wrote.
             None leaves them as they are.
+        threshold: leaves out passages whose probability is below it; needs a calibration. None keeps all.
         chat: turn markup; ``auto`` is what the tokenizer knows.
         passage_cache: folder that keeps the keys of isolated passages from query to query, or a `PassageCache`.
         passage_cache_memory: GiB of cached keys kept on the device, with or without a folder; None for 2 GiB with a
@@ -77,6 +78,7 @@ class EngineSettings:
     long_lists: str = "auto"
     duplicates: str | None = None
     calibration: str | None = None
+    threshold: float | None = None
     chat: str = "auto"
     passage_cache: Any = None
     passage_cache_memory: float | None = None
@@ -93,6 +95,8 @@ class EngineSettings:
         sized = [name for name in ("passage_cache_memory", "passage_cache_limit") if getattr(self, name) is not None]
         if sized and isinstance(self.passage_cache, PassageCache):
             raise ValueError(f"{sized[0]}: the PassageCache has its own size; name a folder, or leave it out")
+        if self.threshold is not None and self.calibration is None:
+            raise ValueError("threshold is a probability, which scores are with a calibration only; name its file, too")
         if self.passage_cache_limit is not None and self.passage_cache is None:
             raise ValueError("passage_cache_limit bounds a folder; name it as passage_cache")
 
@@ -313,7 +317,7 @@ def open_attention(spec: SystemSpec) -> Reranker:
         return reranker
     from headrank_pipeline.rerank.calibrated import calibrated  # which knows this module
 
-    return calibrated(reranker, settings.calibration)
+    return calibrated(reranker, settings.calibration, threshold=settings.threshold)
 
 
 def _varied(spec: SystemSpec, trained: Recipe) -> Recipe:

@@ -26,6 +26,7 @@ __all__ = [
     "Calibration",
     "Lifts",
     "calibrated",
+    "check_threshold",
     "lifts",
     "reading_of",
 ]
@@ -166,8 +167,7 @@ def calibrated(
     """
     if not isinstance(reranker, AttentionReranker):
         raise TypeError(f"calibrated takes a reranker that reads attention, got {type(reranker).__name__}")
-    if threshold is not None and not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"threshold {threshold}: expected a probability, 0 to 1")
+    check_threshold(threshold)
     _check_shares(reranker)
     found = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
     reading = reading_of(reranker)
@@ -177,6 +177,13 @@ def calibrated(
             f"{found.reading.get('model')!r} there, {reading['model']!r} here); fit one with headrank calibrate"
         )
     return _Calibrated(reranker, found, threshold)
+
+
+def check_threshold(threshold: Any) -> None:
+    """Raise ValueError unless it is a probability, or None."""
+    number = isinstance(threshold, float | int) and not isinstance(threshold, bool)
+    if threshold is not None and not (number and 0.0 <= threshold <= 1.0):
+        raise ValueError(f"threshold {threshold!r}: expected a probability, 0 to 1")
 
 
 def _check_shares(reranker: AttentionReranker) -> None:

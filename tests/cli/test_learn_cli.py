@@ -166,6 +166,6 @@ def test_heads_of_every_system_are_measured_with_the_passages_that_a_model_was_t
 
 def test_help_of_train_shows_the_defaults_that_training_has():
     defaults = TrainingConfig()
-    for parameter in main.commands["train"].params:
+    for parameter in main.get_command(None, "train").params:
         if parameter.name in ("moves", "epochs", "learning_rate", "list_size", "lists_per_step", "seed"):
             assert parameter.help.endswith(f"[default: {getattr(defaults, parameter.name)}]")

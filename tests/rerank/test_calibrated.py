@@ -163,13 +163,37 @@ def test_the_commands_fit_check_and_apply(folder, tmp_path):
     assert told.exit_code == 0, told.output
     assert json.loads(told.stdout)["check"]["passages"]["ece"] < 0.3
     applied = ["--candidates", lists, "--output", tmp_path / "run", *model, "--option", f"calibration={output}"]
-    told = invoke("rerank", *applied, "--threshold", "0.2")
+    told = invoke("rerank", *applied, "--option", "threshold=0.2")
     assert told.exit_code == 0, told.output
     assert "queries with nothing relevant, by their probabilities" in told.output
     run = (tmp_path / "run" / "run.trec").read_text(encoding="utf-8").splitlines()
     above = (tmp_path / "run" / "run.above-threshold.trec").read_text(encoding="utf-8").splitlines()
     assert above == [line for line in run if float(line.split()[4]) >= 0.2]
     assert len(run) == 40
+    told = invoke("rerank", *applied)
+    assert told.exit_code == 0, told.output
+    assert not (tmp_path / "run" / "run.above-threshold.trec").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--option", "threshold=0.5"], "with --option calibration=FILE and without --first-stage-weight"),
+        (["--option", "threshold=2", "--option", "calibration=c.json"], "threshold 2: expected a probability, 0 to 1"),
+        (["--option", "threshold=0.5", "--option", "calibration=c.json", "--first-stage-weight", "0.5"],
+         "without --first-stage-weight"),
+    ],
+)  # fmt: skip
+def test_a_threshold_that_means_nothing_is_refused(options, message, folder, tmp_path):
+    run = ["--candidates", tmp_path / "none", "--output", tmp_path / "run", "--model", folder]
+    told = invoke("rerank", *run, *options)
+    assert told.exit_code in (2, 5)
+    assert message in " ".join(told.output.split())
+
+
+def test_a_threshold_in_python_needs_a_calibration(folder):
+    with pytest.raises(ValueError, match="threshold is a probability"):
+        headrank(folder, HEADS, device="cpu", threshold=0.5)
 
 
 def invoke(*arguments):
