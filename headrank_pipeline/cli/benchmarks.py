@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from headrank_pipeline.cli.reporting import echo_json, table
+from headrank_pipeline.cli.reporting import CommandWithMovedFlags, echo_json, table
 
 if TYPE_CHECKING:
     from headrank_pipeline.experiment.benchmark import Benchmark
@@ -18,19 +18,27 @@ if TYPE_CHECKING:
 __all__ = ["amount", "benchmarks", "need_lines"]
 
 
-@click.command()
-@click.option(
-    "--pipelines", type=click.Path(path_type=Path), help="Folder of definitions, in place of those of the package."
-)
-@click.option("--extra", is_flag=True, help="Also those beside the main ones.")
+_MOVED = {"--pipelines": "the folder, with a / in it, in the place of BENCHMARK", "--extra": "--suite all"}
+
+
+@click.command(cls=CommandWithMovedFlags, moved=_MOVED)
+@click.argument("definitions", nargs=-1, metavar="[BENCHMARK]...")
+@click.option("--suite", metavar="NAME", help="Only the benchmarks of a suite.  [default: main]")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of collections, one folder per benchmark.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def benchmarks(pipelines: Path | None, extra: bool, data: Path | None, as_json: bool) -> None:
-    """List the benchmarks: queries, corpus, first stage, what is cached and what must be downloaded."""
-    from headrank_pipeline.experiment.catalogue import corpus_size, find_benchmarks, needs, query_count, to_download
+def benchmarks(definitions: tuple[str, ...], suite: str | None, data: Path | None, as_json: bool) -> None:
+    """List benchmarks (queries, corpus, first stage, what is cached and what must be downloaded), and all suites.
+
+    BENCHMARK is what `headrank run` takes: a name, the file of a definition, a folder of them, or ir_datasets:ID.
+    """
+    from headrank_pipeline.experiment.catalogue import corpus_size, needs, query_count, to_download
+    from headrank_pipeline.experiment.names import find_named, find_suite, named_suites
     from headrank_pipeline.experiment.suite import local_files
 
-    found = [benchmark for _, benchmark in find_benchmarks(pipelines, extra=extra)]
+    if definitions and suite is not None:
+        raise click.UsageError(f"--suite {suite} and {definitions[0]} both say what is listed; give one")
+    named = [pair for called in definitions for pair in find_named(called)] or find_suite(suite or "main")
+    found = [benchmark for _, benchmark in named]
     wanted = {b.name: needs(b, local_files(data, b.name, offline=False)) for b in found}
     if as_json:
         echo_json(
@@ -39,6 +47,7 @@ def benchmarks(pipelines: Path | None, extra: bool, data: Path | None, as_json: 
                     "name": b.name,
                     "title": b.title,
                     "group": b.group,
+                    "suites": [known.name for known in named_suites().values() if b.name in known.benchmarks],
                     "queries": query_count(b),
                     "docs": corpus_size(b),
                     "first_stage": b.first_stage.model_dump(),
@@ -53,6 +62,9 @@ def benchmarks(pipelines: Path | None, extra: bool, data: Path | None, as_json: 
     ]
     click.echo(table(["benchmark", "queries", "docs", "first stage", "topics, qrels", "index"], rows))
     click.echo(f"\n{len(found)} benchmarks; to download in all: {amount(*to_download(wanted.values()))}")
+    if not definitions and suite is None:
+        suites = [[known.name, str(len(known.benchmarks)), known.title] for known in named_suites().values()]
+        click.echo(f"\n{table(['suite', 'benchmarks', ''], suites)}\n\nheadrank run --suite NAME runs one")
 
 
 def need_lines(found: Sequence[Need]) -> list[str]:

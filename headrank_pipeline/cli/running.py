@@ -1,4 +1,4 @@
-"""headrank run: one benchmark, or all of them, from retrieval to evaluation."""
+"""headrank run: one benchmark, several or a suite of them, from retrieval to evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from headrank_pipeline.cli.reporting import (
     CommandWithMovedFlags,
     command_line,
     echo_json,
-    refuse_typed,
     table,
 )
 from headrank_pipeline.cli.reranking import (
@@ -33,10 +32,11 @@ from headrank_pipeline.cli.reranking import (
     with_options,
 )
 from headrank_pipeline.experiment.batches import Shard, Workers
-from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_dataset, benchmark_of_files
-from headrank_pipeline.experiment.catalogue import find_benchmark, find_benchmarks, needs, to_download
+from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_files
+from headrank_pipeline.experiment.catalogue import needs, to_download
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.inputs import LocalFiles, check_sources, resolve_inputs
+from headrank_pipeline.experiment.names import find_named, find_suite
 from headrank_pipeline.experiment.runner import Outcome, RunPlan, execute
 from headrank_pipeline.experiment.stages import FirstStageOptions
 from headrank_pipeline.experiment.suite import SUMMARY, Row, Suite, local_files, run_suite
@@ -45,14 +45,15 @@ from headrank_pipeline.pipeline import Reranker
 
 __all__ = ["run"]
 
-_DATASETS = "ir_datasets:"
 _FILES = ("corpus", "topics", "qrels", "index", "candidates", "exclusions")
 # Flags that say which benchmarks are run and how it is reported; the others belong to each benchmark's own command.
-_OF_THE_CALL = {"definitions", "every", "extra", "data", "dry_run", "output", "as_json", "overwrite"}
+_OF_THE_CALL = {"definitions", "suite", "data", "dry_run", "output", "as_json", "overwrite"}
 # Flags that went: what says the same.
 _MOVED = {
     "--dataset": "ir_datasets:ID in the place of BENCHMARK",
     "--pipelines": "the folder, with a / in it, in the place of BENCHMARK",
+    "--all": "--suite main",
+    "--extra": "--suite all",
     **{
         f"--{name.replace('_', '-')}": f"--first-stage-option {name}={value}"
         for name, value in {
@@ -64,8 +65,9 @@ _MOVED = {
 
 @click.command(cls=CommandWithMovedFlags, moved={**MOVED_FLAGS, **_MOVED})
 @click.argument("definitions", nargs=-1, metavar="[BENCHMARK]...")
-@click.option("--all", "every", is_flag=True, help="Every main benchmark; a summary table at the end.")
-@click.option("--extra", is_flag=True, help="Run the extra benchmarks, too, with --all.")
+@click.option(
+    "--suite", metavar="NAME", help="All benchmarks of a suite, as `headrank benchmarks` lists them; one summary."
+)
 @path_option("--data", "Folder of collections, one folder per benchmark, in place of naming files.")
 @click.option("--dry-run", is_flag=True, help="Show commands, files and download sizes; run and fetch nothing.")
 @path_option("--output", "Run directory; with several benchmarks the folder of their run directories.")
@@ -105,11 +107,9 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     """
     if given["model"] is None and not given["dry_run"]:
         raise click.UsageError("Missing option '--model'.")
-    if not given["every"]:
-        refuse_typed("extra", because="for --all")
     request = RunRequest.of(ctx, given)
     jobs = list(_jobs(request))
-    several = request.every or len(jobs) > 1
+    several = len(jobs) > 1 or request.suite is not None
     if request.dry_run:
         _show(jobs, request.stage, as_json=request.as_json)
         return
@@ -136,8 +136,8 @@ class RunRequest:
     """What a call asks for, apart from the reranker.
 
     Args:
-        definitions: benchmarks by name, file, folder, or ``ir_datasets:ID``; or `every` one that ships.
-        extra: with `every`, the extra ones too.
+        definitions: benchmarks by name, file, folder, or ``ir_datasets:ID``.
+        suite: name of a suite, in their place.
         data: folder of collections.
         local: files of one collection, as they were named.
         stage: the first stage.
@@ -148,8 +148,7 @@ class RunRequest:
     """
 
     definitions: tuple[str, ...]
-    every: bool
-    extra: bool
+    suite: str | None
     data: Path | None
     local: LocalFiles
     stage: FirstStageOptions
@@ -181,7 +180,7 @@ class RunRequest:
     @property
     def summary(self) -> Path:
         """Where the summary of several benchmarks goes."""
-        return (self.output or self.default_output("all")) / SUMMARY
+        return (self.output or self.default_output(self.suite or "several")) / SUMMARY
 
     def default_output(self, name: str) -> Path:
         """Return where a run of this name goes when nothing is said."""
@@ -226,7 +225,7 @@ class _Job:
 def _jobs(request: RunRequest) -> list[_Job]:
     found = _definitions(request)
     named = [name for name in _FILES if getattr(request.local, name)]
-    several = request.every or len(found) > 1
+    several = len(found) > 1 or request.suite is not None
     if (several or request.data) and named:
         flags = ", ".join(f"--{name}" for name in named)
         raise click.UsageError(
@@ -278,26 +277,18 @@ def _refuse_depth_above_hits(depth: int | None, benchmark: Benchmark, local: Loc
 
 def _definitions(request: RunRequest) -> list[tuple[str | None, Benchmark]]:
     """Return what is to be run, and what it is called on the command line, where it is called anything."""
-    depth = {} if request.depth is None else {"depth": request.depth}
-    if request.every != bool(request.definitions):
-        if request.every:
-            return [*find_benchmarks(extra=request.extra)]
-        return [found for called in request.definitions for found in _called(called, depth)]
-    if not request.every and request.local.qrels and (name := _own_name(request.local)):
-        return [(None, benchmark_of_files(name, **depth))]
+    if request.suite is not None and request.definitions:
+        raise click.UsageError(f"--suite {request.suite} and {request.definitions[0]} both say what is run; give one")
+    if request.suite is not None:
+        return [*find_suite(request.suite)]
+    if request.definitions:
+        return [found for called in request.definitions for found in find_named(called, depth=request.depth)]
+    if request.local.qrels and (name := _own_name(request.local)):
+        return [(None, benchmark_of_files(name, **({} if request.depth is None else {"depth": request.depth})))]
     raise click.UsageError(
-        "name a benchmark (headrank benchmarks lists them) or ir_datasets:ID, or pass --all to run every one, or a "
+        "name a benchmark (headrank benchmarks lists them), ir_datasets:ID or a suite (--suite main), or a "
         "collection of your own: --corpus or --index with --topics and --qrels, or --candidates and --qrels"
     )
-
-
-def _called(called: str, depth: Mapping[str, int]) -> list[tuple[str, Benchmark]]:
-    """A folder has a / in its name, so that a folder of data does not hide the benchmark of that name."""
-    if called.startswith(_DATASETS):
-        return [(called, benchmark_of_dataset(called.removeprefix(_DATASETS), **depth))]
-    if "/" in called and Path(called).is_dir():
-        return find_benchmarks(Path(called))
-    return [(called, find_benchmark(called))]
 
 
 def _own_name(local: LocalFiles) -> str | None:

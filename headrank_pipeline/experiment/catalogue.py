@@ -82,7 +82,7 @@ def find_benchmark(called: str) -> Benchmark:
         near = difflib.get_close_matches(called, known, n=3)
         raise FileNotFoundError(
             f"benchmark {called!r}: neither a file nor a definition that ships with the package; "
-            + (f"near names: {', '.join(near)}" if near else "headrank benchmarks --extra lists them")
+            + (f"near names: {', '.join(near)}" if near else "headrank benchmarks --suite all lists them")
         )
     return load_benchmark(known[called])
 
@@ -99,8 +99,11 @@ def query_count(benchmark: Benchmark) -> int | None:
 
 
 def corpus_size(benchmark: Benchmark) -> int | None:
-    """Return how many documents the benchmark's index holds, or None where that is not known."""
-    facts = _index(benchmark.collection.pyserini_index)
+    """Return how many documents the benchmark's index holds, or None where that is not known.
+
+    Without an index of Pyserini one is built from all documents of the collection.
+    """
+    facts = _index(benchmark.collection.pyserini_index) or _dataset(benchmark)
     return None if facts is None else int(facts["docs"])
 
 

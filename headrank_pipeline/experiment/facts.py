@@ -84,7 +84,8 @@ def _check_download(dataset: str, place: Path, published: Mapping[str, Any]) -> 
     md5 = _md5(place, stat.st_mtime_ns)
     if md5 != published["md5"]:
         # ir_datasets calls its sizes hints, so that they explain and do not decide.
-        found = f"{stat.st_size} bytes and MD5 {md5}, expected {published['bytes']} and {published['md5']}"
+        size = "" if published["bytes"] is None else f"{published['bytes']} bytes and "
+        found = f"{stat.st_size} bytes and MD5 {md5}, expected {size}MD5 {published['md5']}"
         raise _differs(dataset, place, found, published["url"])
     logger.info("%s: equals %s (MD5 %s)", place, published["url"], md5)
 

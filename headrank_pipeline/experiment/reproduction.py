@@ -68,7 +68,7 @@ def recorded_command(run: Path) -> list[str]:
     manifest = _manifest(run)
     command = next((s["command"] for s in manifest["sessions"] if s["command"]), None)
     words = shlex.split(command or "")
-    if words[:2] not in (["headrank", "run"], ["headrank", "rerank"]) or {"--all", "--data"} & set(words):
+    if words[:2] not in (["headrank", "run"], ["headrank", "rerank"]) or {"--all", "--suite", "--data"} & set(words):
         raise ValueError(
             f"{run}: was made by {command!r}; only runs of `headrank run BENCHMARK` and `headrank rerank` can be made "
             f"again from their manifest"

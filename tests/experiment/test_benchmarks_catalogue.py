@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from headrank_pipeline.experiment.benchmark import Benchmark, load_benchmark
+from headrank_pipeline.experiment.names import find_suite, named_suites
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,12 @@ THE_14 = {
 }  # fmt: skip
 ENCODERS = (".bge-base-en-v1.5", ".contriever", ".contriever-msmarco", ".splade-pp-ed", ".splade-v3")
 # Definitions whose collection is not public: ir_datasets has no entry.
-WITHOUT_DATASET = {"beir-trec-news", "beir-robust04", "beir-signal1m", "beir-bioasq"}
+MULTIHOP = {"multihop-musique", "multihop-2wikimultihopqa"}
+WITHOUT_DATASET = {"beir-trec-news", "beir-robust04", "beir-signal1m", "beir-bioasq"} | MULTIHOP
+# Definitions without an index of Pyserini and without a published score: each says so in its notes.
+NANO = {path.stem for path in EXTRA if path.stem.startswith("nano-beir-")}
+WITHOUT_INDEX = NANO | MULTIHOP
+WITHOUT_SCORE = WITHOUT_INDEX | {"trec-dl-hard"}
 
 
 def definitions() -> list[Benchmark]:
@@ -52,7 +58,7 @@ def pyserini_indexes() -> dict[str, dict]:
 
 def index_names() -> list[str]:
     """The benchmarks' own indexes, and those of the same collections whose encoder `dense` and `impact` know."""
-    own = {benchmark.collection.pyserini_index for benchmark in definitions()}
+    own = {benchmark.collection.pyserini_index for benchmark in definitions()} - {None}
     stems = {name.removesuffix(".flat") for name in own}
     others = {stem + encoder + kind for stem in stems for encoder in ENCODERS for kind in ("", ".hnsw", ".hnsw-int8")}
     return sorted(own | (others & pyserini_indexes().keys()))
@@ -88,7 +94,7 @@ def dataset_facts(name: str) -> dict:
 
 def dataset_files(name: str) -> tuple[list[dict], list[str]]:
     """What ir_datasets downloads for topics and qrels, and the files that make a download unnecessary."""
-    home, _, rest = name.partition("/")
+    home, _, rest = name.removesuffix("/judged").partition("/")
     known = json.loads(package_file("ir_datasets", "etc", "downloads.json").read_text())[home]
     ready: list[str] = []
     if home == "beir":
@@ -97,19 +103,28 @@ def dataset_files(name: str) -> tuple[list[dict], list[str]]:
         keys = ["cqadupstack" if base.startswith("cqadupstack/") else base]
     elif home == "bright":
         keys = [f"{rest}/queries"]
+    elif home == "nano-beir":
+        keys = [f"{rest}/queries", f"{rest}/qrels"]
+    elif rest == "trec-dl-hard":  # its questions are some of those of both years
+        keys = ["trec-dl-2019/queries", "trec-dl-2020/queries", "trec-dl-hard/qrels"]
+        ready = [f"{home}/trec-dl-2019/queries.tsv", f"{home}/trec-dl-2020/queries.tsv.gz", f"{home}/{rest}/qrels"]
+    elif home == "msmarco-passage-v2":
+        keys = [f"{rest}/queries", f"{rest}/qrels"]
+        ready = [f"{home}/{known[key]['cache_path']}" for key in keys]
     elif rest == "dev/small":
         ready = [f"{name}/queries.tsv", f"{name}/qrels"]
         keys = ["collectionandqueries"]  # the small set comes with the collection
     else:
-        year = rest.removesuffix("/judged")
-        keys = [f"{year}/{what}" for what in ("queries", "qrels")]
+        keys = [f"{rest}/{what}" for what in ("queries", "qrels")]
         # The queries of 2019 are kept unpacked, those of 2020 as they came.
         ready = [
-            f"{home}/{year}/{'queries.tsv' if year.endswith('2019') else 'queries.tsv.gz'}",
-            f"{home}/{year}/qrels",
+            f"{home}/{rest}/{'queries.tsv' if rest.endswith('2019') else 'queries.tsv.gz'}",
+            f"{home}/{rest}/qrels",
         ]
     files = [
-        {"url": known[key]["url"], "bytes": known[key]["size_hint"], "md5": known[key]["expected_md5"],
+        # NanoBEIR's hints are numbers of rows.
+        {"url": known[key]["url"], "bytes": None if home == "nano-beir" else known[key]["size_hint"],
+         "md5": known[key]["expected_md5"],
          "path": f"{home}/{known[key]['cache_path']}" if "cache_path" in known[key] else None}
         for key in keys
     ]  # fmt: skip
@@ -138,6 +153,29 @@ def test_every_extra_definition_is_valid_and_named_as_its_file(path):
     assert load_benchmark(path).name == path.stem
 
 
+def test_every_suite_is_made_of_definitions_and_has_as_many_as_its_name_says():
+    suites = named_suites()
+    known = {path.stem for path in MAIN + EXTRA} - {"demo"}
+    assert set(suites) == {
+        "main", "all", "beir-13", "trec-dl", "blitzrank-14", "bright", "cqadupstack", "nano-beir", "multihop",
+    }  # fmt: skip
+    assert set(suites["main"].benchmarks) == THE_14
+    assert set(suites["all"].benchmarks) == known
+    for name, suite in suites.items():
+        assert set(suite.benchmarks) <= known and len(set(suite.benchmarks)) == len(suite.benchmarks), name
+        assert suite.title and suite.source
+    sizes = {name: len(suite.benchmarks) for name, suite in suites.items()}
+    assert (sizes["beir-13"], sizes["blitzrank-14"], sizes["trec-dl"], sizes["bright"]) == (13, 14, 6, 12)
+    assert set(suites["nano-beir"].benchmarks) == NANO
+    # Every set of a suite is measured by nDCG@10, so that one mean can be taken over all of it.
+    assert {benchmark.measures[0] for _, benchmark in find_suite("all")} == {"nDCG@10", "MRR@10"}
+    assert {benchmark.name for _, benchmark in find_suite("all") if benchmark.measures[0] == "MRR@10"} == {
+        "msmarco-passage-dev"
+    }
+    with pytest.raises(ValueError, match=r"suite 'beir13': no such suite; did you mean 'beir-13'\?"):
+        find_suite("beir13")
+
+
 def test_every_ir_datasets_id_is_registered_and_has_topics_and_qrels(tmp_path, monkeypatch):
     monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path))
     import ir_datasets
@@ -156,22 +194,26 @@ def test_every_pyserini_name_is_in_its_catalogue():
     indexes = pyserini_indexes()
     from pyserini.search._base import qrels_mapping, topics_mapping
 
-    for collection in (benchmark.collection for benchmark in definitions()):
-        assert collection.pyserini_index in indexes
-        assert collection.pyserini_topics in topics_mapping
-        assert collection.pyserini_qrels in qrels_mapping
+    for benchmark in definitions():
+        collection = benchmark.collection
+        assert (collection.pyserini_index is None) == (benchmark.name in WITHOUT_INDEX), benchmark.name
+        assert collection.pyserini_index is None or collection.pyserini_index in indexes
+        assert collection.pyserini_topics is None or collection.pyserini_topics in topics_mapping
+        assert collection.pyserini_qrels is None or collection.pyserini_qrels in qrels_mapping
 
 
 def test_published_scores_are_those_of_the_installed_pyserini():
     tables = {}
-    for name, key in (("beir", "datasets"), ("bright", "datasets"), ("msmarco-v1-passage", "topics")):
+    files = {"beir": "datasets", "bright": "datasets", "msmarco-v1-passage": "topics", "msmarco-v2-passage": "topics"}
+    for name, key in files.items():
         conditions = yaml.safe_load(package_file("pyserini", "2cr", f"{name}.yaml").read_text())["conditions"]
         for condition in conditions:
             for entry in condition[key]:
                 place = f"2cr/{name}.yaml, {condition['name']}, {entry.get('dataset') or entry['topic_key']}"
                 tables[f"pyserini {metadata.version('pyserini')}, {place}"] = entry["scores"][0]
     for benchmark in definitions():
-        assert benchmark.references, benchmark.name
+        assert bool(benchmark.references) == (benchmark.name not in WITHOUT_SCORE), benchmark.name
+        assert bool(benchmark.references) or "No published score is checked" in benchmark.notes, benchmark.name
         for reference in benchmark.references:
             assert tables[reference.source][reference.measure] == reference.value, benchmark.name
 

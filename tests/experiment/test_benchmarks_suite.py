@@ -109,12 +109,34 @@ def test_the_table_lists_queries_documents_and_sizes(monkeypatch, tmp_path):
     assert all(text in line for text in ("300", "5,183", "bm25 k1=0.9 b=0.4 hits=100", "download 2.8 MB"))
     # FEVER and Climate-FEVER, DL19 and DL20 among them; the last two share one index, which counts once.
     assert "14 benchmarks; to download in all: 21.7 GB" in result.stdout
-    assert len(json.loads(invoke("benchmarks", "--extra", "--json").stdout)) == 44
+    assert "nano-beir             13  NanoBEIR" in result.stdout
+    every = json.loads(invoke("benchmarks", "--suite", "all", "--json").stdout)
+    assert len(every) == 63
+    [dl22] = [known for known in every if known["name"] == "trec-dl-2022"]
+    assert (dl22["suites"], dl22["queries"], dl22["docs"]) == (["all", "trec-dl", "blitzrank-14"], 76, 138_364_198)
+
+
+def test_what_is_listed_is_named_as_what_is_run(mini):
+    listed = invoke("benchmarks", "ir_datasets:nano-beir/scifact", "beir-nq", mini / "pipelines").stdout
+    assert [line.split()[0] for line in listed.splitlines()[1:6]] == [
+        "nano-beir-scifact", "beir-nq", "beir-one", "beir-two", "three",
+    ]  # fmt: skip
+    assert listed.splitlines()[1].split()[1:3] == ["50", "2,919"]
+    for flags, message in (
+        (["--suite", "bright", "beir-nq"], "--suite bright and beir-nq both say what is listed; give one"),
+        (["--extra"], "--extra is no flag any more; write --suite all"),
+        (["--pipelines", "x"], "--pipelines is no flag any more; write the folder"),
+    ):
+        result = invoke("benchmarks", *flags)
+        assert (result.exit_code, message in " ".join(result.stderr.split())) == (2, True), result.stderr
 
 
 def test_a_folder_without_definitions_is_named(tmp_path):
-    result = invoke("benchmarks", "--pipelines", tmp_path / "nowhere")
-    assert (result.exit_code, "nowhere: no such folder of benchmark definitions" in result.stderr) == (4, True)
+    result = invoke("benchmarks", tmp_path / "nowhere")
+    assert (result.exit_code, "nowhere: no such benchmark file" in result.stderr) == (4, True)
+    (tmp_path / "empty").mkdir()
+    result = invoke("benchmarks", tmp_path / "empty")
+    assert (result.exit_code, "empty: holds no benchmark definitions (*.yaml)" in result.stderr) == (4, True)
 
 
 def test_a_benchmark_goes_by_its_name_or_by_a_file(tmp_path, monkeypatch):
@@ -122,7 +144,7 @@ def test_a_benchmark_goes_by_its_name_or_by_a_file(tmp_path, monkeypatch):
     assert find_benchmark("bright-aops") == load_benchmark(PIPELINES / "extra" / "bright-aops.yaml")
     with pytest.raises(FileNotFoundError, match=r"'beir-scfact': neither a file nor .*near names: beir-scifact"):
         find_benchmark("beir-scfact")
-    with pytest.raises(FileNotFoundError, match="headrank benchmarks --extra lists them"):
+    with pytest.raises(FileNotFoundError, match="headrank benchmarks --suite all lists them"):
         find_benchmark("zzz")
     with pytest.raises(FileNotFoundError, match="no such benchmark file"):
         find_benchmark("beir-nq.yaml")
@@ -137,7 +159,7 @@ def test_commands_name_what_ships_and_the_files_of_others(mini):
         shown = json.loads(invoke("run", *arguments, "--dry-run", "--json").stdout)
         return [run["command"].split()[2] for run in shown["runs"]]
 
-    assert {"beir-scifact", "trec-dl-2020"} < set(named("--all"))
+    assert {"beir-scifact", "trec-dl-2020"} < set(named("--suite", "main"))
     assert str(mini / "pipelines" / "beir-one.yaml") in named(mini / "pipelines")
 
 
@@ -148,7 +170,7 @@ def test_a_dry_run_of_all_opens_no_socket_and_shows_every_command_and_size(fresh
     done = fresh_python(
         WITHOUT_SOCKETS
         + """
-sys.argv = ["headrank", "run", "--all", "--dry-run", "--output", "runs/paper"]
+sys.argv = ["headrank", "run", "--suite", "main", "--dry-run", "--output", "runs/paper"]
 import time
 started = time.perf_counter()
 try:
@@ -228,6 +250,22 @@ def test_all_are_run_what_is_missing_is_named_and_a_second_call_continues(mini, 
     assert {path: path.read_bytes() for path in (mini / "out").rglob("scores.jsonl")} == before != {}
 
 
+def test_a_suite_is_run_by_its_name_with_a_row_for_every_set(mini, model):
+    for name in ("multihop-musique", "hotpotqa"):
+        (mini / "data" / name).symlink_to(mini / "data" / "one")
+    result = invoke(
+        "run", "--suite", "multihop", "--data", mini / "data", "--offline", "--output", mini / "out",
+        "--model", model, "--heads", "all",
+    )  # fmt: skip
+    assert result.exit_code == 7, result.output
+    rows = json.loads((mini / "out" / "summary.json").read_text())["benchmarks"]
+    assert [(row["name"], row["status"]) for row in rows] == [
+        ("multihop-musique", "done"), ("multihop-2wikimultihopqa", "missing"), ("beir-hotpotqa", "done"),
+    ]  # fmt: skip
+    assert list(rows[0]["first_stage"]) == ["nDCG@10", "R@5", "R@2"]
+    assert "mean of all (2 of 3)" in result.stdout
+
+
 @pytest.mark.shared_data
 def test_dl19_has_its_published_first_stage_score(shared_data, model, tmp_path):
     (tmp_path / "data").mkdir()
@@ -247,7 +285,7 @@ def test_each_run_records_the_command_that_runs_it_alone(mini, model):
     invoke(*arguments(mini, model))
     manifest = json.loads((mini / "out" / "beir-one" / "manifest.json").read_text())
     command = manifest["sessions"][0]["command"]
-    assert "--all" not in command and "--batch-size 4" in command
+    assert "--suite" not in command and "--batch-size 4" in command
     shown = invoke(*arguments(mini, model), "--dry-run").stdout
     assert command in shown
     alone = invoke(*shlex.split(command)[1:])
@@ -288,7 +326,8 @@ def test_a_folder_of_collections_serves_a_single_benchmark_too(mini, model, tmp_
         (["--data", tmp_path], 4, "expected a folder beir-one in it (beir- may be left out)"),
         (["--data", mini / "data", "--qrels", "q"], 2, "--qrels and --data both say where the collection is"),
         (["--pipelines", mini], 2, "--pipelines is no flag any more; write the folder"),
-        (["--extra"], 2, "--extra: for --all"),
+        (["--all"], 2, "--all is no flag any more; write --suite main"),
+        (["--suite", "bright"], 2, "both say what is run; give one"),
     ):
         result = shown(*flags)
         assert (result.exit_code, message in " ".join(result.stderr.split())) == (status, True), result.stderr
@@ -384,9 +423,10 @@ def test_saved_candidates_may_be_deeper_than_the_first_stage(mini, model):
 
 
 def test_a_benchmark_or_all_must_be_named(model):
-    for given in ([], ["--all", PIPELINES / "beir-scifact.yaml"]):
-        result = invoke("run", *given, "--model", model)
-        assert (result.exit_code, "or pass --all to run every one" in result.stderr) == (2, True)
+    result = invoke("run", "--model", model)
+    assert (result.exit_code, "or a suite (--suite main)" in " ".join(result.stderr.split())) == (2, True)
+    result = invoke("run", "--suite", "bigbright", "--model", model)
+    assert (result.exit_code, "no such suite; did you mean 'bright'? suites: main, all" in result.stderr) == (5, True)
     result = invoke("run", PIPELINES / "beir-scifact.yaml")
     assert (result.exit_code, "Missing option '--model'" in result.stderr) == (2, True)
 

@@ -1,0 +1,84 @@
+"""What benchmarks and suites of them go by: names, files, folders, collections of ir_datasets."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_dataset
+from headrank_pipeline.experiment.catalogue import find_benchmark, find_benchmarks
+
+__all__ = ["DATASETS", "NamedSuite", "find_named", "find_suite", "named_suites"]
+
+DATASETS = "ir_datasets:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedSuite:
+    """A name for several benchmarks.
+
+    Args:
+        title: what they have in common.
+        source: who put them together.
+        benchmarks: names of definitions that ship with the package, in the order in which they are run.
+    """
+
+    name: str
+    title: str
+    source: str
+    benchmarks: Sequence[str]
+
+
+def find_named(called: str, *, depth: int | None = None) -> list[tuple[str, Benchmark]]:
+    """Return the benchmarks that a word of a command line means, and what to call each.
+
+    Args:
+        called: the name of a definition that ships, the file of a definition, a folder of them, or ``ir_datasets:ID``.
+            A folder has a / in its name, so that a folder of data does not hide the benchmark of that name.
+        depth: candidates to rerank, for a collection that has no definition; None for its 100.
+
+    Raises:
+        FileNotFoundError: nothing of that name.
+        ValueError: a definition that is not valid.
+    """
+    if called.startswith(DATASETS):
+        benchmark = benchmark_of_dataset(called.removeprefix(DATASETS), **({} if depth is None else {"depth": depth}))
+        return [(called, benchmark)]
+    if "/" in called and Path(called).is_dir():
+        return find_benchmarks(Path(called))
+    return [(called, find_benchmark(called))]
+
+
+@cache
+def named_suites() -> Mapping[str, NamedSuite]:
+    """Return all suites by name: those of ``suites.yaml``, ``main`` and ``all``."""
+    main, every = ([name for name, _ in find_benchmarks(extra=extra)] for extra in (False, True))
+    ours = "headrank_pipeline"
+    found = [
+        NamedSuite(name="main", title="what anybody can download and many report on", source=ours, benchmarks=main),
+        NamedSuite(name="all", title="every definition of the package", source=ours, benchmarks=every),
+    ]
+    file = Path(str(resources.files("headrank_pipeline"))) / "resources" / "suites.yaml"
+    listed = yaml.safe_load(file.read_text(encoding="utf-8"))
+    found += [NamedSuite(name=name, **facts) for name, facts in listed.items()]
+    return {suite.name: suite for suite in found}
+
+
+def find_suite(name: str) -> list[tuple[str, Benchmark]]:
+    """Return the benchmarks of a suite, and what to call each on the command line.
+
+    Raises:
+        ValueError: no such suite; names those that there are.
+    """
+    suites = named_suites()
+    if name not in suites:
+        near = difflib.get_close_matches(name, suites, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"suite {name!r}: no such suite; {hint}suites: {', '.join(suites)}")
+    return [(called, find_benchmark(called)) for called in suites[name].benchmarks]
