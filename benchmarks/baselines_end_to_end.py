@@ -2,8 +2,15 @@
 
     python benchmarks/baselines_end_to_end.py --data ../shared/data --output runs/baselines
     python benchmarks/baselines_end_to_end.py --data ../shared/data --output runs/look --queries 3     # a quick look
+    python benchmarks/baselines_end_to_end.py --data ../shared/data --output runs/real --model smollm2 --depth 20
 
-DL19 (43 queries, BM25 top 100) and NovelEval (21 queries, 20 passages in BM25 order). The attention systems read the
+DL19 (43 queries, BM25 top 100) and NovelEval (21 queries, 20 passages in BM25 order).
+
+**With a model**, all eight read or ask its plain weights, in bfloat16. qrhead (16 heads), core (8) and headrank (6) get
+heads that their own criterion selects on lists of TREC DL 2023, under their own prompt and rule; qrranker reads
+qrhead's. smollm2 is one more row: HeadRank with the weights and heads that ship.
+
+**Without one**, the attention systems read the
 embedded model, with isolated passages as it was trained; all but icr with the heads that HeadRank uses. RankGPT,
 first-token and Qwen3-Reranker get a chat model of random weights with Qwen3's tokenizer, whose head prefers
 identifiers: **its quality means nothing**. RankGPT's replies repeat a few identifiers, so that repairs leave most of
@@ -37,6 +44,9 @@ COLLECTIONS = {"dl19": "candidates.jsonl.gz", "noveleval": "candidates_bm25order
 FAMILY = ("headrank", "icr", "qrhead", "core", "qrranker")
 GENERATIVE = ("rankgpt", "first-token", "qwen3-reranker")
 WINDOW = 20  # passages that RankGPT's prompt numbers
+# Criterion and number of heads by the systems that select theirs.
+SELECTED = {"headrank": ("entropy-regularised", 6), "qrhead": ("qrscore", 16), "core": ("core", 8)}
+SHIPPED = "smollm2"
 COLUMNS = ("nDCG@10", "s/query", "passes/query", "read/query", "written/query", "formatting", "failed")
 
 
@@ -48,14 +58,58 @@ def main() -> None:
     parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS), choices=list(COLLECTIONS))
     parser.add_argument("--systems", nargs="+", default=[*FAMILY, *GENERATIVE], choices=[*FAMILY, *GENERATIVE])
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--model", help="a language model that all eight systems share, such as smollm2")
+    parser.add_argument("--depth", type=int, default=100, help="candidates that are reranked")
     arguments = parser.parse_args()
-    chat = save_chat_model(arguments.output / "random-chat-model", arguments.data / "qwen3_tokenizer")
+    commands = with_model(arguments) if arguments.model else without_model(arguments)
     for name in arguments.collections:
         output = arguments.output / name
         candidates = first(arguments.data / name / COLLECTIONS[name], output, arguments.queries)
         qrels = judgments(arguments.data / name / "qrels.txt", candidates, output)
-        runs = [rerank(system, chat, candidates, qrels, output, arguments.batch_size) for system in arguments.systems]
+        common = ["--candidates", candidates, "--qrels", qrels, "--depth", arguments.depth]
+        common += ["--batch-size", arguments.batch_size, "--device", "cpu"]
+        runs = [rerank([*common, *command], output / system) for system, command in commands.items()]
         print(table(name, compared(runs, output / "report")), flush=True)
+
+
+def without_model(arguments: argparse.Namespace) -> dict[str, list[Any]]:
+    """Return what each system's command adds: the embedded model, or the random one that writes."""
+    chat = save_chat_model(arguments.output / "random-chat-model", arguments.data / "qwen3_tokenizer")
+    commands = {}
+    for system in arguments.systems:
+        model = chat if system in GENERATIVE else embedded_model()
+        heads = ["--heads", embedded_model() / "heads.json"] if system in ("qrhead", "core", "qrranker") else []
+        commands[system] = ["--system", system, "--model", model, *heads]
+    return commands
+
+
+def with_model(arguments: argparse.Namespace) -> dict[str, list[Any]]:
+    """Return what each system's command adds: one model for all, heads by each system's own criterion."""
+    lists = arguments.output / "dl23.lists.jsonl"
+    if not lists.exists():
+        source = arguments.data / "dl23"
+        headrank(["lists", "--candidates", source / "candidates.jsonl.gz", "--qrels", source / "qrels.txt",
+                  "--unjudged", "drop", "--output", lists], allowed=(0,))  # fmt: skip
+    model = ["--model", arguments.model, "--dtype", "bfloat16"]
+    commands: dict[str, list[Any]] = {}
+    for system in arguments.systems:
+        chooser = "qrhead" if system == "qrranker" else system
+        heads = ["--heads", selected(chooser, model, lists, arguments.output)] if chooser in SELECTED else []
+        commands[system] = ["--system", system, *model, *heads]
+    if arguments.model == SHIPPED:
+        commands[SHIPPED] = [*model, "--tag", SHIPPED]
+    return commands
+
+
+def selected(system: str, model: list[Any], lists: Path, output: Path) -> Path:
+    """Return the head set that a system's criterion chooses on 24 lists, unless it is there."""
+    criterion, number = SELECTED[system]
+    heads = output / f"{system}.heads.json"
+    if not heads.exists():
+        headrank(["select-heads", *model, "--device", "cpu", "--lists", lists, "--system", system, "--max-lists", 24,
+                  "--list-size", 12, "-l", 2, "--criterion", criterion, "--num-heads", number, "--output", heads,
+                  "--no-figure"], allowed=(0,))  # fmt: skip
+    return heads
 
 
 def save_chat_model(folder: Path, tokenizer: Path) -> Path:
@@ -111,17 +165,14 @@ def judgments(qrels: Path, candidates: Path, output: Path) -> Path:
     return kept
 
 
-def rerank(system: str, chat: Path, candidates: Path, qrels: Path, output: Path, batch_size: int) -> Path:
+def rerank(command: list[Any], run: Path) -> Path:
     """Run one system with `headrank rerank` and return its run directory, checked."""
-    model = chat if system in GENERATIVE else embedded_model()
-    heads = ["--heads", embedded_model() / "heads.json"] if system in ("qrhead", "core", "qrranker") else []
-    command = ["rerank", "--candidates", candidates, "--qrels", qrels, "--output", output / system]
-    command += ["--system", system, "--model", model, *heads, "--batch-size", batch_size, "--device", "cpu"]
-    headrank(command, allowed=(0, 7))  # 7: some queries failed, which the table says
-    for expected, found in lists(candidates, output / system):
+    headrank(["rerank", *command, "--output", run], allowed=(0, 7))  # 7: some queries failed, which the table says
+    candidates = command[command.index("--candidates") + 1]
+    for expected, found in lists(candidates, run):
         if sorted(expected) != sorted(found):
-            raise SystemExit(f"{output / system}: {len(found)} docids for {len(expected)} candidates, or others")
-    return output / system
+            raise SystemExit(f"{run}: {len(found)} docids for {len(expected)} candidates, or others")
+    return run
 
 
 def lists(candidates: Path, run: Path) -> Iterator[tuple[list[str], list[str]]]:
