@@ -58,9 +58,17 @@ def calibrate(
     if calibration is not None and check is None:
         raise click.UsageError("--check is missing: the lists to check the calibration on")
     given = {path: read_lists(path)[:max_lists] for path in (lists, check) if path is not None}
+    checked_file = None if calibration is None else Calibration.load(calibration)
+    if checked_file is not None and checked_file.relevance_level != relevance_level:
+        raise click.UsageError(
+            f"{calibration}: relevant was grade {checked_file.relevance_level} or higher, -l says {relevance_level}; "
+            f"give -l {checked_file.relevance_level}"
+        )
     opened = reranker_spec(reranker).open()
     if not isinstance(opened, AttentionReranker):
         raise click.UsageError("calibrate needs a system that reads attention, without a first-stage weight")
+    if checked_file is not None:
+        checked_file.check_reading(opened)
     drawn = {path: _Drawn.of(found, relevance_level, list_size, seed) for path, found in given.items()}
     if lists is not None and output is not None:
         examples = _examples(opened, drawn[lists])
@@ -70,8 +78,8 @@ def calibrate(
         found = Calibration(passage, nothing, relevance_level, reading_of(opened), {**about, **sizes})
         found.save(output)
     else:
-        assert calibration is not None
-        found = Calibration.load(calibration)
+        assert checked_file is not None
+        found = checked_file
     checked = None if check is None else _examples(opened, drawn[check]).checked(found)
     if as_json:
         echo_json({"calibration": asdict(found), "output": None if output is None else str(output), "check": checked})

@@ -96,12 +96,29 @@ class Calibration:
             )
 
     def of_passages(self, found: Lifts) -> list[float]:
-        """Return the probability that each passage is relevant."""
-        return [_probability(self.passage, found.of_passage(place)) for place in range(len(found.passages))]
+        """Return the probability that each passage is relevant; none is above one of a passage with a larger lift.
+
+        Of two lifts a digit apart, rounding may give the smaller one the larger probability; it then gets the other's.
+        """
+        rising = sorted(range(len(found.passages)), key=found.passages.__getitem__)
+        probabilities = [0.0] * len(rising)
+        largest = 0.0
+        for place in rising:
+            largest = probabilities[place] = max(largest, _probability(self.passage, found.of_passage(place)))
+        return probabilities
 
     def of_nothing(self, found: Lifts) -> float:
         """Return the probability that no passage of the list is relevant."""
         return _probability(self.nothing, found.of_list())
+
+    def check_reading(self, reranker: AttentionReranker) -> None:
+        """Raise ValueError unless the numbers belong to what a reranker reads."""
+        reading = reading_of(reranker)
+        if differ := [name for name in reading if name != "model" and self.reading.get(name) != reading[name]]:
+            raise ValueError(
+                f"the calibration was fitted for another reading: {', '.join(differ)} differ (model "
+                f"{self.reading.get('model')!r} there, {reading['model']!r} here); fit one with headrank calibrate"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the numbers as JSON."""
@@ -170,12 +187,7 @@ def calibrated(
     check_threshold(threshold)
     _check_shares(reranker)
     found = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-    reading = reading_of(reranker)
-    if differ := [name for name in reading if name != "model" and found.reading.get(name) != reading[name]]:
-        raise ValueError(
-            f"the calibration was fitted for another reading: {', '.join(differ)} differ (model "
-            f"{found.reading.get('model')!r} there, {reading['model']!r} here); fit one with headrank calibrate"
-        )
+    found.check_reading(reranker)
     return _Calibrated(reranker, found, threshold)
 
 

@@ -61,6 +61,14 @@ def test_probabilities_keep_the_order_of_the_scores(values, weight, mean_weight)
     assert all(0.0 <= probability <= 1.0 for probability in (*found, made.of_nothing(seen)))
 
 
+def test_rounding_does_not_turn_two_scores_a_digit_apart():
+    larger, smaller = 0.5729363018559264, 0.5729363018559263
+    made = Calibration((-1.2202700254153518, 0.8909645125391604, 0.0), (0.0, -1.0, 0.0), 1, {}, {})
+    found = made.of_passages(Lifts((larger, smaller)))
+    assert found[0] >= found[1]
+    assert made.of_passages(Lifts((smaller,))) > made.of_passages(Lifts((larger,)))  # each by itself
+
+
 def test_what_is_no_calibration_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"weight of a passage's score is -1.0, expected above 0"):
         Calibration((0.0, -1.0, 0.0), (0.0, 0.0, 0.0), 1, {}, {})
@@ -162,6 +170,15 @@ def test_the_commands_fit_check_and_apply(folder, tmp_path):
     told = invoke("calibrate", "--lists", lists, "--check", lists, "--output", output, *model, "--json")
     assert told.exit_code == 0, told.output
     assert json.loads(told.stdout)["check"]["passages"]["ece"] < 0.3
+    again = invoke("calibrate", "--calibration", output, "--check", lists, *model, "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["check"] == json.loads(told.stdout)["check"]
+    other = invoke("calibrate", "--calibration", output, "--check", lists, *model, "--option", "passage_words=3")
+    assert other.exit_code == 5
+    assert "fitted for another reading: template differ" in other.stderr
+    grade = invoke("calibrate", "--calibration", output, "--check", lists, *model, "-l", "2")
+    assert grade.exit_code == 2
+    assert "relevant was grade 1 or higher, -l says 2" in " ".join(grade.stderr.split())
     applied = ["--candidates", lists, "--output", tmp_path / "run", *model, "--option", f"calibration={output}"]
     told = invoke("rerank", *applied, "--option", "threshold=0.2")
     assert told.exit_code == 0, told.output
