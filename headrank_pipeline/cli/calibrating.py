@@ -16,7 +16,7 @@ from headrank_pipeline.cli.reranking import RERANKER_OPTIONS, path_option, reran
 if TYPE_CHECKING:
     from headrank_pipeline.learn.lists import GradedList
     from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-    from headrank_pipeline.rerank.calibrated import Lifts
+    from headrank_pipeline.rerank.calibrated import Calibration, Lifts
 
 __all__ = ["calibrate"]
 
@@ -58,12 +58,7 @@ def calibrate(
     if calibration is not None and check is None:
         raise click.UsageError("--check is missing: the lists to check the calibration on")
     given = {path: read_lists(path)[:max_lists] for path in (lists, check) if path is not None}
-    checked_file = None if calibration is None else Calibration.load(calibration)
-    if checked_file is not None and checked_file.relevance_level != relevance_level:
-        raise click.UsageError(
-            f"{calibration}: relevant was grade {checked_file.relevance_level} or higher, -l says {relevance_level}; "
-            f"give -l {checked_file.relevance_level}"
-        )
+    checked_file = None if calibration is None else _of_level(Calibration.load(calibration), relevance_level)
     opened = reranker_spec(reranker).open()
     if not isinstance(opened, AttentionReranker):
         raise click.UsageError("calibrate needs a system that reads attention, without a first-stage weight")
@@ -90,6 +85,15 @@ def calibrate(
         click.echo(f"{name}: expected calibration error {told['ece']:.3f} over {told['examples']} examples")
         rows = [[f"{b['probability']:.3f}", f"{b['share']:.3f}", str(b["count"])] for b in told["bins"]]
         click.echo(table(["mean probability", "share relevant" if name == "passages" else "share", "count"], rows))
+
+
+def _of_level(calibration: Calibration, relevance_level: int) -> Calibration:
+    """Return the calibration, unless another grade counted as relevant when it was fitted."""
+    if (fitted := calibration.relevance_level) != relevance_level:
+        raise click.UsageError(
+            f"the calibration counts grade {fitted} and higher as relevant, -l says {relevance_level}; give -l {fitted}"
+        )
+    return calibration
 
 
 @dataclass(frozen=True)

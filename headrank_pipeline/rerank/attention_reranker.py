@@ -28,7 +28,7 @@ from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.explanation import Explanation, explained
-from headrank_pipeline.rerank.long_lists import LongLists
+from headrank_pipeline.rerank.long_lists import LongLists, Scale
 from headrank_pipeline.rerank.named_models import named_model
 from headrank_pipeline.rerank.trained_files import HEADS_FILE, TrainedFiles, read_recipe, trained_files
 
@@ -149,10 +149,16 @@ class AttentionReranker(Reranker):
         self.reader = reader
         self.builder = PromptBuilder(reader.tokenizer, recipe.template, max_prompt_tokens=budget)
         self.recipe = replace(recipe, template=self.builder.template)
-        scale = recipe.rule.scale_between_prompts
         self.long_lists = LongLists.of(
-            self.builder, reader.tokenizer, scale, strategy=long_lists, duplicates=duplicates
+            self.builder, reader.tokenizer, self.scale, strategy=long_lists, duplicates=duplicates
         )
+
+    @property
+    def scale(self) -> Scale:
+        """How a passage's scores differ between prompts: shares by a factor, what can be negative by a shift, too."""
+        if min(self.reader.heads.weights or (1.0,)) < 0:
+            return "affine"
+        return self.recipe.rule.scale_between_prompts
 
     def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
         """Return the rankings rescored; empty ones come back as they are.

@@ -199,10 +199,10 @@ def check_threshold(threshold: Any) -> None:
 
 
 def _check_shares(reranker: AttentionReranker) -> None:
-    if reranker.recipe.rule.scale_between_prompts != "ratio":
+    if reranker.scale != "ratio":
         raise ValueError(
             f"{reranker.recipe.name}: its scores can be negative, which are no shares of attention; calibrate a "
-            f"reading without content-free query and z-scores, such as headrank's"
+            f"reading without content-free query, z-scores and negative weights of heads, such as headrank's"
         )
     if reranker.long_lists.strategy == "refine":
         raise ValueError("long_lists refine: scores of two readings are not comparable; choose auto, whole or windows")

@@ -49,7 +49,7 @@ class LongLists:
         builder: of prompts of whole passages.
         coarse: of prompts of short ones, where the strategy is ``refine``.
         scale: how scores of one passage differ between two prompts: ``ratio`` for shares of attention, ``affine`` for
-            scores that can be negative.
+            scores that can be negative, by the rule or by a head's weight.
         strategy: ``whole``: one prompt, the longest passages cut until it fits. ``windows``: as many prompts as hold
             all passages uncut. ``auto``: whole where that cuts nothing, else windows; always whole with isolated
             passages, which have no limit. ``refine``: the first tokens of every passage, then the 20 best uncut.
@@ -337,7 +337,7 @@ def _refined(coarse: Ranking | Failure | None, fine: Ranking | Failure, scale: S
         return coarse
     if coarse is None or isinstance(fine, Failure):
         return fine
-    costs = ("prompt_tokens", "forward_passes", "windows")
+    costs = ("prompt_tokens", "forward_passes")
     first = {name if name in costs else f"coarse_{name}": count for name, count in coarse.notes.items()}
     notes = {**_summed((first, fine.notes)), "lists_refined": 1, "passages_refined": len(fine)}
     again = frozenset(fine.docids)
@@ -379,7 +379,8 @@ def summary(notes: Mapping[str, float], queries: int) -> str | None:
         told.append(f"{windowed} in {windows:g} windows joined by {anchors:.0f} anchors each")
     if refined:
         again = f"{notes['passages_refined']:g} of these again uncut"
-        told.append(f"{refined} by {_COARSE_TOKENS} tokens of each passage, {again}")
+        parts = f" in {notes['coarse_windows']:g} windows" if "coarse_windows" in notes else ""
+        told.append(f"{refined} by {_COARSE_TOKENS} tokens of each passage{parts}, {again}")
     if copies:
         told.append(f"{copies} duplicate passages not read again, {notes['duplicate_tokens_saved']:g} tokens saved")
     return f"lists: {', '.join(told)}" if told else None

@@ -178,7 +178,7 @@ def test_the_commands_fit_check_and_apply(folder, tmp_path):
     assert "fitted for another reading: template differ" in other.stderr
     grade = invoke("calibrate", "--calibration", output, "--check", lists, *model, "-l", "2")
     assert grade.exit_code == 2
-    assert "relevant was grade 1 or higher, -l says 2" in " ".join(grade.stderr.split())
+    assert "grade 1 and higher as relevant, -l says 2" in " ".join(grade.stderr.split())
     applied = ["--candidates", lists, "--output", tmp_path / "run", *model, "--option", f"calibration={output}"]
     told = invoke("rerank", *applied, "--option", "threshold=0.2")
     assert told.exit_code == 0, told.output

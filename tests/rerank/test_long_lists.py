@@ -163,6 +163,27 @@ def test_refinement_reads_the_best_again_and_keeps_all(folder, make):
     assert found.docids[:20] == read(folder, best, make, HEADS).docids
 
 
+def test_heads_of_negative_weight_are_joined_by_mean_and_deviation(folder):
+    heads = HeadSet("signed", ((0, 1), (0, 3)), weights=(2.0, -1.9))
+    candidates = ranking(40)
+    whole = read(folder, candidates, heads=heads, passages="isolated", max_prompt_tokens=1000)
+    assert whole.scores[0] > 0 > whole.scores[-1]  # else there is nothing to see
+    found = read(folder, candidates, heads=heads, passages="isolated", max_prompt_tokens=1000, long_lists="windows")
+    assert found.notes["windows"] > 1
+    assert found.scores[0] > 0 > found.scores[-1]
+    assert agreement(found, whole) > 0.5
+
+
+def test_the_windows_of_a_coarse_reading_are_counted_apart(folder):
+    found = read(folder, ranking(45, words=60), max_prompt_tokens=1500, long_lists="refine")
+    assert found.notes["coarse_windows"] > 1
+    assert found.notes["windows"] > 1
+    assert found.notes["lists_windowed"] == found.notes["coarse_lists_windowed"] == 1
+    told = summary(found.notes, 1)
+    assert f"1 in {found.notes['windows']:g} windows" in told
+    assert f"1 by 48 tokens of each passage in {found.notes['coarse_windows']:g} windows, 20 of these again" in told
+
+
 def test_short_lists_are_not_refined(folder):
     assert read(folder, ranking(20), long_lists="refine") == read(folder, ranking(20))
 
