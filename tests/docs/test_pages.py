@@ -129,3 +129,15 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Rerank" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_page_of_errors_quotes_what_the_package_says():
+    told = " ".join(
+        re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8"))
+        for path in sorted((ROOT / "headrank_pipeline").rglob("*.py"))
+    )
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    quoted = [quote for head in re.findall(r"(?m)^\*\*(.*?)\*\*", page) for quote in re.findall(r"`(.*?)`", head)]
+    assert len(quoted) > 3
+    assert [quote for quote in quoted if quote not in told and quote != "headrank needs heads"] == []
+    assert "{spec.system} needs heads" in told
