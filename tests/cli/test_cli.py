@@ -209,7 +209,7 @@ def test_exit_statuses(error, status):
 
 
 def test_a_pipe_that_nobody_reads_on_is_no_error():
-    shell = f"{sys.executable} -m headrank_pipeline run --all --dry-run | true"
+    shell = f"{sys.executable} -m headrank_pipeline run --suite main --dry-run | true"
     done = subprocess.run(shell, shell=True, capture_output=True, text=True, check=True)
     assert done.stderr == ""
 
