@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True, help="folder of the collections")
     options.add_argument("--output", type=Path, required=True)
     options.add_argument("--queries", type=int, nargs=len(SIZES), default=[6, 4, 2, 1], help=f"for lists of {SIZES}")
+    options.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
     options.add_argument("--causal", type=int, default=2, help="queries of 100 passages for the plain model")
     options.add_argument("--dtype", default="bfloat16")
     options.add_argument("--threads", type=int, default=1)
@@ -52,13 +54,13 @@ def main() -> None:
     lists = list(read_candidates(chosen.data / "dl19" / "candidates.jsonl.gz"))
     work = [("smollm2", size, count) for size, count in zip(SIZES, chosen.queries, strict=True)]
     for system, size, count in [*work, ("plain", 100, chosen.causal)]:
-        done = [(r["system"], r["size"], r["qid"]) for r in read_rows(place) if r["strategy"] == STRATEGIES[-1]]
+        done = [(r["system"], r["size"], r["qid"]) for r in read_rows(place) if r["strategy"] == chosen.strategies[-1]]
         wanted = [one.query.qid for one in lists[:count] if (system, size, one.query.qid) not in done]
         if not wanted:
             continue
         reranker = load(system, chosen.dtype)
         for ranking in filled(lists, qrels, size, wanted):
-            for row in measured(reranker, ranking, qrels[ranking.query.qid]):
+            for row in measured(reranker, ranking, qrels[ranking.query.qid], chosen.strategies):
                 with place.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"system": system, "size": size, **row}) + "\n")
     print(table(read_rows(place)))
@@ -84,10 +86,12 @@ def filled(lists: Sequence[Ranking], qrels: Qrels, size: int, qids: Sequence[str
         yield replace(ranking, candidates=(*ranking.candidates, *extra)).cut(size)
 
 
-def measured(reranker: AttentionReranker, ranking: Ranking, judged: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+def measured(
+    reranker: AttentionReranker, ranking: Ranking, judged: Mapping[str, int], strategies: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """Yield what one list costs and reaches with each strategy."""
     orders: dict[str, Ranking] = {}
-    for strategy in STRATEGIES:
+    for strategy in strategies:
         found, seconds, peak = reranked(reranker, ranking, strategy)
         orders[strategy] = found
         notes = found.notes
@@ -101,7 +105,7 @@ def measured(reranker: AttentionReranker, ranking: Ranking, judged: Mapping[str,
             "cut": notes["passages_cut"],
             "seconds": seconds,
             "memory": peak,
-            "tau": agreement(orders["whole"], found),
+            "tau": agreement(orders["whole"], found) if "whole" in orders else math.nan,
         }
 
 

@@ -6,6 +6,8 @@ formula and what it comes to). It is meant to be a little too large; running out
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ __all__ = [
     "batch_tokens_for",
     "bytes_per_token",
     "free_memory",
+    "give_back_memory",
     "is_out_of_memory",
     "kept_bytes_per_token",
     "tokens_beside",
@@ -138,6 +141,24 @@ def _left_in_control_group() -> int:
             if allowed.isdigit():
                 return max(0, int(allowed) - int(Path(used).read_text(encoding="ascii")))
     return 2**63
+
+
+def give_back_memory() -> None:
+    """Give freed memory of the CPU back to the system, where C's allocator can; else do nothing.
+
+    glibc keeps it for what is allocated next. Passes differ in length, so the holes that one leaves seldom fit the
+    tensors of the next, and a process grew with the number of passes (docs/long-lists.md).
+    """
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library than glibc
+        return None
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -26,6 +26,7 @@ from headrank_pipeline.attention.budget import (
     BATCH_TOKENS,
     TokenBudget,
     batch_tokens_for,
+    give_back_memory,
     is_out_of_memory,
     tokens_beside,
 )
@@ -197,6 +198,8 @@ class AttentionReader:
         readings: list[tuple[Tensor, ...]] = []
         for batch in self._batches(lists):
             yield from readings
+            if readings and self.device.type == "cpu":
+                give_back_memory()  # that the pass before held; one pass alone need not wait for it
             readings = self._read_batch(batch, support)
         yield from readings
 

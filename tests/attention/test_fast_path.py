@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -337,6 +338,38 @@ def test_models_on_a_gpu_go_without_attention_that_plans_every_length():
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+
+
+def resident() -> int:
+    """Memory of this process [bytes]."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(budget._malloc_trim() is None, reason="this C library gives nothing back")
+def test_what_was_freed_goes_back_to_the_system():
+    before = resident()
+    pieces = [bytearray(b"x") * 60_000 for _ in range(2000)]  # 120 MB, each too small for a mapping of its own
+    last = pieces.pop()  # holds the heap's end, as a pass's readings do
+    del pieces
+    assert resident() - before > 100e6
+    budget.give_back_memory()
+    assert resident() - before < 20e6
+    del last
+
+
+def test_memory_goes_back_between_passes_and_not_for_one_alone(folders, monkeypatch):
+    events = []
+    made = reranker(folders["qwen3"], ahead=True, tokens=1)
+    forward = made.reader.forward
+    monkeypatch.setattr(
+        made.reader, "forward", lambda *given, **named: (events.append("pass"), forward(*given, **named))[1]
+    )
+    monkeypatch.setattr(engine, "give_back_memory", lambda: events.append("back"))
+    made.rerank_batch(rankings(3))
+    assert events == ["pass", "back", "pass", "back", "pass"]
 
 
 # --------------------------------------------------------------------------------------------------------- kernels
