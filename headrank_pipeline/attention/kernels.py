@@ -116,7 +116,7 @@ def blockwise_causal_attention(query: Tensor, key: Tensor, value: Tensor, *, sca
     """Return causal attention computed block of rows by block of rows, keys beyond the block left out.
 
     Logits and softmax are float32 whatever the inputs are; the product with the values has the inputs' dtype, as in
-    fused kernels.
+    fused kernels, or float32 where oneDNN has no such product for this processor.
 
     Args:
         query: [B, A, T, D].
@@ -142,7 +142,7 @@ def blockwise_causal_attention(query: Tensor, key: Tensor, value: Tensor, *, sca
         for h in range(key_heads):
             owned = slice(h * group, (h + 1) * group)
             queries = query[b, owned].float() * scaling
-            keys, values = key[b, h].float().contiguous(), value[b, h].contiguous()
+            keys, values = key[b, h].float().contiguous(), value[b, h].to(_factors(value.dtype)).contiguous()
             start = 0
             while start < length:
                 rows = max(1, min(_BLOCK_ROWS, _BLOCK_LOGITS // (group * (start + _BLOCK_ROWS))))
@@ -153,6 +153,13 @@ def blockwise_causal_attention(query: Tensor, key: Tensor, value: Tensor, *, sca
                 result[b, start:stop, owned] = block.view(group, stop - start, width).transpose(0, 1)
                 start = stop
     return result.transpose(1, 2)
+
+
+def _factors(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which numbers of a dtype are multiplied: oneDNN takes bfloat16 from AVX-512 on only."""
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return dtype
 
 
 def _causal_rows(queries: Tensor, keys: Tensor, above_diagonal: Tensor) -> Tensor:
