@@ -30,7 +30,8 @@ from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.attention.tap import IMPLEMENTATION, register
-from headrank_pipeline.experiment.catalogue import find_benchmarks, query_count
+from headrank_pipeline.experiment.facts import known_of
+from headrank_pipeline.experiment.names import find_benchmarks
 from headrank_pipeline.files import open_text
 from headrank_pipeline.learn.cost import truncation_cost
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -149,7 +150,7 @@ def price(arguments: argparse.Namespace) -> None:
     print("|---|---|---|---|---|")
     totals = dict.fromkeys(SHAPES, 0.0)
     for _, benchmark in find_benchmarks(arguments.pipelines):
-        queries = query_count(benchmark)
+        queries = known_of("datasets", benchmark.collection.ir_datasets).get("queries")
         assert queries is not None, benchmark.name
         tokens = measured.get(benchmark.name) or [tokens_of(builder, prose(100, *reversed(WORDS[benchmark.name])))]
         mark = " (real lists)" if benchmark.name in measured else ""

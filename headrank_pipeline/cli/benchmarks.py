@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from headrank_pipeline.cli.reporting import CommandWithMovedFlags, echo_json, table
+from headrank_pipeline.experiment import facts
 
 if TYPE_CHECKING:
     from headrank_pipeline.experiment.benchmark import Benchmark
-    from headrank_pipeline.experiment.catalogue import Need
+    from headrank_pipeline.experiment.sources import Need
 
 __all__ = ["amount", "benchmarks", "need_lines"]
 
@@ -31,15 +32,15 @@ def benchmarks(definitions: tuple[str, ...], suite: str | None, data: Path | Non
 
     BENCHMARK is what `headrank run` takes: a name, the file of a definition, a folder of them, or ir_datasets:ID.
     """
-    from headrank_pipeline.experiment.catalogue import corpus_size, needs, query_count, to_download
     from headrank_pipeline.experiment.names import find_named, find_suite, named_suites
+    from headrank_pipeline.experiment.sources import Sources, to_download
     from headrank_pipeline.experiment.suite import local_files
 
     if definitions and suite is not None:
         raise click.UsageError(f"--suite {suite} and {definitions[0]} both say what is listed; give one")
     named = [pair for called in definitions for pair in find_named(called)] or find_suite(suite or "main")
     found = [benchmark for _, benchmark in named]
-    wanted = {b.name: needs(b, local_files(data, b.name, offline=False)) for b in found}
+    wanted = {b.name: Sources(b, local_files(data, b.name, offline=False)).needs() for b in found}
     if as_json:
         echo_json(
             [
@@ -48,8 +49,8 @@ def benchmarks(definitions: tuple[str, ...], suite: str | None, data: Path | Non
                     "title": b.title,
                     "group": b.group,
                     "suites": [known.name for known in named_suites().values() if b.name in known.benchmarks],
-                    "queries": query_count(b),
-                    "docs": corpus_size(b),
+                    "queries": _queries(b),
+                    "docs": _docs(b),
                     "first_stage": b.first_stage.model_dump(),
                     "needs": [asdict(need) for need in wanted[b.name]],
                 }
@@ -57,9 +58,7 @@ def benchmarks(definitions: tuple[str, ...], suite: str | None, data: Path | Non
             ]
         )
         return
-    rows = [
-        [b.name, _count(query_count(b)), _count(corpus_size(b)), _stage(b), *_states(wanted[b.name])] for b in found
-    ]
+    rows = [[b.name, _count(_queries(b)), _count(_docs(b)), _stage(b), *_states(wanted[b.name])] for b in found]
     click.echo(table(["benchmark", "queries", "docs", "first stage", "topics, qrels", "index"], rows))
     click.echo(f"\n{len(found)} benchmarks; to download in all: {amount(*to_download(wanted.values()))}")
     if not definitions and suite is None:
@@ -116,6 +115,17 @@ def _amount(need: Need) -> str:
 
 def _from(need: Need) -> str:
     return "" if need.place == need.name else f"({need.place})"
+
+
+def _queries(benchmark: Benchmark) -> int | None:
+    return facts.known_of("datasets", benchmark.collection.ir_datasets).get("queries")
+
+
+def _docs(benchmark: Benchmark) -> int | None:
+    """Without an index of Pyserini one is built from all documents of the collection."""
+    collection = benchmark.collection
+    known = facts.known_of("indexes", collection.pyserini_index) or facts.known_of("datasets", collection.ir_datasets)
+    return known.get("docs")
 
 
 def _stage(benchmark: Benchmark) -> str:

@@ -84,14 +84,14 @@ def _plans(output: Path, model: str, device: str) -> list[RunPlan]:
     from headrank_pipeline.attention.passage_cache import PassageCache
     from headrank_pipeline.experiment.benchmark import embedded_benchmark
     from headrank_pipeline.experiment.directory import RunDirectory
-    from headrank_pipeline.experiment.inputs import LocalFiles, resolve_inputs
     from headrank_pipeline.experiment.runner import RunPlan
+    from headrank_pipeline.experiment.sources import LocalFiles, Sources
     from headrank_pipeline.rerank.interpolation import interpolated
     from headrank_pipeline.rerank.named_models import first_stage_weight, named_model
     from headrank_pipeline.rerank.systems import headrank, icr
 
     benchmark = embedded_benchmark("demo")
-    inputs = resolve_inputs(benchmark, LocalFiles(offline=True), RunDirectory(output / "icr"))
+    inputs = Sources(benchmark, LocalFiles(offline=True)).open(RunDirectory(output / "icr"))
     trained, plain, weight = named_model(model, trained=True), named_model(model), first_stage_weight(model)
     assert weight is not None  # both models have one
     # Passages are isolated for every system, so that each is read once and its keys serve all queries.

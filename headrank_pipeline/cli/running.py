@@ -33,12 +33,11 @@ from headrank_pipeline.cli.reranking import (
 )
 from headrank_pipeline.experiment.batches import Shard, Workers
 from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_files
-from headrank_pipeline.experiment.catalogue import needs, to_download
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.inputs import LocalFiles, check_sources, resolve_inputs
 from headrank_pipeline.experiment.names import find_named, find_suite
 from headrank_pipeline.experiment.runner import Outcome, RunPlan, execute
-from headrank_pipeline.experiment.stages import FirstStageOptions
+from headrank_pipeline.experiment.sources import LocalFiles, Sources, to_download
+from headrank_pipeline.experiment.stages import BM25, FirstStageOptions
 from headrank_pipeline.experiment.suite import SUMMARY, Row, Suite, local_files, run_suite
 from headrank_pipeline.options import read_assignment
 from headrank_pipeline.pipeline import Reranker
@@ -111,12 +110,10 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     jobs = list(_jobs(request))
     several = len(jobs) > 1 or request.suite is not None
     if request.dry_run:
-        _show(jobs, request.stage, as_json=request.as_json)
+        _show(jobs, as_json=request.as_json)
         return
-    for job in jobs:
-        job.local.check()
-        if not several:  # of several, what one lacks is told in the summary, and the others run
-            check_sources(job.benchmark, job.local, request.stage)
+    if not several:  # of several, what one lacks is told in the summary, and the others run
+        jobs[0].sources.check()
     spec = reranker_spec(given)
     if spec.options.get("threshold") is not None:
         raise click.UsageError("a run holds every candidate; headrank rerank writes those above a threshold beside it")
@@ -140,7 +137,7 @@ class RunRequest:
         suite: name of a suite, in their place.
         data: folder of collections.
         local: files of one collection, as they were named.
-        stage: the first stage.
+        stage: the first stage in place of the benchmark's.
         output: run directory, or the folder of several.
         system: of the reranker; with `model` it names runs that are not named otherwise.
         depth: candidates that are reranked, or None for each benchmark's own.
@@ -169,11 +166,12 @@ class RunRequest:
     @classmethod
     def of(cls, ctx: click.Context, given: Mapping[str, Any]) -> RunRequest:
         """Return the request of a command line that click has parsed."""
+        method, options = given["first_stage"], _stage_options(given["stage_options"])
         kept = {own.name: given[own.name] for own in fields(cls) if own.name in given}
         return cls(
             **kept,
             local=LocalFiles(**{name: given[name] for name in _FILES}, offline=given["offline"]),
-            stage=FirstStageOptions.read(given["first_stage"], _stage_options(given["stage_options"])),
+            stage=FirstStageOptions.read(method, options) if options or method != "bm25" else BM25,
             flags=tuple(_flags(ctx)),
         )
 
@@ -198,15 +196,18 @@ def _stage_options(assignments: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One benchmark with its files, its run directory and the command that runs it alone."""
+    """One benchmark with its inputs, its run directory and the command that runs it alone."""
 
-    benchmark: Benchmark
-    local: LocalFiles
+    sources: Sources
     output: Path
     command: str
 
+    @property
+    def benchmark(self) -> Benchmark:
+        return self.sources.benchmark
+
     def execute(self, request: RunRequest, reranker: Reranker | Workers, command: str) -> Outcome:
-        inputs = resolve_inputs(self.benchmark, self.local, RunDirectory(self.output), stage=request.stage)
+        inputs = self.sources.open(RunDirectory(self.output))
         plan = RunPlan(
             output=self.output,
             supply=inputs.supply,
@@ -250,7 +251,7 @@ def _jobs(request: RunRequest) -> list[_Job]:
         _refuse_depth_above_hits(request.depth, benchmark, local)
         definition = [] if called is None else [called]
         command = ["headrank", "run", *definition, "--output", str(output), *_file_flags(local), *request.flags]
-        jobs.append(_Job(benchmark, local, output, shlex.join(command)))
+        jobs.append(_Job(Sources(benchmark, local, request.stage), output, shlex.join(command)))
     return jobs
 
 
@@ -367,9 +368,9 @@ def _suite_row(row: Row) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- dry run
 
 
-def _show(jobs: Sequence[_Job], stage: FirstStageOptions, *, as_json: bool) -> None:
+def _show(jobs: Sequence[_Job], *, as_json: bool) -> None:
     """Print what would be run and read; nothing is loaded and no socket is opened."""
-    wanted = [needs(job.benchmark, job.local, stage) for job in jobs]
+    wanted = [job.sources.needs() for job in jobs]
     known, unknown = to_download(wanted)
     if as_json:
         echo_json(

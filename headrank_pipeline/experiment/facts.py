@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from headrank_pipeline.records import Query
 from headrank_pipeline.trec import Qrels
@@ -34,7 +34,9 @@ __all__ = [
     "compare_qrels",
     "compare_topics",
     "datasets_home",
+    "known_of",
     "pins",
+    "pyserini_homes",
     "qrels_sha256",
     "topics_sha256",
 ]
@@ -46,6 +48,12 @@ logger = logging.getLogger(__name__)
 def catalogue() -> Mapping[str, Any]:
     """Return the facts: ``indexes`` by Pyserini's name, ``datasets`` by ir_datasets' id."""
     return _resource("catalogue.json")
+
+
+def known_of(kind: Literal["indexes", "datasets"], name: str | None) -> Mapping[str, Any]:
+    """Return the facts of one index or collection; empty where nothing is known."""
+    found: Mapping[str, Any] = catalogue()[kind].get(name, {})
+    return found
 
 
 @cache
@@ -60,6 +68,13 @@ def datasets_home() -> Path:
     return Path(os.environ.get("IR_DATASETS_HOME") or Path.home() / ".ir_datasets")
 
 
+def pyserini_homes() -> list[Path]:
+    """Return where Pyserini's releases keep indexes: the later ones look beside the present folder first."""
+    if named := os.environ.get("PYSERINI_CACHE"):
+        return [Path(named)]
+    return [Path.cwd() / ".cache" / "pyserini", Path.home() / ".cache" / "pyserini"]
+
+
 def check_copies(dataset: str) -> None:
     """Fail where a file that ir_datasets has kept is not the published one; files that are not there are not missed.
 
@@ -69,7 +84,7 @@ def check_copies(dataset: str) -> None:
     Raises:
         ValueError: a file differs.
     """
-    facts = catalogue()["datasets"].get(dataset, {})
+    facts = known_of("datasets", dataset)
     for published in facts.get("downloads", ()):
         places = [datasets_home() / "downloads" / published["md5"]]
         places += [datasets_home() / published["path"]] if published["path"] else []
@@ -117,8 +132,8 @@ def check_queries(dataset: str, count: int) -> None:
     Raises:
         ValueError: the numbers differ.
     """
-    facts = catalogue()["datasets"].get(dataset)
-    if facts is not None and facts["queries"] != count:
+    facts = known_of("datasets", dataset)
+    if facts and facts["queries"] != count:
         raise ValueError(
             f"ir_datasets {dataset}: gave {count} queries, expected {facts['queries']}; the copy is damaged or of "
             f"another version: remove it from ir_datasets' home and run again, or pass --topics FILE"
@@ -131,9 +146,9 @@ def check_grades(dataset: str, grades: Iterable[int]) -> None:
     Raises:
         ValueError: the numbers differ.
     """
-    facts = catalogue()["datasets"].get(dataset)
+    facts = known_of("datasets", dataset)
     found = _grades(grades)
-    if facts is not None and facts["grades"] != found:
+    if facts and facts["grades"] != found:
         raise ValueError(
             f"ir_datasets {dataset}: gave judgments {found} (grade: count), expected {facts['grades']}; the copy is "
             f"damaged or of another version: remove it from ir_datasets' home and run again, or pass --qrels FILE"
@@ -149,7 +164,7 @@ def compare_topics(benchmark: str, dataset: str | None, queries: Sequence[Query]
         queries: the judged ones.
         where: they were read from.
     """
-    known = catalogue()["datasets"].get(dataset, {}).get("queries")
+    known = known_of("datasets", dataset).get("queries")
     _compare(
         benchmark, "topics", topics_sha256(queries), where, f"{len(queries)} queries", known and f"{known} queries"
     )
@@ -171,7 +186,7 @@ def compare_qrels(
     def counted(grades: Mapping[str, int]) -> str:
         return f"judgments { {grade: n for grade, n in grades.items() if grade != str(without_grade)} } (grade: count)"
 
-    known = catalogue()["datasets"].get(dataset, {}).get("grades")
+    known = known_of("datasets", dataset).get("grades")
     found = _grades(grade for judged in qrels.values() for grade in judged.values())
     _compare(benchmark, "qrels", qrels_sha256(qrels), where, counted(found), known and counted(known))
 

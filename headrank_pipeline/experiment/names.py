@@ -11,10 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_dataset
-from headrank_pipeline.experiment.catalogue import find_benchmark, find_benchmarks
+from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_dataset, load_benchmark
 
-__all__ = ["DATASETS", "NamedSuite", "find_named", "find_suite", "named_suites"]
+__all__ = ["DATASETS", "NamedSuite", "find_benchmark", "find_benchmarks", "find_named", "find_suite", "named_suites"]
 
 DATASETS = "ir_datasets:"
 
@@ -55,6 +54,53 @@ def find_named(called: str, *, depth: int | None = None) -> list[tuple[str, Benc
     return [(called, find_benchmark(called))]
 
 
+def find_benchmarks(folder: Path | None = None, *, extra: bool = False) -> list[tuple[str, Benchmark]]:
+    """Return definitions by name, and what to call each on the command line; less those whose collection ships.
+
+    Args:
+        folder: holds ``*.yaml``; by default the definitions that ship with the package.
+        extra: add those of its folder ``extra``.
+
+    Raises:
+        FileNotFoundError: no such folder, or no definition in it.
+        ValueError: a definition that is not valid.
+    """
+    folder = folder or _shipped()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of benchmark definitions (looked from {Path.cwd()})")
+    paths = sorted(folder.glob("*.yaml")) + (sorted((folder / "extra").glob("*.yaml")) if extra else [])
+    found = [(path.stem if folder == _shipped() else str(path), load_benchmark(path)) for path in paths]
+    found = [(called, benchmark) for called, benchmark in found if benchmark.collection.embedded is None]
+    if not found:
+        raise FileNotFoundError(f"{folder}: holds no benchmark definitions (*.yaml)")
+    return found
+
+
+def find_benchmark(called: str) -> Benchmark:
+    """Return the benchmark of a definition file, or of a name among the definitions that ship with the package.
+
+    Raises:
+        FileNotFoundError: neither a file nor such a name.
+        ValueError: a definition that is not valid.
+    """
+    path = Path(called)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file():
+        return load_benchmark(path)
+    known = {found.stem: found for found in (*_shipped().glob("*.yaml"), *(_shipped() / "extra").glob("*.yaml"))}
+    if called not in known:
+        near = difflib.get_close_matches(called, known, n=3)
+        raise FileNotFoundError(
+            f"benchmark {called!r}: neither a file nor a definition that ships with the package; "
+            + (f"near names: {', '.join(near)}" if near else "headrank benchmarks --suite all lists them")
+        )
+    return load_benchmark(known[called])
+
+
+def _shipped() -> Path:
+    """The folder ``pipelines`` of the project, a link to which makes it part of the package."""
+    return Path(str(resources.files("headrank_pipeline"))) / "resources" / "pipelines"
+
+
 @cache
 def named_suites() -> Mapping[str, NamedSuite]:
     """Return all suites by name: those of ``suites.yaml``, ``main`` and ``all``."""
@@ -64,7 +110,7 @@ def named_suites() -> Mapping[str, NamedSuite]:
         NamedSuite(name="main", title="what anybody can download and many report on", source=ours, benchmarks=main),
         NamedSuite(name="all", title="every definition of the package", source=ours, benchmarks=every),
     ]
-    file = Path(str(resources.files("headrank_pipeline"))) / "resources" / "suites.yaml"
+    file = _shipped().with_name("suites.yaml")
     listed = yaml.safe_load(file.read_text(encoding="utf-8"))
     found += [NamedSuite(name=name, **facts) for name, facts in listed.items()]
     return {suite.name: suite for suite in found}

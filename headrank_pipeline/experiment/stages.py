@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from headrank_pipeline.experiment.benchmark import Benchmark, FirstStage
+from headrank_pipeline.experiment.benchmark import FirstStage
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.supply import CandidateSource, queries_sha256
-from headrank_pipeline.files import Input, open_input
+from headrank_pipeline.files import open_input
 from headrank_pipeline.first_stage.index import ENGLISH, check_language
 from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import RRF_K, fuse
@@ -24,7 +24,7 @@ from headrank_pipeline.records import Query, Ranking
 if TYPE_CHECKING:
     from headrank_pipeline.pipeline import Source
 
-__all__ = ["FirstStageOptions", "Workspace", "first_stage_supply"]
+__all__ = ["BM25", "FirstStageOptions", "Located", "Workspace", "first_stage_supply"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,25 +87,59 @@ class FirstStageOptions:
             raise ValueError(f"--candidates are taken as they are: drop {flags}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workspace:
-    """Where a first stage works, beside what the benchmark says.
+BM25 = FirstStageOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where an index is.
 
     Args:
-        corpus: an index is built from it.
-        index: folder or name of an index; with `corpus` where to build.
-        offline: nothing is downloaded.
+        index: folder or name; with `corpus` where to build, None for the run directory.
+        corpus: gives the file that it is built from; takes a path for one that has to be fetched.
+        texts: where passages come from that the index does not store.
+    """
+
+    index: str | None
+    corpus: Callable[[Path], Path] | None = None
+    texts: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """What a first stage is, apart from its indexes.
+
+    Args:
+        stage: of the benchmark.
+        choice: of the user.
         directory: where an index that has to be built goes.
-        threads: changes no ranking.
         exclude: docids to leave out, per qid.
     """
 
-    corpus: Path | None
-    index: str | None
-    offline: bool
+    stage: FirstStage
+    choice: FirstStageOptions
     directory: RunDirectory
-    threads: int = 1
     exclude: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def fetched(self, corpus: Callable[[Path], Path]) -> Path:
+        """Return the file of a corpus."""
+        return corpus(self.directory.path / "corpus.jsonl")
+
+    def removal(self) -> dict[str, Any]:
+        """Return what describes the documents left out."""
+        from headrank_pipeline.first_stage.removal import Removal
+
+        return Removal(self.stage.remove_query, self.exclude).describe()
+
+    def common(self) -> dict[str, Any]:
+        """Return the arguments that every first stage takes."""
+        stage = self.stage
+        return {
+            "hits": stage.hits,
+            "threads": self.choice.threads,
+            "remove_query": stage.remove_query,
+            "exclude": self.exclude,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,43 +151,46 @@ class _Stage:
     origin: str
 
 
-def first_stage_supply(
-    benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace, queries: Sequence[Query]
-) -> tuple[CandidateSource, str]:
-    """Return the candidates of a first stage and where they come from.
+def first_stage_supply(setting: Workspace, indexes: Sequence[Located], queries: Sequence[Query]) -> CandidateSource:
+    """Return the candidates of a first stage.
+
+    Args:
+        setting: the first stage.
+        indexes: of fusion BM25's and the dense one, else the one.
+        queries: what it is asked.
 
     Raises:
-        FileNotFoundError: an index that is neither local nor allowed to be fetched.
+        FileNotFoundError: an index that is not there.
         ValueError: an index of another corpus, or a choice that lacks something.
     """
-    stage = _stage(benchmark, choice, setting)
+    stage = _stage(setting, indexes)
     identity = {**stage.identity, "queries_sha256": queries_sha256(queries)}
 
     def search(asked: Sequence[Query]) -> Iterator[Ranking]:
         return stage.open().retrieve(asked)
 
-    supply = CandidateSource(
-        identity=identity, rankings=lambda: search(queries), retrieves=True, queries=queries, search=search
+    return CandidateSource(
+        identity=identity,
+        rankings=lambda: search(queries),
+        retrieves=True,
+        origins={"index": stage.origin},
+        queries=queries,
+        search=search,
     )
-    return supply, stage.origin
 
 
-def _stage(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace) -> _Stage:
-    if setting.offline and choice.texts is not None and not Path(choice.texts).exists():
-        raise FileNotFoundError(
-            f"--offline: texts {choice.texts} is no file or folder here and may open a socket; name a corpus file or "
-            f"the folder of a Lucene index"
-        )
-    if choice.method == "bm25":
-        return _lexical(benchmark, choice, setting)
-    if choice.method == "dense":
-        return _dense(benchmark, choice, setting, setting.index)
-    if choice.method == "impact":
-        return _impact(benchmark, choice, setting)
-    parts = [_lexical(benchmark, choice, setting), _dense(benchmark, choice, setting, choice.dense_index)]
+def _stage(setting: Workspace, indexes: Sequence[Located]) -> _Stage:
+    if setting.choice.method == "bm25":
+        return _lexical(setting, *indexes)
+    if setting.choice.method == "dense":
+        return _dense(setting, *indexes)
+    if setting.choice.method == "impact":
+        return _impact(setting, *indexes)
+    lexical, dense = indexes
+    parts, k, hits = [_lexical(setting, lexical), _dense(setting, dense)], setting.choice.rrf_k, setting.stage.hits
     return _Stage(
-        {"fusion": [dict(part.identity) for part in parts], "k": choice.rrf_k, "hits": benchmark.first_stage.hits},
-        lambda: fuse(*(part.open() for part in parts), k=choice.rrf_k) % benchmark.first_stage.hits,
+        {"fusion": [dict(part.identity) for part in parts], "k": k, "hits": hits},
+        lambda: fuse(*(part.open() for part in parts), k=k) % hits,
         " | ".join(part.origin for part in parts),
     )
 
@@ -161,38 +198,46 @@ def _stage(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace) 
 # -------------------------------------------------------------------------------------------------------------- lexical
 
 
-def _lexical(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace) -> _Stage:
-    stage = benchmark.first_stage
-    corpus = setting.corpus or (None if setting.index else benchmark.collection.embedded_file("corpus.jsonl"))
-    if corpus is not None:
-        return _lexical_of_corpus(stage, corpus, setting, choice.language or ENGLISH)
-    index = setting.index or benchmark.collection.pyserini_index
-    if index is None:
-        raise FileNotFoundError(
-            f"benchmark {benchmark.name} names no prebuilt index; pass --corpus, --index or --candidates"
-        )
-    source = _bm25(index, stage, setting, texts=choice.texts, language=choice.language)
+def _lexical(setting: Workspace, place: Located) -> _Stage:
+    language = setting.choice.language
+    if place.corpus is not None:
+        return _lexical_of_corpus(setting, place, setting.fetched(place.corpus))
+    assert place.index is not None
+    index = place.index
+    source = _bm25(index, setting, texts=place.texts, language=language)
     if Path(index).is_dir():
-        built_from = None if choice.texts else _built_from(Path(index), stage, choice.language)
-        identity = {"source": source.describe()} if built_from is None else _identity(built_from, stage, setting)
+        built_from = None if place.texts else _built_from(Path(index), setting.stage, language)
+        identity = {"source": source.describe()} if built_from is None else _identity(built_from, setting)
         return _Stage(identity, lambda: source, index)
-    _refuse_download(index, setting)
     # Described by its name: asking the source itself would start Java and fetch the index only to continue a run.
-    named = {"index": index} | ({"texts": choice.texts} if choice.texts else {})
-    return _Stage(_identity(named | _spoken(choice.language), stage, setting), lambda: source, index)
+    named = {"index": index} | ({"texts": place.texts} if place.texts else {})
+    return _Stage(_identity(named | _spoken(language), setting), lambda: source, index)
 
 
-def _lexical_of_corpus(stage: FirstStage, corpus: Path, setting: Workspace, language: str) -> _Stage:
+def _lexical_of_corpus(setting: Workspace, place: Located, corpus: Path) -> _Stage:
     """BM25 over a corpus; its index is built when candidates are first asked for, and used again afterwards."""
-    read = open_input(corpus, "corpus")
-    target = Path(setting.index) if setting.index else setting.directory.index
+    language = setting.choice.language or ENGLISH
+    from headrank_pipeline.first_stage.index import build_index, index_identity
+
+    read, stage = open_input(corpus, "corpus"), setting.stage
+    target = Path(place.index) if place.index else setting.directory.index
 
     def opened() -> Source:
-        _ensure_index(read, target, stage, language, setting)
-        return _bm25(str(target), stage, setting)
+        known = index_identity(target)
+        known = {} if known is None else {"language": ENGLISH, **known}
+        if not _is_there(target, _wanted(read.sha256, stage, language), known, ours=place.index is None):
+            build_index(
+                read,
+                target,
+                threads=setting.choice.threads,
+                multifield=bool(stage.fields),
+                language=language,
+                overwrite=place.index is None,
+            )
+        return _bm25(str(target), setting)
 
     collection = {"corpus_sha256": read.sha256} | _spoken(language)
-    return _Stage(_identity(collection, stage, setting), opened, f"{target}, from {corpus}")
+    return _Stage(_identity(collection, setting), opened, f"{target}, from {corpus}")
 
 
 def _built_from(index: Path, stage: FirstStage, language: str | None) -> dict[str, str] | None:
@@ -219,137 +264,75 @@ def _spoken(language: str | None) -> dict[str, str]:
     return {} if language in (None, ENGLISH) else {"language": str(language)}
 
 
-def _identity(collection: Mapping[str, str], stage: FirstStage, setting: Workspace) -> dict[str, Any]:
+def _identity(collection: Mapping[str, str], setting: Workspace) -> dict[str, Any]:
     from headrank_pipeline.first_stage.jvm import versions
-    from headrank_pipeline.first_stage.removal import Removal
 
-    excluded = Removal(stage.remove_query, setting.exclude).describe()["exclude_sha256"]
-    stated = stage.model_dump() | ({"exclude_sha256": excluded} if excluded else {})
+    excluded = setting.removal()["exclude_sha256"]
+    stated = setting.stage.model_dump() | ({"exclude_sha256": excluded} if excluded else {})
     return {**collection, "first_stage": stated, **versions()}
 
 
-def _ensure_index(corpus: Input, target: Path, stage: FirstStage, language: str, setting: Workspace) -> None:
-    """Build the index unless it is there and was built from the same corpus."""
-    from headrank_pipeline.first_stage.index import build_index, index_identity
-
-    wanted, multifield = _wanted(corpus.sha256, stage, language), bool(stage.fields)
-    ours = setting.index is None
-    known = index_identity(target)
-    known = {} if known is None else {"language": ENGLISH, **known}
-    if not _is_there(target, wanted, known, ours=ours, flag="--index"):
-        build_index(corpus, target, threads=setting.threads, multifield=multifield, language=language, overwrite=ours)
-
-
-def _is_there(target: Path, wanted: Mapping[str, Any], known: Mapping[str, Any], *, ours: bool, flag: str) -> bool:
+def _is_there(target: Path, wanted: Mapping[str, Any], known: Mapping[str, Any], *, ours: bool) -> bool:
     if wanted.items() <= known.items():
         logger.info("index: %s was built from this corpus, used again", target)
         return True
     if known and not ours:
         changed = "; ".join(f"{k}: there {known.get(k)}, wanted {v}" for k, v in wanted.items() if known.get(k) != v)
         raise ValueError(
-            f"{target}: holds an index of another corpus or kind ({changed}); choose another {flag}, or drop --corpus "
+            f"{target}: holds an index of another corpus or kind ({changed}); choose another --index, or drop --corpus "
             f"to use it as it is"
         )
     return False
 
 
-def _refuse_download(index: str, setting: Workspace) -> None:
-    if setting.offline:
-        raise FileNotFoundError(
-            f"--offline: index {index} is no folder here and would be downloaded by Pyserini; "
-            f"pass --corpus FILE, --index FOLDER or --candidates FILE"
-        )
-
-
-def _bm25(
-    index: str, stage: FirstStage, setting: Workspace, *, texts: str | None = None, language: str | None = None
-) -> Source:
+def _bm25(index: str, setting: Workspace, *, texts: str | None = None, language: str | None = None) -> Source:
     from headrank_pipeline.first_stage.lexical import bm25
 
-    return bm25(
-        index,
-        k1=stage.k1,
-        b=stage.b,
-        texts=texts,
-        hits=stage.hits,
-        threads=setting.threads,
-        fields=stage.fields,
-        language=language,
-        remove_query=stage.remove_query,
-        exclude=setting.exclude,
-    )
+    stage = setting.stage
+    return bm25(index, k1=stage.k1, b=stage.b, fields=stage.fields, texts=texts, language=language, **setting.common())
 
 
 # ----------------------------------------------------------------------------------------------------- dense and impact
 
 
-def _dense(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace, index: str | None) -> _Stage:
+def _dense(setting: Workspace, place: Located) -> _Stage:
     from headrank_pipeline.first_stage.dense import dense
 
-    flag = "--first-stage-option dense_index=FOLDER" if choice.method == "fusion" else "--index FOLDER"
-    corpus = setting.corpus or (None if index else benchmark.collection.embedded_file("corpus.jsonl"))
-    if corpus is not None:
-        return _dense_of_corpus(benchmark, choice, setting, corpus, index)
-    if index is None:
-        raise FileNotFoundError(f"--first-stage {choice.method}: pass {flag} (or a name), or --corpus FILE")
-    source = dense(index, choice.encoder, texts=choice.texts, threads=setting.threads, **_common(benchmark, setting))
-    if not Path(index).is_dir():
-        _refuse_download(index, setting)
-    return _Stage({"source": source.describe()}, lambda: source, index)
+    if place.corpus is not None:
+        return _dense_of_corpus(setting, place, setting.fetched(place.corpus))
+    assert place.index is not None
+    source = dense(place.index, setting.choice.encoder, texts=place.texts, **setting.common())
+    return _Stage({"source": source.describe()}, lambda: source, place.index)
 
 
-def _dense_of_corpus(
-    benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace, corpus: Path, index: str | None
-) -> _Stage:
+def _dense_of_corpus(setting: Workspace, place: Located, corpus: Path) -> _Stage:
     from headrank_pipeline.first_stage.dense import dense
     from headrank_pipeline.first_stage.dense_index import build_dense_index
     from headrank_pipeline.first_stage.encoder import load_encoder
     from headrank_pipeline.first_stage.index import index_identity
 
-    if choice.encoder is None:
+    if setting.choice.encoder is None:
         raise ValueError(
-            f"--first-stage {choice.method} with --corpus: pass --first-stage-option encoder=FOLDER, a sentence "
-            f"encoder, or drop --corpus and name indexes that are built (they know their encoder)"
+            f"--first-stage {setting.choice.method} with --corpus: pass --first-stage-option encoder=FOLDER, a "
+            f"sentence encoder, or drop --corpus and name indexes that are built (they know their encoder)"
         )
-    encoder = load_encoder(choice.encoder)
-    target = Path(index) if index else setting.directory.path / "dense-index"
+    encoder = load_encoder(setting.choice.encoder)
+    target = Path(place.index) if place.index else setting.directory.path / "dense-index"
     read = open_input(corpus, "corpus")
     wanted = {"corpus_sha256": read.sha256, "encoder": encoder.describe()}
 
     def opened() -> Source:
-        known = index_identity(target) or {}
-        if not _is_there(target, wanted, known, ours=index is None, flag="index"):
-            build_dense_index(read, target, encoder, overwrite=index is None)
-        return dense(target, encoder, threads=setting.threads, **_common(benchmark, setting))
+        if not _is_there(target, wanted, index_identity(target) or {}, ours=place.index is None):
+            build_dense_index(read, target, encoder, overwrite=place.index is None)
+        return dense(target, encoder, **setting.common())
 
-    stated = {"method": "dense", **_stated(benchmark, setting)}
+    stated = {"method": "dense", "hits": setting.stage.hits, **setting.removal()}
     return _Stage({**wanted, "first_stage": stated}, opened, f"{target}, from {corpus}")
 
 
-def _impact(benchmark: Benchmark, choice: FirstStageOptions, setting: Workspace) -> _Stage:
+def _impact(setting: Workspace, place: Located) -> _Stage:
     from headrank_pipeline.first_stage.impact import impact
 
-    if setting.index is None or setting.corpus is not None:
-        raise FileNotFoundError("--first-stage impact: pass --index, an impact index (folder or name), and no --corpus")
-    if not Path(setting.index).is_dir():
-        _refuse_download(setting.index, setting)
-    texts = choice.texts or benchmark.collection.pyserini_index
-    if texts is None or (setting.offline and choice.texts is None):
-        raise FileNotFoundError(
-            "--first-stage impact: impact indexes store no passages; pass --first-stage-option texts=FILE, a corpus "
-            "or the folder of a Lucene index with documents"
-        )
-    source = impact(setting.index, choice.encoder, texts=texts, threads=setting.threads, **_common(benchmark, setting))
-    return _Stage({"source": source.describe()}, lambda: source, setting.index)
-
-
-def _common(benchmark: Benchmark, setting: Workspace) -> dict[str, Any]:
-    stage = benchmark.first_stage
-    return {"hits": stage.hits, "remove_query": stage.remove_query, "exclude": setting.exclude}
-
-
-def _stated(benchmark: Benchmark, setting: Workspace) -> dict[str, Any]:
-    from headrank_pipeline.first_stage.removal import Removal
-
-    stage = benchmark.first_stage
-    return {"hits": stage.hits, **Removal(stage.remove_query, setting.exclude).describe()}
+    assert place.index is not None and place.texts is not None
+    source = impact(place.index, setting.choice.encoder, texts=place.texts, **setting.common())
+    return _Stage({"source": source.describe()}, lambda: source, place.index)

@@ -15,8 +15,8 @@ from headrank_pipeline.cli import main
 from headrank_pipeline.experiment import facts
 from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_dataset, load_benchmark
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.inputs import LocalFiles, resolve_inputs
-from headrank_pipeline.experiment.stages import FirstStageOptions
+from headrank_pipeline.experiment.sources import LocalFiles, Sources
+from headrank_pipeline.experiment.stages import BM25, FirstStageOptions
 from headrank_pipeline.first_stage import dense
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_qrels, read_topics, write_candidates
@@ -71,18 +71,18 @@ def test_dense_and_fused_stages_of_a_corpus_are_built_once_and_hold_the_benchmar
     caplog.set_level("INFO")
     directory, local = RunDirectory(tmp_path / "run"), LocalFiles(**files, offline=True)
     vectors = FirstStageOptions(method="dense", encoder=str(encoder_folder))
-    by_vector = resolve_inputs(benchmark(), local, directory, stage=vectors)
+    by_vector = Sources(benchmark(), local, vectors).open(directory)
     assert by_vector.judgement.references == ()  # published for BM25
     assert not (directory.path / "dense-index").exists()
     rankings = found(by_vector)
     assert [len(docids) for docids in rankings.values()] == [3, 3]
 
     both = FirstStageOptions(method="fusion", encoder=str(encoder_folder), rrf_k=10)
-    fused = resolve_inputs(benchmark(), local, directory, stage=both)
+    fused = Sources(benchmark(), local, both).open(directory)
     assert "was built from this corpus, used again" not in caplog.text
     [first, _] = fused.supply.rankings()
     assert "dense-index was built from this corpus, used again" in caplog.text
-    lexical = found(resolve_inputs(benchmark(), local, directory))
+    lexical = found(Sources(benchmark(), local).open(directory))
     ranks = [docids.index(first.docids[0]) for docids in (lexical["q1"], rankings["q1"]) if first.docids[0] in docids]
     assert len(first) == 3
     assert first.scores[0] == pytest.approx(sum(1 / (11 + rank) for rank in ranks))
@@ -94,26 +94,24 @@ def test_an_impact_stage_takes_its_passages_from_a_corpus(files, tmp_path):
     index = tiny_impact_index(tmp_path / "impact")
     local = LocalFiles(topics=files["topics"], qrels=files["qrels"], index=str(index), offline=True)
     stage = FirstStageOptions(method="impact", texts=str(files["corpus"]))
-    [flea, dog] = resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=stage).supply.rankings()
+    [flea, dog] = Sources(benchmark(), local, stage).open(RunDirectory(tmp_path)).supply.rankings()
     assert (flea.docids, dog.candidates[0].text) == (("d1", "007"), "The dog sleeps.")
     with pytest.raises(FileNotFoundError, match="impact indexes store no passages; pass --first-stage-option texts="):
-        resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=FirstStageOptions(method="impact"))
+        Sources(benchmark(), local, FirstStageOptions(method="impact")).open(RunDirectory(tmp_path))
 
 
 @pytest.mark.parametrize("method", ["bm25", "dense", "impact", "fusion"])
 def test_offline_takes_no_passages_from_elsewhere(files, tmp_path, method):
-    local = LocalFiles(topics=files["topics"], qrels=files["qrels"], index="somewhere", offline=True)
+    local = LocalFiles(topics=files["topics"], qrels=files["qrels"], index=str(tmp_path), offline=True)
     stage = FirstStageOptions(method=method, texts="ir_datasets:vaswani")
     with pytest.raises(FileNotFoundError, match="--offline: texts ir_datasets:vaswani is no file or folder here"):
-        resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=stage)
+        Sources(benchmark(), local, stage).open(RunDirectory(tmp_path))
 
 
 def test_passages_that_the_index_does_not_store_come_from_texts(files, slim_index, tmp_path):
     local = LocalFiles(topics=files["topics"], qrels=files["qrels"], index=str(slim_index), offline=True)
-    plain = resolve_inputs(benchmark(), local, RunDirectory(tmp_path))
-    given = resolve_inputs(
-        benchmark(), local, RunDirectory(tmp_path), stage=FirstStageOptions(texts=str(files["corpus"]))
-    )
+    plain = Sources(benchmark(), local).open(RunDirectory(tmp_path))
+    given = Sources(benchmark(), local, FirstStageOptions(texts=str(files["corpus"]))).open(RunDirectory(tmp_path))
     for without, ranking in zip(plain.supply.rankings(), given.supply.rankings(), strict=True):
         assert ranking.docids == without.docids
         assert all(candidate.text is None for candidate in without.candidates)
@@ -126,19 +124,19 @@ def test_passages_that_the_index_does_not_store_come_from_texts(files, slim_inde
     ("choice", "message"),
     [
         ({"method": "dense"}, r"pass --index FOLDER \(or a name\), or --corpus FILE"),
-        ({"method": "impact"}, "pass --index, an impact index"),
+        ({"method": "impact"}, "needs an impact index; pass --index FOLDER"),
     ],
 )
 def test_a_first_stage_without_its_index_names_the_flag(files, tmp_path, choice, message):
     local = LocalFiles(topics=files["topics"], qrels=files["qrels"], offline=True)
     with pytest.raises(FileNotFoundError, match=message):
-        resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=FirstStageOptions(**choice))
+        Sources(benchmark(), local, FirstStageOptions(**choice)).open(RunDirectory(tmp_path))
 
 
 def test_an_index_and_the_corpus_that_it_was_built_from_are_one_configuration(files, tiny_index, tmp_path):
-    def identity(index=None, stage=None, **changes):
+    def identity(index=None, stage=BM25, **changes):
         named = {"topics": files["topics"], "qrels": files["qrels"], "index": index} | changes
-        inputs = resolve_inputs(benchmark(), LocalFiles(**named, offline=True), RunDirectory(tmp_path), stage=stage)
+        inputs = Sources(benchmark(), LocalFiles(**named, offline=True), stage).open(RunDirectory(tmp_path))
         return inputs.supply.identity
 
     built = identity(corpus=files["corpus"])
@@ -179,20 +177,20 @@ def test_a_corpus_is_indexed_in_its_language(files, tmp_path):
     files["topics"].write_text("q1\tHaus\n")
     files["qrels"].write_text("q1 0 d1 1\n")
     local, directory = LocalFiles(**files, offline=True), RunDirectory(tmp_path / "run")
-    german = resolve_inputs(benchmark(), local, directory, stage=FirstStageOptions(language="de"))
+    german = Sources(benchmark(), local, FirstStageOptions(language="de")).open(directory)
     assert found(german) == {"q1": ("d1",)}
     assert german.judgement.references == ()  # published for English
-    english = resolve_inputs(benchmark(), local, directory)
+    english = Sources(benchmark(), local).open(directory)
     assert english.supply.identity != german.supply.identity
     assert found(english) == {"q1": ()}  # its own index is built anew
     there = LocalFiles(**files, index=str(tmp_path / "run" / "index"), offline=True)
     with pytest.raises(ValueError, match="language: there en, wanted de"):
-        found(resolve_inputs(benchmark(), there, directory, stage=FirstStageOptions(language="de")))
+        found(Sources(benchmark(), there, FirstStageOptions(language="de")).open(directory))
 
 
 def test_a_prebuilt_dense_index_brings_the_encoder_of_pyserinis_reproductions(files, tmp_path):
     local = LocalFiles(topics=files["topics"], qrels=files["qrels"], index="msmarco-v1-passage.bge-base-en-v1.5")
-    inputs = resolve_inputs(benchmark(), local, RunDirectory(tmp_path), stage=FirstStageOptions(method="dense"))
+    inputs = Sources(benchmark(), local, FirstStageOptions(method="dense")).open(RunDirectory(tmp_path))
     encoder = inputs.supply.identity["source"]["encoder"]
     assert (encoder["name"], encoder["pooling"], encoder["l2_norm"]) == ("BAAI/bge-base-en-v1.5", "cls", True)
     assert encoder["query_prefix"].startswith("Represent this sentence")
@@ -201,7 +199,7 @@ def test_a_prebuilt_dense_index_brings_the_encoder_of_pyserinis_reproductions(fi
         dense("msmarco-v1-passage.tct_colbert")
     offline = LocalFiles(topics=files["topics"], qrels=files["qrels"], index=local.index, offline=True)
     with pytest.raises(FileNotFoundError, match="--offline: index msmarco-v1-passage"):
-        resolve_inputs(benchmark(), offline, RunDirectory(tmp_path), stage=FirstStageOptions(method="dense"))
+        Sources(benchmark(), offline, FirstStageOptions(method="dense")).open(RunDirectory(tmp_path))
 
 
 # ----------------------------------------------------------------------------------------------------------- exclusions
@@ -209,11 +207,11 @@ def test_a_prebuilt_dense_index_brings_the_encoder_of_pyserinis_reproductions(fi
 
 def test_documents_of_the_excluded_grade_are_gone_before_the_cutoff(files, tmp_path):
     local = LocalFiles(**files, offline=True)
-    before = found(resolve_inputs(benchmark(), local, RunDirectory(tmp_path / "run")))["q1"]
+    before = found(Sources(benchmark(), local).open(RunDirectory(tmp_path / "run")))["q1"]
     irrelevant = next(docid for docid in before[1:] if docid != "007")
     files["qrels"].write_text(f"q1 0 007 1\nq1 0 {before[0]} -100\nq1 0 {irrelevant} 0\nq2 0 d2 1\n")
     excluding = benchmark(first_stage={"exclude_grade": -100})
-    inputs = resolve_inputs(excluding, local, RunDirectory(tmp_path / "run"))
+    inputs = Sources(excluding, local).open(RunDirectory(tmp_path / "run"))
     after = found(inputs)
     assert after["q1"][:2] == before[1:] and len(after["q1"]) == 3  # a fourth passage moved up
     assert before[0] not in after["q1"]
@@ -225,7 +223,7 @@ def test_excluded_documents_are_taken_out_of_saved_candidates_too(files, tmp_pat
     write_candidates(tmp_path / "c.jsonl", [Ranking(Query(qid, "flea"), hits) for qid in ("q1", "q2")])
     (tmp_path / "out.txt").write_text("q1 d1\n")
     local = LocalFiles(candidates=tmp_path / "c.jsonl", qrels=files["qrels"], exclusions=tmp_path / "out.txt")
-    inputs = resolve_inputs(benchmark(), local, RunDirectory(tmp_path / "run"))
+    inputs = Sources(benchmark(), local).open(RunDirectory(tmp_path / "run"))
     assert found(inputs) == {"q1": ("007",), "q2": ("d1", "007")}
     assert inputs.supply.identity["exclude_sha256"]
 
@@ -235,9 +233,9 @@ def test_the_querys_own_document_is_taken_out_of_saved_candidates_too(files, tmp
     write_candidates(tmp_path / "c.jsonl", [Ranking(Query(qid, "flea"), hits) for qid in ("q1", "q2")])
     local = LocalFiles(candidates=tmp_path / "c.jsonl", qrels=files["qrels"])
     removing = benchmark(first_stage={"remove_query": True})
-    inputs = resolve_inputs(removing, local, RunDirectory(tmp_path / "run"))
+    inputs = Sources(removing, local).open(RunDirectory(tmp_path / "run"))
     assert found(inputs) == {"q1": ("007",), "q2": ("q1", "007")}
-    kept = resolve_inputs(benchmark(), local, RunDirectory(tmp_path / "run"))
+    kept = Sources(benchmark(), local).open(RunDirectory(tmp_path / "run"))
     assert inputs.supply.identity == {**kept.supply.identity, "remove_query": True, "exclude_sha256": None}
 
 
@@ -253,23 +251,21 @@ def test_a_first_stage_leaves_out_the_querys_own_document_and_the_excluded(
     else:
         stage, local = FirstStageOptions(method="dense", encoder=str(encoder_folder)), LocalFiles(**files)
     whole, removing = (benchmark(first_stage={"hits": 5, "remove_query": removed}) for removed in (False, True))
-    before = found(resolve_inputs(whole, local, RunDirectory(tmp_path), stage=stage))["007"]
+    before = found(Sources(whole, local, stage).open(RunDirectory(tmp_path)))["007"]
     without = replace(local, exclusions=tmp_path / "out.txt")
-    after = found(resolve_inputs(removing, without, RunDirectory(tmp_path), stage=stage))["007"]
+    after = found(Sources(removing, without, stage).open(RunDirectory(tmp_path)))["007"]
     assert {"007", "d1"} < set(before)
     assert after == tuple(docid for docid in before if docid not in {"007", "d1"})
 
 
 def test_qrels_without_the_excluded_documents_are_refused(files, tmp_path):
     with pytest.raises(ValueError, match=r"leaves out documents of grade -100, and .*qrels\.txt has none; pass --excl"):
-        resolve_inputs(
-            benchmark(first_stage={"exclude_grade": -100}), LocalFiles(**files), RunDirectory(tmp_path / "run")
+        Sources(benchmark(first_stage={"exclude_grade": -100}), LocalFiles(**files)).open(
+            RunDirectory(tmp_path / "run")
         )
     (tmp_path / "out.txt").write_text("q1 0 d1 1\n")
     with pytest.raises(ValueError, match=r"out\.txt:1: expected 'qid docid', got 4 columns"):
-        resolve_inputs(
-            benchmark(), LocalFiles(**files, exclusions=tmp_path / "out.txt"), RunDirectory(tmp_path / "run")
-        )
+        Sources(benchmark(), LocalFiles(**files, exclusions=tmp_path / "out.txt")).open(RunDirectory(tmp_path / "run"))
 
 
 # ----------------------------------------------------------------------------------------------------- facts that agree
@@ -325,10 +321,10 @@ def test_a_damaged_copy_of_a_collection_is_noticed(collection, tmp_path):
     collection["queries"] = 3
     definition = benchmark_of_dataset("local/five")
     with pytest.raises(ValueError, match=r"ir_datasets local/five: gave 2 queries, expected 3; the copy is damaged"):
-        resolve_inputs(definition, LocalFiles(), RunDirectory(tmp_path / "run"))
+        Sources(definition, LocalFiles()).open(RunDirectory(tmp_path / "run"))
     collection["grades"] = {"1": 2}
     with pytest.raises(ValueError, match=r"gave judgments \{'1': 1, '2': 1\} \(grade: count\), expected \{'1': 2\}"):
-        resolve_inputs(definition, LocalFiles(), RunDirectory(tmp_path / "other"))
+        Sources(definition, LocalFiles()).open(RunDirectory(tmp_path / "other"))
     assert not (tmp_path / "other" / "qrels.txt").exists()
 
 
@@ -372,7 +368,7 @@ def test_what_ir_datasets_has_kept_is_checked_before_it_is_read(kept_archive, ca
 def test_a_kept_file_whose_checksum_differs_ends_the_run(kept_archive, tmp_path, name, message):
     (kept_archive / name).write_text("other")
     with pytest.raises(ValueError, match=f"ir_datasets beir/scifact/test: .*{message}: remove it and run again"):
-        resolve_inputs(benchmark_of_dataset("beir/scifact/test"), LocalFiles(), RunDirectory(tmp_path / "run"))
+        Sources(benchmark_of_dataset("beir/scifact/test"), LocalFiles()).open(RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "run" / "qrels.txt").exists()
 
 
@@ -430,7 +426,7 @@ def test_a_benchmark_that_nobody_supplies_says_which_files_to_fetch_and_how_to_p
     wanted = load_benchmark(ROOT / "pipelines" / "extra" / f"beir-{name}.yaml")
     for given, flag in ((LocalFiles(), "qrels; pass --qrels FILE"), (LocalFiles(qrels=files["qrels"]), "topics; pass")):
         with pytest.raises(FileNotFoundError, match=f"beir-{name} names no ir_datasets entry for its {flag}") as caught:
-            resolve_inputs(wanted, given, RunDirectory(tmp_path))
+            Sources(wanted, given).open(RunDirectory(tmp_path))
         for file in (f"topics.beir-v1.0.0-{name}.test.tsv.gz", f"qrels.beir-v1.0.0-{name}.test.txt"):
             assert file in str(caught.value)
         assert "--topics and --qrels" in str(caught.value) and "--corpus or --index" in str(caught.value)

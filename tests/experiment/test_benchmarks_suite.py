@@ -11,11 +11,11 @@ from tiny_models import tiny_model
 
 from headrank_pipeline.cli import main
 from headrank_pipeline.experiment.benchmark import benchmark_of_dataset, benchmark_of_files, load_benchmark
-from headrank_pipeline.experiment.catalogue import find_benchmark, needs, to_download
 from headrank_pipeline.experiment.facts import catalogue
-from headrank_pipeline.experiment.inputs import LocalFiles
 from headrank_pipeline.experiment.judgement import Judgement
+from headrank_pipeline.experiment.names import find_benchmark
 from headrank_pipeline.experiment.runner import RunPlan, execute
+from headrank_pipeline.experiment.sources import LocalFiles, Sources, to_download
 from headrank_pipeline.experiment.stages import FirstStageOptions
 from headrank_pipeline.experiment.suite import Row, Suite, local_files, run_suite
 from headrank_pipeline.experiment.supply import supply_from_file
@@ -51,7 +51,8 @@ def empty_caches(tmp_path, monkeypatch):
 
 
 def states(name: str, **local: object) -> dict[str, str]:
-    return {need.what: need.state for need in needs(load_benchmark(PIPELINES / f"{name}.yaml"), LocalFiles(**local))}
+    found = Sources(load_benchmark(PIPELINES / f"{name}.yaml"), LocalFiles(**local)).needs()
+    return {need.what: need.state for need in found}
 
 
 def test_what_was_downloaded_before_is_cached(empty_caches):
@@ -85,19 +86,19 @@ def test_local_files_replace_what_is_named(tmp_path):
 def test_what_a_first_stage_of_vectors_downloads_is_counted_with_the_passages():
     dl19 = load_benchmark(PIPELINES / "trec-dl-2019.yaml")
     stage, name = FirstStageOptions(method="dense"), "msmarco-v1-passage.bge-base-en-v1.5"
-    *_, index, texts = found = needs(dl19, LocalFiles(index=name), stage)
+    *_, index, texts = found = Sources(dl19, LocalFiles(index=name), stage).needs()
     assert (index.name, index.size, texts.what, texts.name) == (name, 25_217_210_007, "texts", "msmarco-v1-passage")
-    fused = needs(dl19, LocalFiles(), FirstStageOptions(method="fusion", dense_index=name))
+    fused = Sources(dl19, LocalFiles(), FirstStageOptions(method="fusion", dense_index=name)).needs()
     assert {need.place for need in fused} == {need.place for need in found}  # BM25's index is that of the passages
-    *_, unknown, _ = needs(dl19, LocalFiles(index="msmarco-v1-passage.ance"), stage)
+    *_, unknown, _ = Sources(dl19, LocalFiles(index="msmarco-v1-passage.ance"), stage).needs()
     assert to_download([found]) == (27_388_160_120, 0)
     assert to_download([found, [unknown]]) == (27_388_160_120, 1)
 
 
 def test_documents_of_a_dataset_without_an_index_are_a_download(empty_caches):
-    *_, documents = found = needs(benchmark_of_dataset("beir/fiqa/test"), LocalFiles())
+    *_, documents = found = Sources(benchmark_of_dataset("beir/fiqa/test"), LocalFiles()).needs()
     assert (documents.what, documents.state, to_download([found])) == ("corpus", "download", (17_948_027, 0))
-    *_, documents = found = needs(benchmark_of_dataset("vaswani"), LocalFiles())
+    *_, documents = found = Sources(benchmark_of_dataset("vaswani"), LocalFiles()).needs()
     assert (documents.what, documents.size, to_download([found])) == ("corpus", None, (0, 2))
 
 

@@ -1,12 +1,14 @@
 """Where a benchmark's topics, qrels and candidates come from."""
 
 import json
+from pathlib import Path
+from pipes import piped
 
 import pytest
 
 from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_files, embedded_benchmark
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.inputs import LocalFiles, check_sources, resolve_inputs
+from headrank_pipeline.experiment.sources import LocalFiles, Sources
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
 
@@ -41,7 +43,7 @@ def found(inputs):
 
 
 def test_local_files_come_first_and_only_judged_topics_are_kept(files, tiny_index, tmp_path):
-    inputs = resolve_inputs(benchmark(), LocalFiles(**files, index=str(tiny_index)), RunDirectory(tmp_path / "run"))
+    inputs = Sources(benchmark(), LocalFiles(**files, index=str(tiny_index))).open(RunDirectory(tmp_path / "run"))
     assert list(found(inputs)) == ["q1", "q3"]
     assert inputs.supply.identity["first_stage"]["k1"] == 0.9
     assert dict(inputs.supply.origins) == {
@@ -53,7 +55,7 @@ def test_local_files_come_first_and_only_judged_topics_are_kept(files, tiny_inde
 
 def test_all_topics_are_kept_where_the_benchmark_says_so(files, tiny_index, tmp_path):
     local = LocalFiles(**files, index=str(tiny_index))
-    inputs = resolve_inputs(benchmark(queries="all"), local, RunDirectory(tmp_path / "run"))
+    inputs = Sources(benchmark(queries="all"), local).open(RunDirectory(tmp_path / "run"))
     assert list(found(inputs)) == ["q1", "q2", "q3"]
 
 
@@ -65,19 +67,19 @@ def test_a_corpus_is_indexed_once_with_topics_beside_it(files, tiny_corpus, tmp_
     directory = RunDirectory(tmp_path / "run")
     local = LocalFiles(corpus=corpus, qrels=files["qrels"], offline=True)
 
-    inputs = resolve_inputs(benchmark(), local, directory)
+    inputs = Sources(benchmark(), local).open(directory)
     assert not directory.index.exists()  # built when candidates are asked for: a resumed run needs none
     first = found(inputs)
     assert first["q1"][0] in {"d1", "007", "7"}
     assert inputs.supply.origins["topics"].endswith("queries.jsonl, found beside the corpus")
 
-    again = resolve_inputs(benchmark(), local, directory)
+    again = Sources(benchmark(), local).open(directory)
     assert again.supply.identity == inputs.supply.identity
     assert found(again) == first
     assert "was built from this corpus, used again" in caplog.text
 
     corpus.write_text('{"_id": "new", "title": "", "text": "one more flea"}\n')
-    changed = resolve_inputs(benchmark(), local, directory)
+    changed = Sources(benchmark(), local).open(directory)
     assert changed.supply.identity != inputs.supply.identity
     assert found(changed) == {"q1": ("new",)}
 
@@ -86,7 +88,7 @@ def test_an_index_of_another_corpus_is_not_replaced_behind_the_users_back(files,
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"_id": "new", "title": "", "text": "one more flea"}\n')
     local = LocalFiles(**files, corpus=corpus, index=str(tiny_index))
-    inputs = resolve_inputs(benchmark(), local, RunDirectory(tmp_path / "run"))
+    inputs = Sources(benchmark(), local).open(RunDirectory(tmp_path / "run"))
     with pytest.raises(ValueError, match=r"holds an index of another corpus or kind .*choose another --index"):
         found(inputs)
 
@@ -106,15 +108,15 @@ def test_what_is_not_there_is_named(files, tiny_index, tmp_path, name, message):
     given = {**files, "index": str(tiny_index)} if name != "candidates" else {"qrels": files["qrels"]}
     given |= {name: str(tmp_path / "gone") if name == "index" else tmp_path / "gone"}
     with pytest.raises(FileNotFoundError, match=message):
-        resolve_inputs(benchmark(), LocalFiles(**given), RunDirectory(tmp_path / "run"))
+        Sources(benchmark(), LocalFiles(**given)).open(RunDirectory(tmp_path / "run"))
 
 
 def test_saved_candidates_are_restricted_to_judged_queries(files, tmp_path):
     path = tmp_path / "candidates.jsonl"
     hits = (Candidate("007", 1.0, "one flea"),)
     write_candidates(path, [Ranking(Query(qid, "flea"), hits) for qid in ("q1", "q2", "q3")])
-    inputs = resolve_inputs(
-        benchmark(), LocalFiles(candidates=path, qrels=files["qrels"]), RunDirectory(tmp_path / "run")
+    inputs = Sources(benchmark(), LocalFiles(candidates=path, qrels=files["qrels"])).open(
+        RunDirectory(tmp_path / "run")
     )
     assert list(found(inputs)) == ["q1", "q3"]
     assert inputs.supply.retrieves is False
@@ -123,15 +125,15 @@ def test_saved_candidates_are_restricted_to_judged_queries(files, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((), r"--offline: the qrels of mini would come from ir_datasets \(local/mini\).*pass --qrels FILE"),
-        (("qrels",), r"--offline: the topics of mini .*pass --topics FILE"),
-        (("qrels", "topics"), r"--offline: index mini\.flat is no folder here .*--corpus FILE, --index FOLDER"),
+        ((), r"--offline: the qrels would come from ir_datasets \(local/mini\).*pass --qrels FILE"),
+        (("qrels",), r"--offline: the topics would .*pass --topics FILE"),
+        (("qrels", "topics"), r"--offline: index mini\.flat is no file or folder here .*--corpus FILE, --index FOLDER"),
     ],
 )
 def test_offline_refuses_what_may_open_a_socket_and_names_the_flag(files, tmp_path, given, message):
     local = LocalFiles(**{name: files[name] for name in given}, offline=True)
     with pytest.raises(FileNotFoundError, match=message):
-        resolve_inputs(benchmark(), local, RunDirectory(tmp_path / "run"))
+        Sources(benchmark(), local).open(RunDirectory(tmp_path / "run"))
 
 
 def test_topics_and_qrels_come_from_ir_datasets_with_string_ids(files, tiny_index, tmp_path, monkeypatch):
@@ -145,7 +147,7 @@ def test_topics_and_qrels_come_from_ir_datasets_with_string_ids(files, tiny_inde
     ir_datasets.registry.register("local/mini", dataset)
     try:
         directory = RunDirectory(tmp_path / "run")
-        inputs = resolve_inputs(benchmark(), LocalFiles(index=str(tiny_index)), directory)
+        inputs = Sources(benchmark(), LocalFiles(index=str(tiny_index))).open(directory)
     finally:
         del ir_datasets.registry._registered["local/mini"]
     assert list(found(inputs)) == ["007"]
@@ -156,22 +158,42 @@ def test_topics_and_qrels_come_from_ir_datasets_with_string_ids(files, tiny_inde
 
 def test_an_entry_that_ir_datasets_lacks_is_named_with_the_flag(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"the qrels of local/mini: it knows no such coll.*pass --qrels"):
-        resolve_inputs(benchmark(), LocalFiles(), RunDirectory(tmp_path / "run"))
+        Sources(benchmark(), LocalFiles()).open(RunDirectory(tmp_path / "run"))
 
 
 def test_a_prebuilt_index_is_described_by_name_without_opening_it(files, tmp_path):
-    inputs = resolve_inputs(benchmark(), LocalFiles(**files), RunDirectory(tmp_path / "run"))
+    inputs = Sources(benchmark(), LocalFiles(**files)).open(RunDirectory(tmp_path / "run"))
     assert inputs.supply.identity["index"] == "mini.flat"
     assert inputs.supply.identity["first_stage"]["hits"] == 3
     files["topics"].write_text("q1\tfly\nq3\tcat\n")
-    others = resolve_inputs(benchmark(), LocalFiles(**files), RunDirectory(tmp_path / "run"))
+    others = Sources(benchmark(), LocalFiles(**files)).open(RunDirectory(tmp_path / "run"))
     assert others.supply.identity != inputs.supply.identity
+
+
+def test_what_comes_from_nowhere_is_told_without_opening_anything(files):
+    nowhere = Sources(benchmark(collection={}), LocalFiles(**files))
+    with pytest.raises(FileNotFoundError, match="mini names no prebuilt index; pass --corpus FILE, --index FOLDER or"):
+        nowhere.check()
+    assert [(need.what, need.state) for need in nowhere.needs()] == [
+        ("topics", "local"),
+        ("qrels", "local"),
+        ("index", "missing"),
+    ]
+
+
+def test_judgments_may_come_through_a_pipe(files, tmp_path):
+    path = tmp_path / "candidates.jsonl"
+    write_candidates(path, [Ranking(Query("q1", "flea"), (Candidate("007", 1.0, "one flea"),))])
+    with piped(files["qrels"].read_bytes()) as qrels:
+        sources = Sources(benchmark(), LocalFiles(candidates=path, qrels=Path(qrels)))
+        sources.check()
+        assert list(found(sources.open(RunDirectory(tmp_path)))) == ["q1"]
 
 
 def test_topics_without_any_judgment_are_refused(files, tiny_index, tmp_path):
     files["qrels"].write_text("other 0 d1 1\n")
     with pytest.raises(ValueError, match=r"none of the 3 topics .* is judged in"):
-        resolve_inputs(benchmark(), LocalFiles(**files, index=str(tiny_index)), RunDirectory(tmp_path / "run"))
+        Sources(benchmark(), LocalFiles(**files, index=str(tiny_index))).open(RunDirectory(tmp_path / "run"))
 
 
 def test_100_candidates_are_retrieved_where_fewer_are_reranked():
@@ -185,7 +207,7 @@ def test_candidates_beside_a_corpus_make_no_sense(tmp_path):
 
 def test_the_embedded_collection_needs_no_network_and_no_file(tmp_path):
     demo = embedded_benchmark("demo")
-    check_sources(demo, LocalFiles(offline=True))
-    inputs = resolve_inputs(demo, LocalFiles(offline=True), RunDirectory(tmp_path / "run"))
+    Sources(demo, LocalFiles(offline=True)).check()
+    inputs = Sources(demo, LocalFiles(offline=True)).open(RunDirectory(tmp_path / "run"))
     assert inputs.judgement.qrels.name == "qrels.tsv"
     assert "corpus_sha256" in inputs.supply.identity
