@@ -204,4 +204,4 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return not cell or cell.lstrip("-").replace(".", "", 1).replace(",", "").isdigit()
+    return not cell or cell.lstrip("+-").replace(".", "", 1).replace(",", "").isdigit()

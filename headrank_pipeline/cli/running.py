@@ -340,6 +340,8 @@ def _report_suite(ctx: click.Context, suite: Suite, request: RunRequest) -> None
         for row in suite.rows:
             if row.message:
                 click.echo(f"  {row.name}: {row.status}: {row.message}")
+        for remark in suite.remarks():
+            click.echo(remark)
         click.echo(f"summary: {request.summary}")
     if any(row.status != "done" for row in suite.rows):
         ctx.exit(PARTIAL)
@@ -351,17 +353,22 @@ def suite_table(suite: Suite, system: str) -> str:
     for name, mean in suite.means().items():
         measure = next(iter(mean["first_stage"]), None)
         if measure is not None and len(suite.rows) > 1:
-            values = [f"{mean[stage][measure]:.4f}" for stage in ("first_stage", "reranked")]
-            rows.append([f"mean of {name} ({mean['benchmarks']})", "", measure, *values, "", "", ""])
-    return table(["benchmark", "queries", "measure", "first stage", system, "published", "check", "status"], rows)
+            first_stage, reranked, best = (mean[stage][measure] for stage in ("first_stage", "reranked", "best"))
+            values = [f"{first_stage:.4f}", f"{reranked:.4f}", f"{reranked - first_stage:+.4f}", f"{best:.4f}"]
+            sets = f"{mean['sets'][measure]} of"
+            counted = mean["benchmarks"] if mean["benchmarks"].startswith(sets) else f"{sets} these"
+            rows.append([f"mean of {name} ({counted})", "", measure, *values, "", "", ""])
+    columns = ["benchmark", "queries", "measure", "first stage", system, "gain", "best", "published", "check", "status"]
+    return table(columns, rows)
 
 
 def _suite_row(row: Row) -> list[str]:
     measure = next(iter(row.first_stage), None)
     if measure is None:
-        return [row.name, "", "", "", "", "", "", row.status]
+        return [row.name, *[""] * 8, row.status]
     published = f"{row.published[measure]:.4f}" if measure in row.published else ""
-    values = [f"{row.first_stage[measure]:.4f}", f"{row.reranked[measure]:.4f}"]
+    values = [f"{value[measure]:.4f}" for value in (row.first_stage, row.reranked, row.best)]
+    values.insert(2, f"{row.gain(measure):+.4f}")
     return [row.name, str(row.queries), measure, *values, published, row.checks.get(measure, ""), row.status]
 
 

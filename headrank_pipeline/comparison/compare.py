@@ -19,6 +19,7 @@ from headrank_pipeline.comparison.costs import Cost, cost_of
 from headrank_pipeline.comparison.finished import FinishedRun, read_finished_runs
 from headrank_pipeline.comparison.significance import bootstrap_means, holm, paired_tests
 from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluate
+from headrank_pipeline.experiment.headroom import in_order_of_grades
 from headrank_pipeline.files import Input, open_input
 from headrank_pipeline.trec import read_qrels
 
@@ -209,15 +210,11 @@ def _matrix(evaluations: Mapping[str, Evaluation], measure: str) -> np.ndarray[A
 
 def _ceiling(run: FinishedRun, qrels: Input, measures: Sequence[str], level: int) -> dict[str, float]:
     grades = read_qrels(qrels)
-    ideal: dict[str, dict[str, float]] = {}
-    candidates: dict[str, dict[str, float]] = {}
-    for qid, found in run.first_stage.items():
-        judged = grades.get(qid, {})
-        docids = [candidate.docid for candidate in found[: run.depth]]
-        candidates[qid] = {docid: float(-rank) for rank, docid in enumerate(docids)}
-        best = sorted(docids, key=lambda docid: -judged.get(docid, 0))
-        best += [candidate.docid for candidate in found[run.depth :]]
-        ideal[qid] = {docid: float(-rank) for rank, docid in enumerate(best)}
+    ideal = in_order_of_grades(run.first_stage, grades, run.depth, best=True)
+    candidates = {
+        qid: {candidate.docid: candidate.score for candidate in found[: run.depth]}
+        for qid, found in run.first_stage.items()
+    }
     recall = f"R@{run.depth}"
     reached = evaluate(candidates, grades, [recall], relevance_level=level).means
     return {**evaluate(ideal, grades, measures, relevance_level=level).means, recall: reached[recall]}

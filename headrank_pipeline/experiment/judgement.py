@@ -11,9 +11,10 @@ from typing import Any
 from headrank_pipeline.experiment.benchmark import Reference, ReferenceCheck, check_references
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluated, parse_measure
+from headrank_pipeline.experiment.headroom import Headroom, headroom
 from headrank_pipeline.experiment.manifest import file_sha256, write_json
 from headrank_pipeline.files import Input, open_input
-from headrank_pipeline.trec import read_qrels
+from headrank_pipeline.trec import read_qrels, read_run
 
 __all__ = ["Judged", "Judgement", "judge"]
 
@@ -79,12 +80,14 @@ class Judged:
 
     Args:
         checks: empty where nothing is published, or the run was asked a part of the judged queries only.
+        headroom: how far any reranker of these candidates could move the measures.
         unasked: judged queries that are not among the run's topics.
     """
 
     first_stage: Evaluation
     reranked: Evaluation
     checks: Sequence[ReferenceCheck]
+    headroom: Headroom
     unasked: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,16 +96,18 @@ class Judged:
             "first_stage": self.first_stage.to_dict(),
             "reranked": self.reranked.to_dict(),
             "references": [check.model_dump() for check in self.checks],
+            "headroom": self.headroom.to_dict(),
         }
 
 
-def judge(directory: RunDirectory, judgement: Judgement, asked: Collection[str]) -> Judged:
+def judge(directory: RunDirectory, judgement: Judgement, asked: Collection[str], *, depth: int) -> Judged:
     """Return the evaluations of both run files, read as they were written, and write evaluation.json.
 
     Args:
         directory: holds them.
         judgement: what to evaluate with.
         asked: every qid of the run's topics; published scores are not checked where a judged query is missing here.
+        depth: candidates that were reranked.
     """
     grades = read_qrels(judgement.opened)
     (first_stage, strangers), (reranked, _) = (
@@ -113,7 +118,10 @@ def judge(directory: RunDirectory, judgement: Judgement, asked: Collection[str])
         _log.warning("%s", strangers)
     unasked = len(grades.keys() - set(asked))
     references = () if unasked else judgement.references
-    judged = Judged(first_stage, reranked, check_references(references, first_stage.means), unasked)
+    room = headroom(read_run(directory.first_stage_run), grades, first_stage, depth)
+    if remark := room.remark(next(iter(first_stage.means))):
+        _log.warning("%s", remark)
+    judged = Judged(first_stage, reranked, check_references(references, first_stage.means), room, unasked)
     record = {
         "measures": list(judgement.measures),
         "relevance_level": judgement.relevance_level,

@@ -235,7 +235,7 @@ def _written(
     if first.directory.qrels.exists():
         shutil.copyfile(first.directory.qrels, target.qrels)
     asked = [*journal.scored_qids(), *journal.failures]
-    judged = None if judgement is None else judge(target, judgement, asked)
+    judged = None if judgement is None else judge(target, judgement, asked, depth=first.settings["depth"])
     without = [qid for part in parts for qid in part.manifest["totals"]["queries_without_candidates"]]
     opened = {**first.manifest, "identity": first.settings, "sessions": [*_sessions(parts)]}
     del opened["shard"]

@@ -537,7 +537,7 @@ def _finish(
     write_run(directory.run, results.reranked(effect), plan.tag)
     judged = None
     if plan.judgement is not None and plan.shard is None:
-        judged = judge(directory, plan.judgement, [*results.lists.digests])
+        judged = judge(directory, plan.judgement, [*results.lists.digests], depth=plan.depth)
     if plan.shard is not None:  # for who merges it, perhaps on another machine
         digests = {file.name: file_sha256(file) for file in (directory.first_stage_run, directory.run)}
         manifest = {**manifest, "shard": {**manifest["shard"], "sha256": digests}}

@@ -33,8 +33,12 @@ class Row:
     Args:
         status: ``partial`` where queries failed, ``missing`` where data is not at hand, ``failed`` for anything else.
         queries: that were run.
+        judged: queries that the means are taken over.
+        missing: of these, queries that the run lacks; they count 0.
         first_stage: measure -> mean.
         reranked: measure -> mean.
+        best: measure -> mean with the reranked candidates in the best order.
+        blind: measures that no order of the candidates changes.
         checks: measure -> verdict on the published first-stage score.
         published: measure -> published first-stage score.
         message: why it is not done, or what its run warns of.
@@ -45,12 +49,20 @@ class Row:
     group: str | None
     status: Status
     queries: int = 0
+    judged: int = 0
+    missing: int = 0
     first_stage: Mapping[str, float] = field(default_factory=dict)
     reranked: Mapping[str, float] = field(default_factory=dict)
+    best: Mapping[str, float] = field(default_factory=dict)
+    blind: Sequence[str] = ()
     checks: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
     message: str = ""
     output: str = ""
+
+    def gain(self, measure: str) -> float:
+        """Return what reranking added to the mean of a measure, to the four digits that are shown."""
+        return round(self.reranked[measure] - self.first_stage[measure], 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +74,8 @@ class Suite:
     def means(self) -> dict[str, dict[str, Any]]:
         """Return means over finished benchmarks: one over those without a group, one per group.
 
-        A measure is averaged over the benchmarks that have it; ``benchmarks`` says how many of how many are in.
+        A measure is averaged over the benchmarks that have it; ``sets`` says how many these are, ``lost`` and ``blind``
+        which of them lost by reranking and which cannot see it. ``benchmarks``: how many of how many are finished.
 
         Examples:
             >>> first = Row(name="a", group=None, status="done", reranked={"nDCG@10": 0.2})
@@ -73,18 +86,33 @@ class Suite:
         groups: dict[str, list[Row]] = {}
         for row in self.rows:
             groups.setdefault(row.group or "all", []).append(row)
-        return {
-            name: {
-                "benchmarks": f"{sum(row.status == 'done' for row in rows)} of {len(rows)}",
-                "first_stage": _means(row.first_stage for row in rows if row.status == "done"),
-                "reranked": _means(row.reranked for row in rows if row.status == "done"),
-            }
-            for name, rows in groups.items()
-        }
+        return {name: _mean_of(rows) for name, rows in groups.items()}
+
+    def remarks(self) -> list[str]:
+        """Return what means hide, as sentences: sets that lost or cannot see reranking, queries that count 0."""
+        done = [row for row in self.rows if row.status == "done"]
+        found = []
+        for measure in dict.fromkeys(measure for row in done for measure in row.first_stage):
+            sets = [row for row in done if measure in row.first_stage]
+            if blind := [row.name for row in sets if measure in row.blind]:
+                found.append(
+                    f"{measure} cannot see reranking on {len(blind)} of {len(sets)} sets, where no order of the "
+                    f"candidates changes it: {', '.join(blind)}"
+                )
+            if seeing := [row for row in sets if measure not in row.blind]:
+                lost = [f"{row.name} {row.gain(measure):+.4f}" for row in seeing if row.gain(measure) < 0]
+                named = f": {', '.join(lost)}" if lost else ""
+                found.append(f"{measure} fell on {len(lost) or 'none'} of {len(seeing)} sets{named}")
+        if missing := [f"{row.missing} of {row.judged} in {row.name}" for row in self.rows if row.missing]:
+            found.append(f"judged queries that the run lacks count 0: {', '.join(missing)}")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return rows and means as JSON-ready values."""
-        return {"schema": 1, "benchmarks": [asdict(row) for row in self.rows], "means": self.means()}
+        """Return rows, means and remarks as JSON-ready values."""
+        rows = [
+            {**asdict(row), "gain": {measure: row.gain(measure) for measure in row.first_stage}} for row in self.rows
+        ]
+        return {"schema": 1, "benchmarks": rows, "means": self.means(), "remarks": self.remarks()}
 
 
 def run_suite(
@@ -145,17 +173,26 @@ def _row(benchmark: Benchmark, outcome: Outcome) -> Row:
     judged = outcome.judged
     assert judged is not None  # every benchmark has measures
     failed = outcome.failed
+    remark = judged.headroom.remark(next(iter(judged.first_stage.means)))
     return Row(
         name=benchmark.name,
         group=benchmark.group,
         status="partial" if failed else "done",
         queries=outcome.manifest["totals"]["queries"],
+        judged=judged.reranked.queries,
+        missing=len(judged.reranked.missing),
         first_stage=dict(judged.first_stage.means),
         reranked=dict(judged.reranked.means),
+        best=dict(judged.headroom.best),
+        blind=judged.headroom.blind(),
         checks={check.measure: check.verdict for check in judged.checks},
         published={check.measure: check.published for check in judged.checks},
         message="; ".join(
-            [*([f"{len(failed)} queries failed"] if failed else []), *outcome.manifest["totals"]["warnings"]]
+            [
+                *([f"{len(failed)} queries failed"] if failed else []),
+                *outcome.manifest["totals"]["warnings"],
+                *([remark] if remark else []),
+            ]
         ),
         output=str(outcome.directory.path),
     )
@@ -165,6 +202,25 @@ def _unfinished(benchmark: Benchmark, status: Status, error: Exception, director
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     logger.warning("%s: %s: %s", benchmark.name, status, message)
     return Row(name=benchmark.name, group=benchmark.group, status=status, message=message, output=str(directory))
+
+
+def _mean_of(rows: Sequence[Row]) -> dict[str, Any]:
+    done = [row for row in rows if row.status == "done"]
+    first_stage, reranked, best = (
+        _means(getattr(row, name) for row in done) for name in ("first_stage", "reranked", "best")
+    )
+    return {
+        "benchmarks": f"{len(done)} of {len(rows)}",
+        "sets": {measure: sum(measure in row.first_stage for row in done) for measure in first_stage},
+        "first_stage": first_stage,
+        "reranked": reranked,
+        "best": best,
+        "lost": {
+            measure: [row.name for row in done if measure in row.first_stage and row.gain(measure) < 0]
+            for measure in first_stage
+        },
+        "blind": {measure: [row.name for row in done if measure in row.blind] for measure in first_stage},
+    }
 
 
 def _means(records: Iterable[Mapping[str, float]]) -> dict[str, float]:
