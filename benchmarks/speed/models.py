@@ -40,7 +40,7 @@ class Shape:
     @property
     def head_set(self) -> HeadSet:
         """16 heads of the four deepest layers that are run."""
-        return HeadSet("random", tuple((max(0, self.depth - 1 - i // 4), i) for i in range(16)))
+        return HeadSet("random", tuple((max(0, self.depth - 1 - i // 4), i % self.heads) for i in range(16)))
 
     def prefill_flops(self, tokens: int, layers: float) -> float:
         """Products of a causal pass: projections, and half of a full attention."""
@@ -49,6 +49,7 @@ class Shape:
 
 
 SHAPES = {
+    "tiny": Shape("tiny", 128, 256, 4, 8, 3),  # no model's: to see whether all runs
     "0.6b": Shape("0.6b", 1024, 3072, 28, 16, 19),
     "1.7b": Shape("1.7b", 2048, 6144, 28, 16, 19),
     "4b": Shape("4b", 2560, 9728, 36, 32, 25),
