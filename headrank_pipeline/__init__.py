@@ -15,11 +15,11 @@ if TYPE_CHECKING:  # X as X: exported, for type checkers, which cannot read __al
     from headrank_pipeline.attention.heads import HeadSet as HeadSet
     from headrank_pipeline.comparison.experiments import run_experiment as run_experiment
     from headrank_pipeline.experiment.evaluate import evaluate as evaluate
-    from headrank_pipeline.first_stage.dense import dense as dense
-    from headrank_pipeline.first_stage.impact import impact as impact
     from headrank_pipeline.first_stage.lexical import bm25 as bm25
     from headrank_pipeline.first_stage.saved import saved_candidates as saved_candidates
     from headrank_pipeline.first_stage.saved import saved_run as saved_run
+    from headrank_pipeline.first_stage.sparse import impact as impact
+    from headrank_pipeline.first_stage.vectors import dense as dense
     from headrank_pipeline.records import Candidate as Candidate
     from headrank_pipeline.records import Query as Query
     from headrank_pipeline.records import Ranking as Ranking
@@ -45,12 +45,12 @@ _HOMES = {
     "RerankingSearcher": "rerank.searcher",
     "bm25": "first_stage.lexical",
     "core": "rerank.systems",
-    "dense": "first_stage.dense",
+    "dense": "first_stage.vectors",
     "embedded_model": "rerank.named_models",
     "evaluate": "experiment.evaluate",
     "headrank": "rerank.systems",
     "icr": "rerank.systems",
-    "impact": "first_stage.impact",
+    "impact": "first_stage.sparse",
     "interpolated": "rerank.interpolation",
     "qrhead": "rerank.systems",
     "qrranker": "rerank.systems",

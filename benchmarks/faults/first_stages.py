@@ -14,9 +14,9 @@ from typing import Any
 from tiny_encoder import tiny_impact_index
 
 from faults.judging import Fault, NotJudged, equal_or_refused
-from headrank_pipeline.first_stage.impact import impact
 from headrank_pipeline.first_stage.index import build_index
 from headrank_pipeline.first_stage.lexical import bm25
+from headrank_pipeline.first_stage.sparse import impact
 
 __all__ = ["FAULTS"]
 

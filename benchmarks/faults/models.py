@@ -220,8 +220,8 @@ def checkpoints(chance: Random, room: Path) -> str:
 
 @cache
 def _dense() -> tuple[Path, Path, list[tuple[str, ...]]]:
-    from headrank_pipeline.first_stage.dense import dense
     from headrank_pipeline.first_stage.dense_index import build_dense_index
+    from headrank_pipeline.first_stage.vectors import dense
 
     home = Path(mkdtemp(prefix="faults-dense-"))
     texts = ("a flea can live", "the dog sleeps", "spies and one flea", "a cat without any flea")
@@ -239,7 +239,7 @@ def _found(source: Any) -> list[tuple[str, ...]]:
 
 def indexes(chance: Random, room: Path) -> str:
     """A dense index with a file cut off, lost or exchanged."""
-    from headrank_pipeline.first_stage.dense import dense
+    from headrank_pipeline.first_stage.vectors import dense
 
     home, _, expected = _dense()
     folder = Path(shutil.copytree(home / "index", room / "index"))

@@ -75,16 +75,15 @@ class FirstStageOptions:
         if self.method == "bm25" and (self.dense_index or self.encoder):
             raise ValueError("dense_index and encoder are for first stage dense, impact or fusion")
         if self.method != "fusion" and self.dense_index:
-            raise ValueError(f"dense_index is for first stage fusion; with {self.method} name the index by --index")
+            raise ValueError(f"dense_index is for first stage fusion; name the index of {self.method} by index=FOLDER")
 
     def refuse_beside_candidates(self) -> None:
         """Raise ValueError where something was chosen: with saved candidates nothing is retrieved."""
-        chosen = [own.name for own in fields(self) if getattr(self, own.name) != own.default]
+        chosen = {own.name: value for own in fields(self) if (value := getattr(self, own.name)) != own.default}
         if chosen:
-            flags = ", ".join(
-                "--first-stage" if name == "method" else f"--first-stage-option {name}" for name in chosen
-            )
-            raise ValueError(f"--candidates are taken as they are: drop {flags}")
+            names = {name: "first_stage" if name == "method" else f"first stage option {name}" for name in chosen}
+            told = [f"{names[name]}={value}" for name, value in chosen.items()]
+            raise ValueError(f"candidates are taken as they are: drop {', '.join(told)}")
 
 
 BM25 = FirstStageOptions()
@@ -279,7 +278,7 @@ def _is_there(target: Path, wanted: Mapping[str, Any], known: Mapping[str, Any],
     if known and not ours:
         changed = "; ".join(f"{k}: there {known.get(k)}, wanted {v}" for k, v in wanted.items() if known.get(k) != v)
         raise ValueError(
-            f"{target}: holds an index of another corpus or kind ({changed}); choose another --index, or drop --corpus "
+            f"{target}: holds an index of another corpus or kind ({changed}); choose another index, or drop the corpus "
             f"to use it as it is"
         )
     return False
@@ -296,7 +295,7 @@ def _bm25(index: str, setting: Workspace, *, texts: str | None = None, language:
 
 
 def _dense(setting: Workspace, place: Located) -> _Stage:
-    from headrank_pipeline.first_stage.dense import dense
+    from headrank_pipeline.first_stage.vectors import dense
 
     if place.corpus is not None:
         return _dense_of_corpus(setting, place, setting.fetched(place.corpus))
@@ -306,15 +305,15 @@ def _dense(setting: Workspace, place: Located) -> _Stage:
 
 
 def _dense_of_corpus(setting: Workspace, place: Located, corpus: Path) -> _Stage:
-    from headrank_pipeline.first_stage.dense import dense
     from headrank_pipeline.first_stage.dense_index import build_dense_index
     from headrank_pipeline.first_stage.encoder import load_encoder
     from headrank_pipeline.first_stage.index import index_identity
+    from headrank_pipeline.first_stage.vectors import dense
 
     if setting.choice.encoder is None:
         raise ValueError(
-            f"--first-stage {setting.choice.method} with --corpus: pass --first-stage-option encoder=FOLDER, a "
-            f"sentence encoder, or drop --corpus and name indexes that are built (they know their encoder)"
+            f"first stage {setting.choice.method} with a corpus: pass first stage option encoder=FOLDER, a sentence "
+            f"encoder, or drop the corpus and name indexes that are built (they know their encoder)"
         )
     encoder = load_encoder(setting.choice.encoder)
     target = Path(place.index) if place.index else setting.directory.path / "dense-index"
@@ -331,7 +330,7 @@ def _dense_of_corpus(setting: Workspace, place: Located, corpus: Path) -> _Stage
 
 
 def _impact(setting: Workspace, place: Located) -> _Stage:
-    from headrank_pipeline.first_stage.impact import impact
+    from headrank_pipeline.first_stage.sparse import impact
 
     assert place.index is not None and place.texts is not None
     source = impact(place.index, setting.choice.encoder, texts=place.texts, **setting.common())

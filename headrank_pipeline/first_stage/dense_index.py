@@ -78,7 +78,7 @@ def build_dense_index(
     if kind == "lucene-hnsw" and not chosen.l2_norm:
         raise ValueError(
             f"kind 'lucene-hnsw': Lucene compares vectors of length 1, and {chosen.name} is used without "
-            f"normalisation; pass --l2-norm (l2_norm=True) if its authors do, or build kind 'hnsw'"
+            f"normalisation; pass l2_norm=True if its authors do, or build kind 'hnsw'"
         )
     opened = open_input(corpus, "corpus")
     checksum = opened.sha256
@@ -105,7 +105,7 @@ def _check_output(target: Path, overwrite: bool) -> None:
     if not (target / "docid").is_file() or not ((target / "index").is_file() or is_index(target)):
         raise FileExistsError(f"{target}: exists and is no dense index, so it is never replaced; name another folder")
     if not overwrite:
-        raise FileExistsError(f"{target}: holds an index already; pass --overwrite (overwrite=True) to replace it")
+        raise FileExistsError(f"{target}: holds an index already; pass overwrite=True to replace it")
     refuse_strangers(target)
 
 

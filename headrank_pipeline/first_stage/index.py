@@ -6,7 +6,6 @@ when it fails its last lines come back in the error. An index appears under its 
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from typing import Any
 
 from headrank_pipeline.files import open_input
 from headrank_pipeline.first_stage.jvm import anserini_jar, find_java, versions
+from headrank_pipeline.options import nearest
 from headrank_pipeline.passages import Passage, located_passages
 
 __all__ = [
@@ -179,18 +179,17 @@ def refuse_vectors(folder: Path) -> None:
     """Raise ValueError for an index of vectors: by words one of Lucene's finds nothing, and says nothing."""
     if kind := (index_identity(folder) or {}).get("kind"):
         raise ValueError(
-            f"{folder}: an index of vectors ({kind}), which hold no words; search it with dense (retrieve --dense, run "
-            f"--first-stage dense)"
+            f"{folder}: an index of vectors ({kind}), which hold no words; search it with dense, or as "
+            f"first stage dense"
         )
 
 
 def refuse_unknown(name: str, known: Collection[str], kind: str) -> None:
     """Raise FileNotFoundError for a name that is not among those of Pyserini's prebuilt indexes of a kind."""
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
+        hint = nearest(name, known, otherwise="see pyserini's prebuilt-indexes.md for the names", most=3)
         raise FileNotFoundError(
-            f"{name!r}: neither a folder nor {kind} that Pyserini {versions()['pyserini']} knows; "
-            + (f"near names: {', '.join(near)}" if near else "see pyserini's prebuilt-indexes.md for the names")
+            f"{name!r}: neither a folder nor {kind} that Pyserini {versions()['pyserini']} knows; {hint}"
         )
 
 
@@ -235,7 +234,7 @@ def _check_output(target: Path, overwrite: bool) -> None:
             f"{target}: exists and is not a Lucene index, so it is never replaced; name another folder"
         )
     if not overwrite:
-        raise FileExistsError(f"{target}: holds an index already; pass --overwrite (overwrite=True) to replace it")
+        raise FileExistsError(f"{target}: holds an index already; pass overwrite=True to replace it")
     refuse_strangers(target)
 
 

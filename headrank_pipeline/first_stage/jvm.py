@@ -227,7 +227,7 @@ def _read_lists_of_indexes() -> None:
     because = f"pyserini {version} reads its lists of prebuilt indexes from the network when it is imported"
     instead = "pyserini 1.6 needs no network: pip install 'pyserini>=1.6,<2'"
     if os.environ.get("HF_HUB_OFFLINE") == "1":
-        raise MissingPrerequisite(f"{because}, which --offline (HF_HUB_OFFLINE=1) forbids; {instead}")
+        raise MissingPrerequisite(f"{because}, which offline=True (HF_HUB_OFFLINE=1) forbids; {instead}")
     try:
         import pyserini.prebuilt_index_info  # noqa: F401
     except OSError as error:

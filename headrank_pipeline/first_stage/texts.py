@@ -15,6 +15,7 @@ import numpy as np
 from headrank_pipeline.files import Input
 from headrank_pipeline.first_stage.index import is_index
 from headrank_pipeline.first_stage.jvm import reading_index
+from headrank_pipeline.first_stage.opening import LuceneIndex, found_words
 from headrank_pipeline.passages import Passage, passage_from_raw, read_corpus
 from headrank_pipeline.records import Candidate
 
@@ -118,12 +119,10 @@ def _cut(file: Path, error: Exception) -> ValueError:
 
 
 def _from_index(index: str | os.PathLike[str]) -> Lookup:
-    from headrank_pipeline.first_stage.lexical import bm25  # which takes texts from here
-
-    source: Any = bm25(index)  # opens local and prebuilt indexes alike, with the same errors
+    words = LuceneIndex(found_words(index, "build one with `headrank index`"))
 
     def lookup(docids: Sequence[str]) -> dict[str, Passage]:
-        searcher = source.searcher.open()
+        searcher = words.open()
         with reading_index(index):
             documents = searcher.batch_doc(list(docids), 1)
         found: dict[str, Passage] = {}

@@ -213,7 +213,7 @@ def test_an_index_that_is_there_is_replaced_only_when_asked(index, encoder_folde
     copy = shutil.copytree(index, tmp_path / "index")
     other = tmp_path / "other.tsv"
     other.write_text("x1\tonly flea\n")
-    with pytest.raises(FileExistsError, match="holds an index already; pass --overwrite"):
+    with pytest.raises(FileExistsError, match="holds an index already; pass overwrite=True"):
         build_dense_index(other, copy, encoder_folder)
     assert build_dense_index(other, copy, encoder_folder, overwrite=True).docs == 1
     (copy / "run.trec").write_text("q1 Q0 x1 1 1.0 x\n")
@@ -361,9 +361,9 @@ def test_what_is_no_index_or_no_encoder_is_named(tmp_path, encoder_folder):
         dense(tmp_path, encoder_folder)
     with pytest.raises(FileNotFoundError, match="no such index folder; build one with `headrank index --dense"):
         dense(tmp_path / "nowhere", encoder_folder)
-    with pytest.raises(FileNotFoundError, match=r"near names: .*beir-v1\.0\.0-scifact\.bge-base-en-v1\.5"):
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*beir-v1\.0\.0-scifact\.bge-base-en-v1\.5"):
         docids(dense("beir-v1.0.0-scifact.bge-base-en", encoder_folder))
-    with pytest.raises(FileNotFoundError, match=r"near names: .*beir-v1\.0\.0-scifact\.bge-base-en-v1\.5\.hnsw"):
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*beir-v1\.0\.0-scifact\.bge-base-en-v1\.5\.hnsw"):
         docids(dense("beir-v1.0.0-scifact.bge-base-en-v1.5.hnws", encoder_folder))
     prebuilt = dense("beir-v1.0.0-arguana.bge-base-en-v1.5.hnsw")  # its encoder is known, nothing is downloaded yet
     assert [prebuilt.encoder.name, prebuilt.encoder.query_prefix] == ["BAAI/bge-base-en-v1.5", None]
@@ -437,7 +437,7 @@ def test_an_impact_index_or_encoder_of_no_known_kind_is_named(impact_index, tmp_
         docids(impact(impact_index, "onnx:Nonsense"))
     with pytest.raises(FileNotFoundError, match="no such index folder"):
         impact(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"near names: .*beir-v1\.0\.0-scifact\.splade-v3"):
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*beir-v1\.0\.0-scifact\.splade-v3"):
         docids(impact("beir-v1.0.0-scifact.splade-v", None))
 
 

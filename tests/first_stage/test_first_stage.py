@@ -63,7 +63,7 @@ def test_an_index_that_is_there_is_replaced_only_when_asked(tiny_corpus, tmp_pat
     other = tmp_path / "other.tsv"
     other.write_text("x1\tonly flea\n")
     build_index(tiny_corpus, tmp_path / "index")
-    with pytest.raises(FileExistsError, match=r"index: holds an index already; pass --overwrite"):
+    with pytest.raises(FileExistsError, match=r"index: holds an index already; pass overwrite=True"):
         build_index(other, tmp_path / "index")
     build_index(other, tmp_path / "index", overwrite=True)
     assert docids(bm25(tmp_path / "index")) == [["x1"]]
@@ -315,7 +315,7 @@ def test_a_folder_without_an_index_is_refused_when_made(tmp_path):
 def test_an_unknown_prebuilt_name_lists_near_ones():
     source = bm25("beir-v1.0.0-scifacts.flat")
     with pytest.raises(
-        FileNotFoundError, match=r"neither a folder nor a BM25 index .*; near names: .*beir-v1.0.0-scifact.flat"
+        FileNotFoundError, match=r"neither a folder nor a BM25 index .*; did you mean .*'beir-v1.0.0-scifact.flat'"
     ):
         next(source.retrieve([FLEA]))
 

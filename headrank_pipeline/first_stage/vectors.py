@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from headrank_pipeline.first_stage.encoder import Encoder, load_encoder
 from headrank_pipeline.first_stage.index import index_identity, is_index, refuse_unknown
-from headrank_pipeline.first_stage.jvm import start_jvm, versions
+from headrank_pipeline.first_stage.jvm import start_jvm
 from headrank_pipeline.first_stage.lucene_vectors import LuceneVectors
-from headrank_pipeline.first_stage.removal import Removal
-from headrank_pipeline.first_stage.texts import PASSAGES_FILE, Lookup, passage_lookup, stored_passages, with_texts
-from headrank_pipeline.pipeline import Queries, Source, as_queries, require_extra
-from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.first_stage.opening import found_index, open_prebuilt
+from headrank_pipeline.first_stage.search import check_counts, index_source
+from headrank_pipeline.first_stage.texts import PASSAGES_FILE, Lookup, passage_lookup, stored_passages
+from headrank_pipeline.pipeline import Source, require_extra
+from headrank_pipeline.records import Candidate, Query
 
 __all__ = ["dense"]
 
-_CHUNK = 32  # queries encoded and searched at once
-
+_KIND = "a FAISS or Lucene HNSW index"
 # Encoders of Pyserini's prebuilt indexes by the end of their names, with the settings of its own reproductions
 # (2cr/beir.yaml and msmarco-v1-passage.yaml of 1.6.0); queries are cut where the models' positions end.
 _BGE_PREFIX = "Represent this sentence for searching relevant passages:"
@@ -71,86 +68,48 @@ def dense(
         FileNotFoundError: a path that does not exist.
         ValueError: a folder without a dense index, no encoder, or another one than the folder was built with.
     """
-    for name, value in (("hits", hits), ("threads", threads), ("ef_search", ef_search)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} {value}: expected at least 1")
-    place = _resolved(index)
-    chosen = _encoder(place, encoder)
-    lookup = passage_lookup(texts) if texts is not None else _own_texts(place)
-    searcher = _Searcher(place, chosen, ef_search)
-    texts_name = None if texts is None else os.fspath(texts)
-    removal = Removal(remove_query, exclude or {})
-    return _Dense(place, chosen, hits, threads, ef_search, texts_name, removal, lookup, searcher)
+    check_counts(ef_search=ef_search)
+    place = _found(index)
+    return index_source(
+        _Vectors(place, _encoder(place, encoder), ef_search),
+        hits=hits,
+        threads=threads,
+        texts=texts,
+        remove_query=remove_query,
+        exclude=exclude,
+        own_texts=_own_texts(place),
+    )
 
 
-@dataclass(frozen=True)
-class _Dense(Source):
+@dataclass
+class _Vectors:
+    """An index of vectors: Pyserini's FaissSearcher, or what looks like it, with the encoder of queries."""
+
     index: Path | str
     encoder: Encoder
-    hits: int
-    threads: int
     ef_search: int | None
-    texts: str | None
-    removal: Removal
-    lookup: Lookup | None = field(compare=False, repr=False)
-    searcher: _Searcher = field(compare=False, repr=False)
+    _opened: Any = field(default=None, init=False, compare=False, repr=False)
 
-    def retrieve(self, queries: Queries) -> Iterator[Ranking]:
-        known = as_queries(queries)
-        while chunk := list(islice(known, _CHUNK)):
-            found = self._search(chunk)
-            yield from (self._ranking(query, found[query.qid]) for query in chunk)
-
-    def limited(self, hits: int) -> Source:
-        return replace(self, hits=min(hits, self.hits))
-
-    def most(self) -> int:
-        return self.hits
-
-    def describe(self) -> dict[str, Any]:
-        identity = None if isinstance(self.index, str) else index_identity(self.index)
-        return {
-            "stage": "dense",
-            "index": str(self.index),
-            "index_identity": identity,
-            "encoder": self.encoder.describe(),
-            "hits": self.hits,
-            "ef_search": self.ef_search,
-            "texts": self.texts,
-            **self.removal.describe(),
-            **versions(),
-        }
-
-    def _search(self, chunk: Sequence[Query]) -> dict[str, Any]:
-        searcher = self.searcher.open()
-        vectors = self.encoder.queries([query.text for query in chunk])
+    def search(self, queries: Sequence[Query], limit: int, threads: int) -> Mapping[str, Iterator[Candidate]]:
+        searcher = self.open()
+        vectors = self.encoder.queries([query.text for query in queries])
         if vectors.shape[1] != searcher.dimension:
             raise ValueError(
                 f"{self.index}: holds vectors of {searcher.dimension} dimensions, encoder {self.encoder.name} makes "
                 f"{vectors.shape[1]}; give the encoder that the index was built with"
             )
-        limit = min(self.hits + self.removal.spare(chunk), searcher.num_docs)
-        qids = [query.qid for query in chunk]
-        found: dict[str, Any] = searcher.batch_search(vectors, qids, k=limit, threads=self.threads)
-        return found
+        qids, most = [query.qid for query in queries], min(limit, searcher.num_docs)
+        found = searcher.batch_search(vectors, qids, k=most, threads=threads)
+        return {qid: (Candidate(hit.docid, float(hit.score)) for hit in hits) for qid, hits in found.items()}
 
-    def _ranking(self, query: Query, found: Sequence[Any]) -> Ranking:
-        removed = self.removal.of(query.qid)
-        kept = islice((hit for hit in found if hit.docid not in removed), self.hits)
-        candidates = [Candidate(hit.docid, float(hit.score)) for hit in kept]
-        if self.lookup is None:
-            return Ranking(query, tuple(candidates))
-        return Ranking(query, with_texts(candidates, self.lookup, str(self.texts or self.index)))
-
-
-class _Searcher:
-    """One open index, shared by a source and its cutoffs: Pyserini's FaissSearcher, or what looks like it."""
-
-    def __init__(self, index: Path | str, encoder: Encoder, ef_search: int | None) -> None:
-        self.index = index
-        self.encoder = encoder
-        self.ef_search = ef_search
-        self._opened: Any = None
+    def describe(self) -> dict[str, Any]:
+        return {
+            "stage": "dense",
+            "index": str(self.index),
+            "index_identity": None if isinstance(self.index, str) else index_identity(self.index),
+            "encoder": self.encoder.describe(),
+            "ef_search": self.ef_search,
+        }
 
     def open(self) -> Any:
         """Return the searcher; the first call starts Java, which importing pyserini's searchers needs."""
@@ -183,24 +142,22 @@ class _Searcher:
         return opened
 
 
-def _resolved(index: str | os.PathLike[str]) -> Path | str:
-    path, name = Path(index), os.fspath(index)
-    advice = f"build one with `headrank index --dense --corpus CORPUS --encoder ENCODER --output {path}`"
-    if path.is_dir():
-        if is_index(path):
-            if "collection" in (index_identity(path) or {}):
-                raise ValueError(f"{path}: holds a BM25 index; search it with bm25, or {advice}")
-            return path
-        missing = [file for file in ("index", "docid") if not (path / file).is_file()]
-        if missing:
-            raise ValueError(
-                f"{path}: holds neither a FAISS index (no file {' and no file '.join(missing)}) nor a Lucene index; "
-                f"{advice}"
-            )
-        return path
-    if isinstance(index, Path) or os.sep in name or name.startswith((".", "~")):
-        raise FileNotFoundError(f"{path}: no such index folder; {advice}, or give the name of a Pyserini index")
-    return name
+def _found(index: str | os.PathLike[str]) -> Path | str:
+    advice = f"build one with `headrank index --dense --corpus CORPUS --encoder ENCODER --output {index}`"
+    place = found_index(index, advice)
+    if isinstance(place, str):
+        return place
+    if is_index(place):
+        if "collection" in (index_identity(place) or {}):
+            raise ValueError(f"{place}: holds a BM25 index; search it with bm25, or {advice}")
+        return place
+    missing = [file for file in ("index", "docid") if not (place / file).is_file()]
+    if missing:
+        raise ValueError(
+            f"{place}: holds neither a FAISS index (no file {' and no file '.join(missing)}) nor a Lucene index; "
+            f"{advice}"
+        )
+    return place
 
 
 def _encoder(place: Path | str, given: Encoder | str | os.PathLike[str] | None) -> Encoder:
@@ -211,7 +168,7 @@ def _encoder(place: Path | str, given: Encoder | str | os.PathLike[str] | None) 
         return _published_encoder(place)
     if given is None:
         if not built_with:
-            raise ValueError(f"{place}: does not say which encoder it was built with; name it (--encoder, encoder=)")
+            raise ValueError(f"{place}: does not say which encoder it was built with; name it (encoder=FOLDER)")
         chosen = Encoder(**built_with)
     elif isinstance(given, Encoder):
         chosen = given
@@ -233,37 +190,32 @@ def _published_encoder(name: str) -> Encoder:
             return replace(encoder, query_prefix=None) if name.startswith(_WITHOUT_PREFIX) else encoder
     raise ValueError(
         f"{name}: which encoder its queries need is not known here (known: *{', *'.join(_PREBUILT)}); name it "
-        f"(--encoder, encoder=)"
+        f"(encoder=FOLDER)"
     )
 
 
 def _own_texts(place: Path | str) -> Lookup | None:
-    if isinstance(place, str):
-        opened = lru_cache(maxsize=1)(lambda: passage_lookup(_catalogued(place)["texts"]))
-        return lambda docids: opened()(docids)
-    return stored_passages(place) if (place / PASSAGES_FILE).is_file() else None
+    if isinstance(place, Path):
+        return stored_passages(place) if (place / PASSAGES_FILE).is_file() else None
+
+    @lru_cache(maxsize=1)
+    def opened() -> Lookup:
+        known = _catalogue()
+        refuse_unknown(place, known, _KIND)
+        return passage_lookup(known[place]["texts"])
+
+    return lambda docids: opened()(docids)
 
 
-def _catalogued(name: str) -> dict[str, Any]:
+def _catalogue() -> dict[str, Any]:
     start_jvm()
     from pyserini.prebuilt_index_info import FAISS_INDEX_INFO, LUCENE_HNSW_INDEX_INFO
 
-    known = {**FAISS_INDEX_INFO, **LUCENE_HNSW_INDEX_INFO}
-    refuse_unknown(name, known, "a FAISS or Lucene HNSW index")
-    info: dict[str, Any] = known[name]
-    return info
+    return {**FAISS_INDEX_INFO, **LUCENE_HNSW_INDEX_INFO}
 
 
 def _downloaded(name: str) -> str:
-    _catalogued(name)
     from pyserini.util import download_prebuilt_index
 
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            folder: str = download_prebuilt_index(name)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"prebuilt index {name!r}: Pyserini could not download it ({error}); on a machine without network build an "
-            f"index from a corpus with `headrank index --dense` and give its folder"
-        ) from error
+    folder: str = open_prebuilt(name, _catalogue(), _KIND, download_prebuilt_index)
     return folder
