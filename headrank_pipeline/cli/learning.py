@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrank_pipeline.attention.recipe import RECIPES, Recipe
-from headrank_pipeline.cli.reporting import ASSIGNMENT, command_line, echo_json, table
+from headrank_pipeline.cli.reporting import ASSIGNMENT, assigned, command_line, echo_json, table
 from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, path_option
 from headrank_pipeline.experiment.manifest import environment
 from headrank_pipeline.experiment.progress import Progress
 from headrank_pipeline.files import open_input
 from headrank_pipeline.learn.lists import describe_file, read_lists, write_lists
+from headrank_pipeline.learn.schedule import TrainingConfig, configured
 from headrank_pipeline.learn.settings import CRITERIA, MOVES, SelectionConfig
-from headrank_pipeline.options import read_assignment
 from headrank_pipeline.rerank.named_models import named_model
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ __all__ = ["lists", "select_heads", "train"]
 # CoRe finds heads by raw attention and reranks by calibrated, filtered attention of spans one token longer (its
 # core_detector.py and reranker_calib.py).
 _DETECTION = {"core": {"content_free": None, "filter_deviations": None, "trailing_columns": 0}}
+
+_TRAINING = TrainingConfig()
 
 
 @click.command()
@@ -189,12 +191,14 @@ def _costs(found: Selection) -> dict[str, Any]:
 @path_option("--output", "Folder of the trained model; log and checkpoints go to its 'training'.", required=True)
 @click.option("--moves", type=click.Choice(MOVES), help="Which weights move: low-rank updates of q and k "
               "(lora) or of every projection (lora-all); q and k of the heads' layers (heads) or of all (qk); or "
-              "all.  [default: lora]")  # fmt: skip
-@click.option("--epochs", type=int, help="Times that training goes through the lists.  [default: 3]")
-@click.option("--learning-rate", type=float, help="Largest step size.  [default: 0.0001]")
-@click.option("--list-size", type=int, help="Passages drawn from each list.  [default: 20]")
-@click.option("--lists-per-step", type=int, help="Lists whose gradients make one step.  [default: 8]")
-@click.option("--seed", type=int, help="Seed of the draws and orders.  [default: 0]")
+              f"all.  [default: {_TRAINING.moves}]")  # fmt: skip
+@click.option("--epochs", type=int, help=f"Times that training goes through the lists.  [default: {_TRAINING.epochs}]")
+@click.option("--learning-rate", type=float, help=f"Largest step size.  [default: {_TRAINING.learning_rate}]")
+@click.option("--list-size", type=int, help=f"Passages drawn from each list.  [default: {_TRAINING.list_size}]")
+@click.option(
+    "--lists-per-step", type=int, help=f"Lists whose gradients make one step.  [default: {_TRAINING.lists_per_step}]"
+)
+@click.option("--seed", type=int, help=f"Seed of the draws and orders.  [default: {_TRAINING.seed}]")
 @click.option("--set", "settings", multiple=True, type=ASSIGNMENT,
               help="Sets any other training setting, such as objective.beta=4 or patience=3; repeatable.")  # fmt: skip
 @click.option("--max-lists", type=click.IntRange(min=1), help="Uses only the first so many training lists.")
@@ -231,13 +235,12 @@ def train(
     from headrank_pipeline.attention.model import load
     from headrank_pipeline.comparison.canvas import require_pictures
     from headrank_pipeline.comparison.learning_figures import training_curves
-    from headrank_pipeline.learn.schedule import TrainingConfig, configured
     from headrank_pipeline.learn.trainer import Trainer, TrainingData
 
     if figure:
         require_pictures()
     named = {name: value for name, value in common.items() if value is not None}
-    config = configured(TrainingConfig(), named | dict(map(read_assignment, settings)))
+    config = configured(_TRAINING, named | assigned(settings, "--set"))
     train_lists = open_input(lists, "graded lists")
     dev_lists = open_input(dev, "graded lists") if dev else None
     origin = {"lists": describe_file(train_lists), "max_lists": max_lists}

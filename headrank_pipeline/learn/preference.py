@@ -8,14 +8,14 @@ to us; these are METHOD 1.4's, and `group_contrastive_loss` is QRRanker's (arXiv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from headrank_pipeline.learn.settings import Steps
+
 __all__ = [
-    "Steps",
     "distillation_loss",
     "grade_divergence",
     "group_contrastive_loss",
@@ -27,8 +27,6 @@ __all__ = [
     "pair_margins",
     "preference_pairs",
 ]
-
-Steps = Literal["one", "adjacent-present", "any"]
 
 # Scores at or below this count as this: the logarithm of a passage without tokens, or without any mass, is finite.
 _FLOOR = 1e-12

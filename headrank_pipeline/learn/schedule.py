@@ -9,11 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from headrank_pipeline.learn.lists import Order
-from headrank_pipeline.learn.objective import Objective
-from headrank_pipeline.learn.settings import Moves
+from headrank_pipeline.learn.settings import Moves, Objective
 from headrank_pipeline.options import nearest
 
 __all__ = ["Draw", "TrainingConfig", "configured", "learning_rate", "plan"]
@@ -126,12 +123,14 @@ def configured(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingCo
     Raises:
         ValueError: an unknown setting (with the nearest known one), or a value of the wrong type or range.
     """
+    from pydantic import TypeAdapter, ValidationError  # takes longer to load than all else that --help needs
+
     settings = config.describe()
     known = {name: (settings, name) for name in settings if name != "objective"}
     known |= {f"objective.{name}": (settings["objective"], name) for name in settings["objective"]}
     for name, value in changes.items():
         if name not in known:
-            raise ValueError(f"no setting {name!r}; {nearest(name, [*known])}")
+            raise ValueError(f"no setting {name!r}; {nearest(name, known)}")
         group, key = known[name]
         group[key] = value
     try:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from headrank_pipeline.learn.lists import Order
 
-__all__ = ["CRITERIA", "MOVES", "Criterion", "Moves", "SelectionConfig"]
+__all__ = ["CRITERIA", "MOVES", "Criterion", "Moves", "Objective", "SelectionConfig", "Steps"]
 
 Criterion = Literal["entropy-regularised", "discrimination", "qrscore", "ndcg", "core", "layer-window"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
@@ -15,6 +15,53 @@ CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 # Which weights training moves (learn/movable.py).
 Moves = Literal["lora", "lora-all", "heads", "qk", "all"]
 MOVES: tuple[Moves, ...] = get_args(Moves)
+
+
+# Which pairs of grades make a preference (learn/preference.py).
+Steps = Literal["one", "adjacent-present", "any"]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What the scores of a list should become.
+
+    Args:
+        kind: ``preference`` (pairs and regulariser, METHOD 1.4), ``group-contrastive`` (QRRanker), ``listwise``
+            (softmax cross-entropy) or ``distillation`` (towards the lists' teacher scores).
+        beta: steepness of the pair loss.
+        margins: of pairs whose better passage has grade 1, 2, …; empty for none.
+        pairs: kept per list.
+        steps: ``one`` grade apart, neighbours among the grades present, or ``any`` two grades (ablation).
+        hard: hardest pairs first; False draws them at random (ablation).
+        regulariser: towards the grades' distribution, for variance, or none (ablation).
+        weight: of the regulariser.
+        zone: where it applies: the ``middle`` half of the context, or ``all`` of it.
+        grade_temperature: of the target that grades shape.
+        score_temperature: of the scores' softmax, in the regulariser, the listwise loss and distillation.
+        teacher_temperature: of the teacher's softmax.
+        scale: of the group-contrastive loss.
+        relevance_level: lowest grade of a positive there.
+    """
+
+    kind: Literal["preference", "group-contrastive", "listwise", "distillation"] = "preference"
+    beta: float = 2.0
+    margins: tuple[float, ...] = ()
+    pairs: int = 64
+    steps: Steps = "one"
+    hard: bool = True
+    regulariser: Literal["grades", "variance", "none"] = "grades"
+    weight: float = 0.1
+    zone: Literal["middle", "all"] = "middle"
+    grade_temperature: float = 1.0
+    score_temperature: float = 1.0
+    teacher_temperature: float = 0.07
+    scale: float = 8.0
+    relevance_level: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "pairs", "grade_temperature", "score_temperature", "teacher_temperature", "scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"objective: {name} {getattr(self, name)!r}: expected a number above 0")
 
 
 @dataclass(frozen=True, slots=True)

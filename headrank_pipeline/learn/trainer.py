@@ -32,7 +32,7 @@ from headrank_pipeline.learn.movable import (
     movable_weights,
     set_movable,
 )
-from headrank_pipeline.learn.objective import ListLoss
+from headrank_pipeline.learn.objective import ListLoss, list_loss
 from headrank_pipeline.learn.schedule import Draw, TrainingConfig, learning_rate, plan
 from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 
@@ -330,7 +330,7 @@ class Trainer:
         teacher = None if graded.teacher is None else torch.tensor(graded.teacher, device=self._device)
         seed = _seed(self.config.seed, "pairs", draw.epoch, draw.draw, graded.qid)
         texts = torch.tensor(graded.ranking.first_with_text(), device=self._device)
-        loss = self.config.objective.of(scores, grades, teacher=teacher, seed=seed, texts=texts)
+        loss = list_loss(self.config.objective, scores, grades, teacher=teacher, seed=seed, texts=texts)
         if not torch.isfinite(loss.loss):
             raise NotFiniteError(
                 f"step {self._progress.step + 1}: the loss of qid {graded.qid} (epoch {draw.epoch}, passages "

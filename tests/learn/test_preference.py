@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrank_pipeline.learn.objective import Objective
+from headrank_pipeline.learn.objective import list_loss
 from headrank_pipeline.learn.preference import (
     distillation_loss,
     grade_divergence,
@@ -22,6 +22,7 @@ from headrank_pipeline.learn.preference import (
     pair_margins,
     preference_pairs,
 )
+from headrank_pipeline.learn.settings import Objective
 
 GRADES = torch.tensor([3, 1, 0, 1, 2])
 LOGS = torch.tensor([0.5, 0.9, 0.1, 0.2, 0.4])
@@ -56,7 +57,7 @@ def test_identical_texts_are_never_paired():
     grades, logs, texts = torch.tensor([1, 0, 0]), torch.zeros(3), torch.tensor([0, 0, 2])
     assert preference_pairs(grades, logs).tolist() == [[0, 1], [0, 2]]
     assert preference_pairs(grades, logs, texts=texts).tolist() == [[0, 2]]
-    assert Objective().of(torch.tensor([0.2, 0.5, 0.3]), grades, texts=texts).pairs == 1
+    assert list_loss(Objective(), torch.tensor([0.2, 0.5, 0.3]), grades, texts=texts).pairs == 1
 
 
 def test_one_grade_gives_no_pairs():
@@ -195,7 +196,7 @@ def test_distillation_loss_by_hand():
         lambda s, g, z: group_contrastive_loss(s, g, relevance_level=2),
         lambda s, g, z: listwise_loss(log_scores(s), g, temperature=0.5),
         lambda s, g, z: distillation_loss(log_scores(s), torch.linspace(0, 1, 5)),
-        lambda s, g, z: Objective(margins=(0.1,)).of(s, g).loss,
+        lambda s, g, z: list_loss(Objective(margins=(0.1,)), s, g).loss,
     ],
 )
 def test_gradients_equal_finite_differences(loss):
@@ -214,8 +215,8 @@ def test_multiplying_all_attention_by_a_constant_changes_no_loss(kind, factor, s
     scores = torch.rand(5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 0.01
     teacher = torch.linspace(0, 1, 5)
     objective = Objective(kind=kind)
-    plain = objective.of(scores, GRADES, teacher=teacher).loss
-    scaled = objective.of(scores * factor, GRADES, teacher=teacher).loss
+    plain = list_loss(objective, scores, GRADES, teacher=teacher).loss
+    scaled = list_loss(objective, scores * factor, GRADES, teacher=teacher).loss
     assert float(scaled) == pytest.approx(float(plain), rel=1e-9, abs=1e-12)
 
 
@@ -224,12 +225,12 @@ def test_objective_is_pair_loss_plus_weighted_regulariser():
     logs = scores.log()
     pairs = preference_pairs(GRADES, logs)
     extra = grade_divergence(logs, GRADES, middle_zone(5))
-    found = Objective(weight=0.3).of(scores, GRADES)
+    found = list_loss(Objective(weight=0.3), scores, GRADES)
     assert float(found.loss) == pytest.approx(float(pair_loss(logs, pairs) + 0.3 * extra))
     assert (found.pairs, found.violations) == (5, 1)
     assert found.regulariser == pytest.approx(float(extra))
-    assert float(Objective(regulariser="none").of(scores, GRADES).loss) == pytest.approx(found.main)
-    variance = Objective(regulariser="variance", zone="all").of(scores, GRADES).regulariser
+    assert float(list_loss(Objective(regulariser="none"), scores, GRADES).loss) == pytest.approx(found.main)
+    variance = list_loss(Objective(regulariser="variance", zone="all"), scores, GRADES).regulariser
     assert variance == pytest.approx(-float(logs.var(unbiased=False)))
 
 
@@ -238,7 +239,7 @@ def test_every_setting_reaches_the_loss_that_it_is_of():
     logs = scores.log()
 
     def of(**settings) -> float:
-        return float(Objective(**settings).of(scores, GRADES, teacher=teacher).loss)
+        return float(list_loss(Objective(**settings), scores, GRADES, teacher=teacher).loss)
 
     contrastive = {"scale": 3.0, "relevance_level": 2}
     assert of(kind="group-contrastive", **contrastive) == float(group_contrastive_loss(scores, GRADES, **contrastive))
@@ -263,14 +264,14 @@ def test_the_defaults_are_those_that_are_documented():
 def test_random_pairs_follow_the_seed():
     objective = Objective(hard=False, pairs=2, steps="any", regulariser="none")
     scores = torch.softmax(LOGS, dim=0)
-    values = {float(objective.of(scores, GRADES, seed=seed).loss) for seed in range(8)}
-    assert float(objective.of(scores, GRADES, seed=3).loss) in values
+    values = {float(list_loss(objective, scores, GRADES, seed=seed).loss) for seed in range(8)}
+    assert float(list_loss(objective, scores, GRADES, seed=3).loss) in values
     assert len(values) > 1
 
 
 def test_distillation_without_teacher_is_refused():
     with pytest.raises(ValueError, match="needs a 'teacher' score"):
-        Objective(kind="distillation").of(torch.ones(2), torch.tensor([1, 0]))
+        list_loss(Objective(kind="distillation"), torch.ones(2), torch.tensor([1, 0]))
 
 
 def test_objective_refuses_senseless_numbers():

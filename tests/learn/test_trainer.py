@@ -22,9 +22,10 @@ from headrank_pipeline.learn.checkpoint import TrainingDirectory
 from headrank_pipeline.learn.export import export
 from headrank_pipeline.learn.lists import GradedList, sublist
 from headrank_pipeline.learn.movable import checkpointed_activations, fold_lora, movable_weights, set_movable
-from headrank_pipeline.learn.objective import Objective
+from headrank_pipeline.learn.objective import list_loss
 from headrank_pipeline.learn.schedule import TrainingConfig, configured, learning_rate, plan
 from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
+from headrank_pipeline.learn.settings import Objective
 from headrank_pipeline.learn.trainer import NotFiniteError, Trainer, TrainingData
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.rerank.systems import headrank
@@ -108,7 +109,7 @@ def test_every_choice_of_weights_and_loss_lowers_the_loss(folder, tmp_path, move
 
 def _mean_loss(loaded, objective):
     scores = ListScorer(AttentionReader(loaded), SHORT).scores(LISTS[:32])
-    losses = [objective.of(s, torch.tensor(g.grades)).loss for s, g in zip(scores, LISTS, strict=False)]
+    losses = [list_loss(objective, s, torch.tensor(g.grades)).loss for s, g in zip(scores, LISTS, strict=False)]
     return float(torch.stack(losses).mean())
 
 
@@ -160,7 +161,7 @@ def test_a_fused_matrix_of_q_k_and_v_moves_whole(tmp_path, moves):
 def test_a_family_without_matrices_of_q_and_k_is_refused_by_name(tmp_path, moves):
     loaded = fresh(family_folder(tmp_path, "deepseek_v3"))
     with pytest.raises(
-        ValueError, match=rf"moves '{moves}': a DeepseekV3Model has no q_proj .*q_a_proj.*choose --moves"
+        ValueError, match=rf"moves '{moves}': a DeepseekV3Model has no q_proj .*q_a_proj.*choose moves=all"
     ):
         set_movable(loaded.model, moves)
 
@@ -269,7 +270,7 @@ def test_a_steps_gradient_is_that_of_the_mean_loss_however_it_is_split(folder, t
     scorer = ListScorer(AttentionReader(loaded), SHORT)
     drawn = [sublist(LISTS[d.index], 4, seed=0, epoch=d.epoch, draw=d.draw) for d in next(plan(config, len(LISTS)))]
     scores = scorer.forward(scorer.prompts(drawn))
-    losses = [config.objective.of(s, torch.tensor(g.grades)).loss for s, g in zip(scores, drawn, strict=True)]
+    losses = [list_loss(config.objective, s, torch.tensor(g.grades)).loss for s, g in zip(scores, drawn, strict=True)]
     torch.stack(losses).mean().backward()
     norm = torch.stack([weight.grad.norm() for weight in movable_weights(loaded.model).values()]).norm()
     (step, _) = _log(tmp_path)
