@@ -430,7 +430,7 @@ def made_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         file = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-        raise FileExistsError(f"{folder}: expected a folder, {file} is a file; choose another --output") from error
+        raise FileExistsError(f"{folder}: expected a folder, {file} is a file; choose another output") from error
     return folder
 
 
@@ -477,7 +477,7 @@ def locked_folder(folder: Path, what: str, *, wait: bool = False) -> Iterator[No
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise RuntimeError(
-                f"{folder}: another process (id {owner}) is writing this {what}; wait for it or choose another --output"
+                f"{folder}: another process (id {owner}) is writing this {what}; wait for it or choose another output"
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -13,17 +13,36 @@ __all__ = ["nearest", "read_assignment", "read_settings", "refuse_unknown"]
 Settings = TypeVar("Settings")
 
 
-def nearest(name: str, known: Sequence[str], *, what: str = "known") -> str:
-    """Return the end of a message about an unknown name: the known one that is near, else all of them.
+def nearest(
+    name: str,
+    known: Iterable[str],
+    *,
+    what: str = "known",
+    otherwise: str | None = None,
+    most: int = 1,
+    cutoff: float = 0.6,
+) -> str:
+    """Return the end of a message about an unknown name: the known ones that are near, else what there is.
+
+    Args:
+        name: as it was given; capitals do not matter.
+        known: names that there are.
+        what: the kind of the names, which are all listed where none is near.
+        otherwise: what to say then instead of listing them.
+        most: how many near names are given.
+        cutoff: least similarity of a near name, from 0 to 1, as difflib measures it.
 
     Examples:
-        >>> nearest("strde", ["stride", "window_size"])
+        >>> nearest("Strde", ["stride", "window_size"])
         "did you mean 'stride'?"
         >>> nearest("foo", ["stride", "window_size"], what="options")
         'options: stride, window_size'
     """
-    near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"{what}: {', '.join(known)}"
+    folded = {each.lower(): each for each in known}
+    near = [repr(folded[match]) for match in get_close_matches(name.lower(), folded, n=most, cutoff=cutoff)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"{what}: {', '.join(folded.values())}" if otherwise is None else otherwise
 
 
 def refuse_unknown(system: str, options: Mapping[str, Any], *kinds: type[Any], others: tuple[str, ...] = ()) -> None:

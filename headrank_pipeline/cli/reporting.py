@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import select
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -21,8 +22,10 @@ __all__ = [
     "PARTIAL",
     "CommandWithMovedFlags",
     "ReportingGroup",
+    "assigned",
     "command_line",
     "echo_json",
+    "in_flags",
     "refuse_typed",
     "start_logging",
     "table",
@@ -59,11 +62,41 @@ class ReportingGroup(click.Group):
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
             if _nobody_reads(error):
                 raise
-            _echo_error(_message(error), _exit_status(error), as_json=as_json)
+            message = in_flags(_message(error), self.get_command(ctx, ctx.invoked_subcommand or ""))
+            _echo_error(message, _exit_status(error), as_json=as_json)
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"error: {_message(error)}", err=True)
+            click.echo(f"error: {message}", err=True)
             ctx.exit(_exit_status(error))
+
+
+# An argument as Python has it, in a message of the package: overwrite=True, qrels=FILE, option shuffle_seed=1.
+_ARGUMENT = re.compile(r"(?<![\w./=-])((?:first stage )?option )?([a-z][a-z0-9_]*)=([^\s,;:()]*[^\s,;:().])")
+
+
+def in_flags(message: str, command: click.Command | None) -> str:
+    """Return a message of the package, which names arguments as Python has them, with the flags of a command.
+
+    Examples:
+        >>> @click.command()
+        ... @click.option("--qrels")
+        ... @click.option("--overwrite", is_flag=True)
+        ... def run(): ...
+        >>> in_flags("name qrels=FILE, or start anew with overwrite=True; k1=0.9 is no flag", run)
+        'name --qrels FILE, or start anew with --overwrite; k1=0.9 is no flag'
+    """
+    flags = {flag: option for option in (command.params if command else ()) for flag in option.opts}
+
+    def written(found: re.Match[str]) -> str:
+        kind, name, value = found.groups()
+        flag = f"--{(kind or name).strip().replace(' ', '-').replace('_', '-')}"
+        if flag not in flags:
+            return found[0]
+        if kind:
+            return f"{flag} {name}={value}"
+        return flag if getattr(flags[flag], "is_flag", False) else f"{flag} {value}"
+
+    return _ARGUMENT.sub(written, message)
 
 
 def _echo_error(message: str, status: int, *, as_json: bool) -> None:
@@ -109,6 +142,20 @@ class _Assignment(click.ParamType[str]):
 ASSIGNMENT = _Assignment()
 
 
+def assigned(texts: Iterable[str], flag: str) -> dict[str, Any]:
+    """Return name -> value of what a repeatable flag of type `ASSIGNMENT` was given.
+
+    Raises:
+        click.UsageError: a name that is given twice.
+    """
+    found: dict[str, Any] = {}
+    for name, value in map(read_assignment, texts):
+        if name in found:
+            raise click.UsageError(f"{flag} {name} is given twice; give it once")
+        found[name] = value
+    return found
+
+
 def _nobody_reads(error: Exception) -> bool:
     """Return whether the error is that a pipe like ``| head`` has ended; click then ends without a word."""
     if not isinstance(error, BrokenPipeError):
@@ -146,13 +193,19 @@ class _StderrHandler(logging.Handler):
             click.echo(text, err=True)
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        ctx = click.get_current_context(silent=True)
+        return in_flags(super().format(record), ctx.command if ctx else None)
+
+
 def start_logging(*, debug: bool) -> None:
     """Show this package's log from INFO up (DEBUG with `debug`); calling it twice adds nothing."""
     package = logging.getLogger("headrank_pipeline")
     package.setLevel(logging.DEBUG if debug else logging.INFO)
     if not any(isinstance(handler, _StderrHandler) for handler in package.handlers):
         handler = _StderrHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
         package.addHandler(handler)
         package.propagate = False  # importing pyserini gives the root logger a handler of its own: every line twice
 

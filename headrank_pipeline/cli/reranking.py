@@ -16,6 +16,7 @@ from headrank_pipeline.cli.reporting import (
     ASSIGNMENT,
     PARTIAL,
     CommandWithMovedFlags,
+    assigned,
     command_line,
     echo_json,
     refuse_typed,
@@ -29,11 +30,9 @@ from headrank_pipeline.experiment.judgement import Judged, Judgement
 from headrank_pipeline.experiment.runner import Outcome, RunPlan, execute
 from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.files import atomic_writer
-from headrank_pipeline.options import read_assignment
 from headrank_pipeline.rerank.long_lists import summary
 from headrank_pipeline.rerank.named_models import first_stage_weight
 from headrank_pipeline.rerank.systems import OWN_SYSTEMS, SystemSpec, check_system, forbid_hub
-from headrank_pipeline.trec import read_qrels
 
 if TYPE_CHECKING:
     from headrank_pipeline.experiment.batches import Workers
@@ -241,9 +240,8 @@ def rerank(
         refuse_typed("measures", "relevance_level", because="nothing is evaluated without --qrels")
     else:
         judgement = Judgement(qrels=qrels, measures=measures or DEFAULT_MEASURES, relevance_level=relevance_level)
-        read_qrels(judgement.opened)  # a wrong name or line is told before a model is loaded, which may take minutes
     supply = supply_from_file(candidates)
-    next(supply.rankings(), None)  # so is a file of another kind
+    next(supply.rankings(), None)  # a file of another kind is told before a model is loaded, which may take minutes
     with open_reranker(spec, workers) as opened:
         plan = RunPlan(
             output=output,
@@ -308,13 +306,13 @@ def reranker_spec(given: Mapping[str, Any]) -> SystemSpec:
     weight, log_scores = given.get("first_stage_weight"), given.get("log_scores", False)
     if log_scores and weight is None:
         raise click.UsageError("--log-scores says how --first-stage-weight mixes; give that, too")
-    options: dict[str, Any] = {}
+    options = assigned(given["options"], "--option")
     named = {name: given[name] for name in ("passages", "passage_cache", "device", "dtype")}
-    for name, value in (*map(read_assignment, given["options"]), *named.items()):
-        if value is None and name in named:
+    for name, value in named.items():
+        if value is None:
             continue  # a flag that was not given
         if name in options:
-            raise click.UsageError(f"{name} is set twice, by --option or by a flag of its own; set it once")
+            raise click.UsageError(f"{name} is set by --option and by a flag of its own; set it once")
         options[name] = value
     return SystemSpec(
         given["system"],

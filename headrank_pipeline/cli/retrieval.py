@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.reporting import echo_json, refuse_typed
+from headrank_pipeline.cli.reporting import ASSIGNMENT, assigned, echo_json, refuse_typed
 from headrank_pipeline.pipeline import Source
 from headrank_pipeline.records import Query, Ranking
 from headrank_pipeline.trec import CandidateLayout, read_topics, write_candidates, write_run
@@ -102,7 +102,13 @@ def index(
 @click.option("--hits", default=1000, show_default=True, help="Candidates per query.")
 @click.option("--k1", default=0.9, show_default=True)
 @click.option("--b", default=0.4, show_default=True)
-@click.option("--fields", multiple=True, metavar="NAME=BOOST", help="Field boost of a multifield index; repeatable.")
+@click.option(
+    "--fields",
+    multiple=True,
+    type=ASSIGNMENT,
+    metavar="NAME=BOOST",
+    help="Field boost of a multifield index; repeatable.",
+)
 @click.option("--language", help="Language of BM25's analyzer.  [default: the one `headrank index` noted, else en]")
 @click.option("--remove-query", is_flag=True, help="Leave out the document whose id is the query's id.")
 @click.option("--dense", is_flag=True, help="The index is one of vectors; k1, b and fields do not apply.")
@@ -164,7 +170,6 @@ def retrieve(
     else:
         from headrank_pipeline.first_stage.lexical import bm25
 
-        boosts = dict(_boost(field) for field in fields) or None
         method = "bm25"
         source = bm25(
             index,
@@ -173,7 +178,7 @@ def retrieve(
             texts=texts,
             hits=hits,
             threads=threads,
-            fields=boosts,
+            fields=_boosts(fields),
             language=language,
             remove_query=remove_query,
         )
@@ -268,11 +273,11 @@ def _progress() -> Callable[[int, int], None]:
     return lambda done, total: logger.info("encoded %d/%d passages, %.0f s", done, total, time.monotonic() - started)
 
 
-def _boost(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    try:
-        return name, float(value)
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{text!r}: expected NAME=BOOST, for example title=1.0", param_hint="--fields"
-        ) from error
+def _boosts(texts: tuple[str, ...]) -> dict[str, float]:
+    boosts = assigned(texts, "--fields")
+    for name, value in boosts.items():
+        if type(value) not in (int, float):
+            raise click.BadParameter(
+                f"{name}={value}: expected NAME=BOOST, for example title=1.0", param_hint="--fields"
+            )
+    return {name: float(value) for name, value in boosts.items()}

@@ -15,8 +15,10 @@ from headrank_pipeline.cli.reporting import (
     ASSIGNMENT,
     PARTIAL,
     CommandWithMovedFlags,
+    assigned,
     command_line,
     echo_json,
+    in_flags,
     table,
 )
 from headrank_pipeline.cli.reranking import (
@@ -39,7 +41,6 @@ from headrank_pipeline.experiment.runner import Outcome, RunPlan, execute
 from headrank_pipeline.experiment.sources import LocalFiles, Sources, to_download
 from headrank_pipeline.experiment.stages import BM25, FirstStageOptions
 from headrank_pipeline.experiment.suite import SUMMARY, Row, Suite, local_files, run_suite
-from headrank_pipeline.options import read_assignment
 from headrank_pipeline.pipeline import Reranker
 
 __all__ = ["run"]
@@ -166,7 +167,7 @@ class RunRequest:
     @classmethod
     def of(cls, ctx: click.Context, given: Mapping[str, Any]) -> RunRequest:
         """Return the request of a command line that click has parsed."""
-        method, options = given["first_stage"], _stage_options(given["stage_options"])
+        method, options = given["first_stage"], assigned(given["stage_options"], "--first-stage-option")
         kept = {own.name: given[own.name] for own in fields(cls) if own.name in given}
         return cls(
             **kept,
@@ -183,15 +184,6 @@ class RunRequest:
     def default_output(self, name: str) -> Path:
         """Return where a run of this name goes when nothing is said."""
         return default_output(name, self.system, self.model or "MODEL")
-
-
-def _stage_options(assignments: Sequence[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for name, value in map(read_assignment, assignments):
-        if name in options:
-            raise click.UsageError(f"--first-stage-option {name} is given twice; give it once")
-        options[name] = value
-    return options
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +331,7 @@ def _report_suite(ctx: click.Context, suite: Suite, request: RunRequest) -> None
         click.echo(suite_table(suite, request.tag or request.system))
         for row in suite.rows:
             if row.message:
-                click.echo(f"  {row.name}: {row.status}: {row.message}")
+                click.echo(f"  {row.name}: {row.status}: {in_flags(row.message, ctx.command)}")
         for remark in suite.remarks():
             click.echo(remark)
         click.echo(f"summary: {request.summary}")

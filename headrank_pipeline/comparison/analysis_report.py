@@ -264,7 +264,7 @@ def _place_table(shares: pd.DataFrame, zone: Zone) -> Table:
         rows.append([part["system"].iloc[0], part["order"].iloc[0], int(part["queries"].iloc[0]), *numbers])
     note = (
         "Mean share of a list's scores by place, 1 being even; scores below 0 have none. Noise makes places differ, "
-        "too: largest and smallest are those of a smooth curve. Only over shuffled prompts (--option shuffle_seed=1) "
+        "too: largest and smallest are those of a smooth curve. Only over shuffled prompts (option shuffle_seed=1) "
         "is it the reranker's alone; in first-stage order the better passages stand first. Every place: "
         "place-shares.csv."
     )
@@ -362,7 +362,7 @@ def _head_map(job: _Job) -> Part:
     if not tables:
         raise ValueError(
             f"no head table is known for {', '.join(without)}: select-heads writes one beside the head set (NAME.tsv); "
-            f"name one with --heads-table"
+            f"name one with heads_table=FILE"
         )
     pictures, frames = [], []
     for number, (path, systems) in enumerate(tables.items(), start=1):

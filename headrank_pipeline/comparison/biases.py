@@ -53,7 +53,7 @@ def order_sensitivity(
     if not several:
         raise ValueError(
             "order sensitivity needs two or more runs of one system on the same candidates in different orders "
-            "(--option shuffle_seed=1 or reverse=true, or shuffled candidate files); there is only one run of each "
+            "(option shuffle_seed=1 or reverse=true, or shuffled candidate files); there is only one run of each "
             "system here"
         )
     summary, per_query = [], []
@@ -181,7 +181,7 @@ def _lengths(run: FinishedRun, candidates: Path | None, words: int) -> dict[str,
             if candidate.text is None:
                 raise ValueError(
                     f"qid {qid} docid {candidate.docid}: no text, so no length; "
-                    f"name candidates with texts with --candidates"
+                    f"name candidates with texts with candidates=FILE"
                 )
             found[candidate.docid] = min(words, len(candidate.text.split()))
     return lengths

@@ -41,7 +41,7 @@ def check_comparable(runs: Sequence[FinishedRun], *, allow_different: Collection
                 refused.append(line)
                 fields.add(name)
     if refused:
-        flags = " ".join(f"--allow-different {field}" for field in FIELDS if field in fields)
+        flags = " ".join(f"allow_different={field}" for field in FIELDS if field in fields)
         listed = "\n".join(f"  {line}" for line in refused)
         raise ValueError(
             f"these runs cannot be compared:\n{listed}\n"
@@ -54,7 +54,7 @@ def find_qrels(runs: Sequence[FinishedRun]) -> Path:
     """Return the judgments that the first run was evaluated with, where they are still as they were.
 
     Raises:
-        FileNotFoundError: no run says, or the file is gone or has changed; says which flag names one.
+        FileNotFoundError: no run says, or the file is gone or has changed; says which argument names one.
     """
     for run in runs:
         recorded = run.recorded_evaluation
@@ -62,7 +62,7 @@ def find_qrels(runs: Sequence[FinishedRun]) -> Path:
         for path in (run.directory.qrels, Path(origin) if origin else None):
             if recorded and path and path.is_file() and file_sha256(path, "qrels") == recorded["qrels_sha256"]:
                 return path
-    raise FileNotFoundError(f"no judgments known for {runs[0].directory.path}; name them with --qrels")
+    raise FileNotFoundError(f"no judgments known for {runs[0].directory.path}; name them with qrels=FILE")
 
 
 def _conflicts(first: FinishedRun, other: FinishedRun) -> Iterator[Conflict]:

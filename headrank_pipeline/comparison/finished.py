@@ -143,13 +143,13 @@ class FinishedRun:
         if not path.is_file():
             raise FileNotFoundError(
                 f"{self.directory.path}: passage texts are needed, but candidates {path} are not there; "
-                f"name the file with --candidates"
+                f"name the file with candidates=FILE"
             )
         recorded, found = self.identity["candidates"].get("candidates_sha256"), file_sha256(path, "candidates")
         if recorded != found:
             raise ValueError(
                 f"{path}: not the candidates of {self.directory.path}: SHA-256 {found[:12]}…, the run's had "
-                f"{str(recorded)[:12]}…; name the right file with --candidates"
+                f"{str(recorded)[:12]}…; name the right file with candidates=FILE"
             )
         return read_candidates(path)
 

@@ -7,7 +7,6 @@ nearest known one, a value of the wrong type with the key's name; nothing is con
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from headrank_pipeline.experiment.evaluate import parse_measure
 from headrank_pipeline.files import open_text
+from headrank_pipeline.options import nearest
 
 __all__ = [
     "Benchmark",
@@ -350,10 +350,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
 def _explain_unknown(where: Sequence[str | int]) -> str:
     *parents, key = where
     known = _keys_at(parents)
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     place = f" in {'.'.join(str(part) for part in parents)}" if parents else ""
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-    return f"unknown key {str(key)!r}{place}; {hint}"
+    return f"unknown key {str(key)!r}{place}; {nearest(str(key), known, what='known keys', cutoff=0.5)}"
 
 
 def _model_at(where: Sequence[str | int]) -> type[BaseModel]:

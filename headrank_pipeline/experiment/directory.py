@@ -73,7 +73,7 @@ class RunDirectory:
             RuntimeError: another process holds it.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise FileExistsError(f"{self.path}: a run is a folder, this is a file; choose another --output")
+            raise FileExistsError(f"{self.path}: a run is a folder, this is a file; choose another output")
         return locked_folder(self.path, "run")
 
     def work(self) -> list[str]:

@@ -103,6 +103,6 @@ class Effect:
             return f"{told}; the prompt's order was drawn by chance, so this is not what the passages say"
         turned = ", turned round" if self._template.get("reverse") else ""
         return (
-            f"{told}; the prompt's order is the first stage's{turned}, and a run with --option shuffle_seed=1 tells "
+            f"{told}; the prompt's order is the first stage's{turned}, and a run with option shuffle_seed=1 tells "
             f"whether the place or the first stage is followed"
         )

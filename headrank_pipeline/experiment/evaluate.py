@@ -6,7 +6,6 @@ listed, because pytrec_eval on its own would leave it out and so reward a run th
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import os
@@ -18,6 +17,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from headrank_pipeline.experiment.further_measures import further_values, is_further_measure
+from headrank_pipeline.options import nearest
 from headrank_pipeline.records import Ranking, check_id
 from headrank_pipeline.trec import LARGEST_GRADE, check_grade, read_qrels, read_run
 
@@ -268,12 +268,9 @@ def _unknown(name: str, base: str, cutoff: int | None) -> str:
     cut = 10 if cutoff is None else cutoff
     ours = {**{f"{key}@{cut}": key for key in _WITH_CUTOFF}, **{key: key for key in _WHOLE}}
     raw = [f"{key}_{cut}" for key in _RAW_WITH_CUTOFF] + sorted(_RAW_WHOLE)
-    folded = {known.lower(): known for known in [*raw, *ours]}
-    wanted = name.lower() if cutoff is not None else base.lower()
-    near = [folded[match] for match in difflib.get_close_matches(wanted, folded, n=2, cutoff=0.6)]
-    if near:
-        return f"unknown measure {name!r}; did you mean {' or '.join(repr(match) for match in near)}?"
-    return f"unknown measure {name!r}; known: nDCG@k, R@k, P@k, MAP, MAP@k, RR, RR@k, Success@k and trec_eval's names"
+    known = "known: nDCG@k, R@k, P@k, MAP, MAP@k, RR, RR@k, Success@k and trec_eval's names"
+    wanted = name if cutoff is not None else base
+    return f"unknown measure {name!r}; {nearest(wanted, [*raw, *ours], otherwise=known, most=2)}"
 
 
 def _grades(qrels: Qrels) -> dict[str, dict[str, int]]:

@@ -136,7 +136,7 @@ def check_queries(dataset: str, count: int) -> None:
     if facts and facts["queries"] != count:
         raise ValueError(
             f"ir_datasets {dataset}: gave {count} queries, expected {facts['queries']}; the copy is damaged or of "
-            f"another version: remove it from ir_datasets' home and run again, or pass --topics FILE"
+            f"another version: remove it from ir_datasets' home and run again, or pass topics=FILE"
         )
 
 
@@ -151,7 +151,7 @@ def check_grades(dataset: str, grades: Iterable[int]) -> None:
     if facts and facts["grades"] != found:
         raise ValueError(
             f"ir_datasets {dataset}: gave judgments {found} (grade: count), expected {facts['grades']}; the copy is "
-            f"damaged or of another version: remove it from ir_datasets' home and run again, or pass --qrels FILE"
+            f"damaged or of another version: remove it from ir_datasets' home and run again, or pass qrels=FILE"
         )
 
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _DIGEST = re.compile(r', "digest": "([0-9a-f]{16})"\}')
 _SCORED = {"qid", "docids", "scores", "notes", "seconds"}
 _FAILED = {"qid", "error", "notes"}
-_CHANGED = "the file was changed, start anew with --overwrite"
+_CHANGED = "the file was changed, start anew with overwrite=True"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, 
 from headrank_pipeline.experiment.headroom import Headroom, headroom
 from headrank_pipeline.experiment.manifest import file_sha256, write_json
 from headrank_pipeline.files import Input, open_input
-from headrank_pipeline.trec import read_qrels, read_run
+from headrank_pipeline.trec import Qrels, read_qrels, read_run
 
 __all__ = ["Judged", "Judgement", "judge"]
 
@@ -26,14 +26,14 @@ class Judgement:
     """What to evaluate with.
 
     Args:
-        qrels: judgments: a file, a pipe, or ``-``; opened and digested here, and never again.
+        qrels: judgments: a file, a pipe, or ``-``; opened, digested and read here, and never again.
         measures: as in `evaluate`.
         relevance_level: lowest grade that counts as relevant for binary measures.
         references: published first-stage scores to check.
 
     Raises:
         FileNotFoundError: missing qrels.
-        ValueError: an unknown measure.
+        ValueError: an unknown measure, or malformed qrels.
     """
 
     qrels: str | os.PathLike[str]
@@ -41,11 +41,13 @@ class Judgement:
     relevance_level: int = 1
     references: Sequence[Reference] = ()
     opened: Input = field(init=False, repr=False, compare=False)
+    grades: Qrels = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for measure in self.measures:
             parse_measure(measure)
         object.__setattr__(self, "opened", open_input(self.qrels, "qrels"))
+        object.__setattr__(self, "grades", read_qrels(self.opened))
 
     def describe(self) -> dict[str, Any]:
         """Return everything but the judgments themselves as JSON-ready values."""
@@ -64,9 +66,9 @@ class Judgement:
             qids: the queries that will be evaluated.
 
         Raises:
-            ValueError: malformed qrels, or judgments of other queries only.
+            ValueError: judgments of other queries only.
         """
-        judged = read_qrels(self.opened)
+        judged = self.grades
         if not any(qid in judged for qid in qids):
             raise ValueError(
                 f"{self.qrels}: judges none of the {len(qids)} queries of this run ({', '.join(qids[:3])}, …) but "
@@ -109,7 +111,7 @@ def judge(directory: RunDirectory, judgement: Judgement, asked: Collection[str],
         asked: every qid of the run's topics; published scores are not checked where a judged query is missing here.
         depth: candidates that were reranked.
     """
-    grades = read_qrels(judgement.opened)
+    grades = judgement.grades
     (first_stage, strangers), (reranked, _) = (
         evaluated(run, grades, judgement.measures, relevance_level=judgement.relevance_level)
         for run in (directory.first_stage_run, directory.run)

@@ -52,7 +52,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"{path}: expected a manifest of schema {SCHEMA_VERSION}, got {version!r}; "
-            f"choose another --output, or start anew with --overwrite"
+            f"choose another output, or start anew with overwrite=True"
         )
     try:
         _Manifest.model_validate(manifest)
@@ -61,7 +61,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         place = ".".join(map(str, fault["loc"]))
         raise ValueError(
             f"{path}: {place}: {fault['msg']}, got {str(fault['input'])[:80]!r}; the file was changed: choose another "
-            f"--output, or start anew with --overwrite"
+            f"output, or start anew with overwrite=True"
         ) from error
     return dict(manifest)
 
@@ -123,7 +123,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); start anew with --overwrite") from error
+        raise ValueError(f"{path}: not valid JSON ({error}); start anew with overwrite=True") from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -80,9 +80,7 @@ class _Part:
             raise FileNotFoundError(f"{path}: no manifest.json; expected the run directory of a shard")
         text = manifest["identity"].get("shard")
         if text is None:
-            raise ValueError(
-                f"{path}: a run of all queries, not of a shard; expected one that was run with --shard I/N"
-            )
+            raise ValueError(f"{path}: a run of all queries, not of a shard; expected one that was run with shard=I/N")
         part = cls(Shard.parse(text), directory, manifest)
         if manifest["totals"] is None or not directory.run.exists() or manifest["status"] == "running":
             raise ValueError(
@@ -184,7 +182,7 @@ def _check_digests(part: _Part) -> None:
         if found != expected:
             raise ValueError(
                 f"{part}: {name}: expected SHA-256 {expected[:12]}…, got {found[:12]}…; copy it again, or run the "
-                f"shard's command with --overwrite"
+                f"shard's command anew (overwrite=True)"
             )
 
 
@@ -199,7 +197,7 @@ def _judgement(first: _Part, qrels: Path | None) -> Judgement | None:
     places = [qrels] if qrels is not None else [Path(stated["qrels"]), folder / stated["qrels"], first.directory.qrels]
     place = next((place for place in places if place.is_file()), None)
     if place is None:
-        raise FileNotFoundError(f"{stated['qrels']}: no such qrels file any more; name it with --qrels FILE")
+        raise FileNotFoundError(f"{stated['qrels']}: no such qrels file any more; name it with qrels=FILE")
     judgement = Judgement(
         qrels=place,
         measures=stated["measures"],
@@ -209,7 +207,7 @@ def _judgement(first: _Part, qrels: Path | None) -> Judgement | None:
     if judgement.opened.sha256 != stated["qrels_sha256"]:
         raise ValueError(
             f"{place}: not the judgments of {first}: expected SHA-256 {stated['qrels_sha256'][:12]}…, got "
-            f"{judgement.opened.sha256[:12]}…; name them with --qrels FILE"
+            f"{judgement.opened.sha256[:12]}…; name them with qrels=FILE"
         )
     return judgement
 

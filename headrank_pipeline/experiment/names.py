@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_dataset, load_benchmark
+from headrank_pipeline.options import nearest
 
 __all__ = ["DATASETS", "NamedSuite", "find_benchmark", "find_benchmarks", "find_named", "find_suite", "named_suites"]
 
@@ -88,10 +88,9 @@ def find_benchmark(called: str) -> Benchmark:
         return load_benchmark(path)
     known = {found.stem: found for found in (*_shipped().glob("*.yaml"), *(_shipped() / "extra").glob("*.yaml"))}
     if called not in known:
-        near = difflib.get_close_matches(called, known, n=3)
+        hint = nearest(called, known, otherwise="headrank benchmarks --suite all lists them", most=3)
         raise FileNotFoundError(
-            f"benchmark {called!r}: neither a file nor a definition that ships with the package; "
-            + (f"near names: {', '.join(near)}" if near else "headrank benchmarks --suite all lists them")
+            f"benchmark {called!r}: neither a file nor a definition that ships with the package; {hint}"
         )
     return load_benchmark(known[called])
 
@@ -124,7 +123,6 @@ def find_suite(name: str) -> list[tuple[str, Benchmark]]:
     """
     suites = named_suites()
     if name not in suites:
-        near = difflib.get_close_matches(name, suites, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"suite {name!r}: no such suite; {hint}suites: {', '.join(suites)}")
+        hint = f"{nearest(name, suites, otherwise='')} suites: {', '.join(suites)}"
+        raise ValueError(f"suite {name!r}: no such suite; {hint.lstrip()}")
     return [(called, find_benchmark(called)) for called in suites[name].benchmarks]

@@ -53,7 +53,7 @@ def recorded_folder(run: Path) -> Path:
     if named is not None and not Path(named).is_dir():
         raise FileNotFoundError(
             f"{run}: was made in {named}, which is not on this machine; go to a folder that holds the same files and "
-            f"pass --here"
+            f"pass here=True"
         )
     return Path(named or ".")
 

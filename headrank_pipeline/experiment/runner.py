@@ -42,7 +42,7 @@ from headrank_pipeline.experiment.supply import CandidateSource
 from headrank_pipeline.files import open_input
 from headrank_pipeline.pipeline import Failure, Reranker, Terminated
 from headrank_pipeline.records import Candidate, Ranking
-from headrank_pipeline.trec import read_candidates, write_candidates, write_run
+from headrank_pipeline.trec import read_candidates, run_writer, write_candidates
 
 __all__ = ["Outcome", "RunPlan", "closed", "execute", "totals_of"]
 
@@ -184,7 +184,7 @@ def _executed(plan: RunPlan, directory: RunDirectory, command: str | None, of_sh
     if strangers := [qid for qid in journal.scored_qids() if qid not in lists.digests]:
         raise ValueError(
             f"{journal.path}: holds scores of {len(strangers)} queries that are not in the candidates "
-            f"({', '.join(strangers[:3])}); start anew with --overwrite"
+            f"({', '.join(strangers[:3])}); start anew with overwrite=True"
         )
     workers = ThisProcess(plan.reranker) if isinstance(plan.reranker, Reranker) else plan.reranker
     session = _Session(plan, directory, journal, workers, [*lists.digests])
@@ -231,7 +231,7 @@ def _opened_manifest(plan: RunPlan, directory: RunDirectory, command: str | None
         if work:
             raise ValueError(
                 f"{directory.path}: holds {', '.join(work)} but no manifest.json that says what made them; "
-                f"choose another --output, or start anew with --overwrite"
+                f"choose another output, or start anew with overwrite=True"
             )
         return {
             "schema": SCHEMA_VERSION,
@@ -268,7 +268,7 @@ def _check_identity(directory: RunDirectory, recorded: Any, wanted: Any) -> None
         listed = "\n".join(f"  {key}: there {old!r}, now {new!r}" for key, old, new in changed)
         raise ValueError(
             f"{directory.path}: holds a run of another configuration:\n{listed}\n"
-            f"choose another --output, or --overwrite to start anew"
+            f"choose another output, or start anew with overwrite=True"
         )
 
 
@@ -288,7 +288,7 @@ def _candidates(plan: RunPlan, directory: RunDirectory, manifest: dict[str, Any]
     if recorded != opened.sha256:
         raise ValueError(
             f"{directory.candidates}: not what the first stage wrote: expected SHA-256 {str(recorded)[:12]}…, got "
-            f"{opened.sha256[:12]}…; put that file back, or start anew with --overwrite"
+            f"{opened.sha256[:12]}…; put that file back, or start anew with overwrite=True"
         )
     write_json(directory.manifest, manifest)
     return lambda: read_candidates(opened)
@@ -475,20 +475,22 @@ class _Results:
     journal: Journal
     depth: int
 
-    def reranked(self, effect: Effect) -> Iterator[Ranking]:
-        """Yield the reranked lists, and count in `effect` what became of them."""
-        for ranking in self.lists():
-            if self.journal.scored(ranking.query.qid):
-                entry = self.journal.read(ranking.query.qid)
-                effect.add(ranking.docids[: self.depth], entry)
-                yield self._joined(ranking, entry)
+    def write(self, directory: RunDirectory, tag: str, effect: Effect) -> None:
+        """Write both runs, and count in `effect` what became of the lists."""
+        with run_writer(directory.run, tag) as reranked, run_writer(directory.first_stage_run, "first-stage") as before:
+            for ranking in self.lists():
+                before(ranking)
+                if self.journal.scored(ranking.query.qid):
+                    entry = self.journal.read(ranking.query.qid)
+                    effect.add(ranking.docids[: self.depth], entry)
+                    reranked(self._joined(ranking, entry))
 
     def _joined(self, ranking: Ranking, entry: Entry) -> Ranking:
         """The reranked candidates, then those below the depth."""
         if set(entry.docids) != set(ranking.docids[: self.depth]):
             raise ValueError(
                 f"{self.journal.path}: qid {entry.qid} was scored for other candidates than there are now; "
-                f"start anew with --overwrite"
+                f"start anew with overwrite=True"
             )
         scored = zip(entry.docids, entry.scores, strict=True)
         head = Ranking(ranking.query, tuple(Candidate(docid, score) for docid, score in scored))
@@ -533,8 +535,7 @@ def _finish(
 ) -> Outcome:
     """Write both runs, evaluate them, and close the manifest."""
     effect = Effect(manifest["identity"]["reranker"])
-    write_run(directory.first_stage_run, results.lists(), "first-stage")
-    write_run(directory.run, results.reranked(effect), plan.tag)
+    results.write(directory, plan.tag, effect)
     judged = None
     if plan.judgement is not None and plan.shard is None:
         judged = judge(directory, plan.judgement, [*results.lists.digests], depth=plan.depth)

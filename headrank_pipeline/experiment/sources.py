@@ -6,7 +6,6 @@ Each input is a value (`File`, `Dataset`, `Named`, `Nowhere`) with ``check()``, 
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,15 +21,16 @@ from headrank_pipeline.experiment.stages import BM25, FirstStageOptions, Located
 from headrank_pipeline.experiment.supply import CandidateSource, supply_from_file
 from headrank_pipeline.files import atomic_writer, check_input, numbered_lines
 from headrank_pipeline.first_stage.index import ENGLISH
+from headrank_pipeline.options import nearest
 from headrank_pipeline.records import Query, Ranking
-from headrank_pipeline.trec import Qrels, read_qrels, read_topics
+from headrank_pipeline.trec import Qrels, read_topics
 
 __all__ = ["Inputs", "LocalFiles", "Need", "Sources", "to_download", "topics_beside"]
 
 logger = logging.getLogger(__name__)
 
-_INDEX = "--corpus FILE, --index FOLDER or --candidates FILE"
-_TEXTS = "--first-stage-option texts=FILE, a corpus or the folder of a Lucene index with documents"
+_INDEX = "corpus=FILE, index=FOLDER or candidates=FILE"
+_TEXTS = "first stage option texts=FILE, a corpus or the folder of a Lucene index with documents"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +56,10 @@ class LocalFiles:
     offline: bool = False
 
     def __post_init__(self) -> None:
-        beside = [f"--{name}" for name in ("corpus", "topics", "index") if getattr(self, name) is not None]
+        given = {name: getattr(self, name) for name in ("corpus", "topics", "index")}
+        beside = [f"{name}={value}" for name, value in given.items() if value is not None]
         if self.candidates is not None and beside:
-            raise ValueError(f"--candidates already holds queries and passages; drop {' and '.join(beside)}")
+            raise ValueError(f"candidates already hold queries and passages; drop {' and '.join(beside)}")
 
 
 def topics_beside(corpus: Path | None) -> Path | None:
@@ -114,7 +115,7 @@ class File:
         try:
             check_input(self.path, self.what)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"--{self.what}: {error}") from error
+            raise FileNotFoundError(f"{self.what}={error}") from error
 
     def needs(self) -> list[Need]:
         """Return the file."""
@@ -140,8 +141,8 @@ class Dataset:
         """Raise FileNotFoundError where nothing may be fetched; what is there already may open a socket, too."""
         if self.offline:
             raise FileNotFoundError(
-                f"--offline: the {self.what} would come from ir_datasets ({self.name}), which may open a socket; pass "
-                f"--{self.what} FILE"
+                f"offline=True: the {self.what} would come from ir_datasets ({self.name}), which may open a socket; "
+                f"pass {self.what}=FILE"
             )
 
     def needs(self) -> list[Need]:
@@ -170,14 +171,15 @@ class Dataset:
         try:
             loaded = ir_datasets.load(self.name)
         except KeyError as error:
-            near = difflib.get_close_matches(self.name, list(ir_datasets.registry), n=3)
-            hint = f" (near: {', '.join(near)})" if near else ""
-            raise FileNotFoundError(f"{told}: it knows no such collection{hint}; pass --{self.what} FILE") from error
+            hint = nearest(self.name, ir_datasets.registry, otherwise="", most=3)
+            raise FileNotFoundError(
+                f"{told}: it knows no such collection; pass {self.what}=FILE. {hint}".rstrip(" .")
+            ) from error
         kind = {"topics": "queries", "qrels": "qrels", "corpus": "docs"}[self.what]
         try:
             yield from getattr(loaded, f"{kind}_iter")()
         except (OSError, RuntimeError, KeyError, AttributeError) as error:
-            raise FileNotFoundError(f"{told} ({error}); pass --{self.what} FILE") from error
+            raise FileNotFoundError(f"{told} ({error}); pass {self.what}=FILE") from error
 
     def open(self, target: Path) -> Path:
         """Write qrels in TREC's layout, or a corpus in BEIR's, to a file and return it; a corpus is written once."""
@@ -208,7 +210,7 @@ class Named:
         """Raise FileNotFoundError where it would have to be fetched and nothing may be."""
         if self.offline and not Path(self.name).exists():
             raise FileNotFoundError(
-                f"--offline: {self.what} {self.name} is no file or folder here and would be downloaded; pass "
+                f"offline=True: {self.what} {self.name} is no file or folder here and would be downloaded; pass "
                 f"{self.flag}"
             )
 
@@ -331,7 +333,7 @@ class Sources:
             relevance_level=benchmark.relevance_level,
             references=benchmark.references if published else (),
         )
-        grades = read_qrels(judgement.opened)
+        grades = judgement.grades
         dataset, grade = benchmark.collection.ir_datasets, benchmark.first_stage.exclude_grade
         facts.compare_qrels(benchmark.name, dataset, grades, str(self.qrels), without_grade=grade)
         exclude = self._exclusions(grades)
@@ -371,7 +373,7 @@ class Sources:
         if name is not None:
             return Dataset(what, name, self.local.offline)
         told = f"benchmark {self.benchmark.name} names no ir_datasets entry for its {what}"
-        return Nowhere(what, told, f"--{what} FILE", f" ({notes})" if notes else "")
+        return Nowhere(what, told, f"{what}=FILE", f" ({notes})" if notes else "")
 
     def _judged_topics(self, judged: Qrels | None) -> list[Query]:
         place, benchmark = self.queries, self.benchmark
@@ -408,12 +410,12 @@ class Sources:
     def _indexes(self) -> list[tuple[list[Place], Located]]:
         """Each index of the first stage: where it and its passages come from, and what opens it."""
         if self.stage.method == "dense":
-            return [self._dense(self.local.index, "--index FOLDER (or a name), or --corpus FILE")]
+            return [self._dense(self.local.index, "index=FOLDER (or a name), or corpus=FILE")]
         if self.stage.method == "impact":
             return [self._impact()]
         if self.stage.method == "bm25":
             return [self._lexical()]
-        flag = "--first-stage-option dense_index=FOLDER (or a name), or --corpus FILE"
+        flag = "first stage option dense_index=FOLDER (or a name), or corpus=FILE"
         return [self._lexical(), self._dense(self.stage.dense_index, flag)]
 
     def _lexical(self) -> tuple[list[Place], Located]:
@@ -434,7 +436,7 @@ class Sources:
 
     def _impact(self) -> tuple[list[Place], Located]:
         name = None if self.local.corpus else self.local.index
-        index = self._index(name, "first stage impact needs an impact index", "--index FOLDER (or a name), no --corpus")
+        index = self._index(name, "first stage impact needs an impact index", "index=FOLDER (or a name), and no corpus")
         texts = self.stage.texts or self.benchmark.collection.pyserini_index
         without = Nowhere("texts", "impact indexes store no passages", _TEXTS)
         return [index, *(self._texts(texts) or [without])], Located(name, texts=texts)
@@ -468,7 +470,7 @@ class Sources:
         if not found:
             raise ValueError(
                 f"benchmark {self.benchmark.name} leaves out documents of grade {grade}, and {self.qrels} has none; "
-                f"pass --exclusions FILE with lines 'qid docid', or qrels that hold them (ir_datasets' do)"
+                f"pass exclusions=FILE with lines 'qid docid', or qrels that hold them (ir_datasets' do)"
             )
         return found
 

@@ -34,7 +34,7 @@ def fit_logistic(features: Sequence[Sequence[float]], outcomes: Sequence[bool]) 
     if len(set(map(bool, outcomes))) < 2:
         raise ValueError(
             f"{len(outcomes)} examples of one kind only (relevant: {sum(outcomes)}): nothing can be told apart; check "
-            f"the lists' grades and --relevance-level"
+            f"the lists' grades and relevance_level"
         )
     fitted = LogisticRegression(C=100.0, max_iter=1000).fit(features, [bool(outcome) for outcome in outcomes])
     return (float(fitted.intercept_[0]), *(float(weight) for weight in fitted.coef_[0]))

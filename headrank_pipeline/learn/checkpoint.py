@@ -18,7 +18,7 @@ from headrank_pipeline.files import atomic_writer, file_sha256, locked_folder
 
 __all__ = ["TrainingDirectory", "atomic_path"]
 
-_ANEW = "the file was changed: start anew with --overwrite"
+_ANEW = "the file was changed: start anew with overwrite=True"
 
 
 @contextmanager
@@ -97,7 +97,7 @@ class TrainingDirectory:
                 keys = sorted(k for k in {*present, *wanted} if present.get(k) != wanted.get(k))
                 raise ValueError(
                     f"{self.path}: holds a run that differs in {', '.join(keys)} (see {self.setup.name}); choose "
-                    f"another --output, or start anew with --overwrite"
+                    f"another output, or start anew with overwrite=True"
                 )
         else:
             with atomic_writer(self.setup) as file:

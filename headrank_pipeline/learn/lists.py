@@ -285,7 +285,9 @@ class _Join:
             return candidate
         known = None if self.passages is None else self.passages.get(candidate.docid)
         if known is None:
-            reason = "has no text; pass --corpus" if self.passages is None else "has no text and is not in the corpus"
+            reason = (
+                "has no text; pass corpus=FILE" if self.passages is None else "has no text and is not in the corpus"
+            )
             raise ValueError(
                 f"{_request_at(self.candidates, qid)}: request {number} qid {qid} docid {candidate.docid} {reason}"
             )

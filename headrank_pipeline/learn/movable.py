@@ -107,7 +107,7 @@ def _check_projections(model: PreTrainedModel, moves: Moves) -> None:
         found = [name for name, module in attention.named_children() if isinstance(module, torch.nn.Linear)]
         raise ValueError(
             f"moves {moves!r}: a {type(model).__name__} has no q_proj and k_proj to move, its attention is made of "
-            f"{', '.join(found)}; choose --moves all, or another model"
+            f"{', '.join(found)}; choose moves=all, or another model"
         )
 
 

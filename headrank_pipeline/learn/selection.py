@@ -39,8 +39,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _NO_ENTROPY = (
-    "calibrated attention has no entropy: choose by another criterion (--criterion qrscore, ndcg, core or "
-    "discrimination), or with a rule without a content-free query (--system headrank, core or qrranker)"
+    "calibrated attention has no entropy: choose by another criterion (qrscore, ndcg, core or discrimination), "
+    "or with the rule of a system that has no content-free query (headrank, core or qrranker)"
 )
 
 

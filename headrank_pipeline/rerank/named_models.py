@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
+from headrank_pipeline.options import nearest
 from headrank_pipeline.rerank.packaged_model import PackagedModel
 
 __all__ = [
@@ -51,9 +51,9 @@ def named_model(name: str | Path, *, trained: bool = False) -> str | Path:
     if Path(name).is_dir():
         return name
     if str(name) not in _NAMES:
-        near = [] if Path(name).exists() else get_close_matches(str(name), _NAMES, n=1, cutoff=0.8)
-        if near:  # the hub, asked for it, takes 20 s to answer
-            raise FileNotFoundError(f"model {str(name)!r}: there is no such folder; did you mean {near[0]!r}?")
+        hint = "" if Path(name).exists() else nearest(str(name), _NAMES, otherwise="", cutoff=0.8)
+        if hint:  # the hub, asked for it, takes 20 s to answer
+            raise FileNotFoundError(f"model {str(name)!r}: there is no such folder; {hint}")
         return name
     if str(name) == "embedded":
         return embedded_model()

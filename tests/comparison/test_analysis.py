@@ -304,7 +304,7 @@ def test_texts_are_taken_only_from_the_candidates_that_the_run_read(tmp_path):
     qrels = write_qrels(tmp_path / "q.txt", {"q1": {"b": 1}})
     runs = read_finished_runs([run_of(tmp_path, candidates, LETTERS)])
     moved = candidates.rename(tmp_path / "moved.jsonl")
-    with pytest.raises(FileNotFoundError, match="name the file with --candidates"):
+    with pytest.raises(FileNotFoundError, match="name the file with candidates=FILE"):
         length_bias(runs, qrels, {"q1": {"b": 1}})
     assert len(length_bias(runs, qrels, {"q1": {"b": 1}}, candidates=moved)) == 2
     other = lettered(tmp_path, words={"a": 9})

@@ -293,7 +293,7 @@ def others(made):
 
 def test_runs_of_other_depth_are_refused_with_both_values_unless_allowed(made, others, tmp_path):
     runs = others(tmp_path / "shallow", depth=7)
-    with pytest.raises(ValueError, match=r"(?s)depth: good has 100, shallow has 7.*--allow-different depth") as refusal:
+    with pytest.raises(ValueError, match=r"(?s)depth: good has 100, shallow has 7.*allow_different=depth") as refusal:
         compare(runs, qrels=made / "qrels.txt")
     assert "candidates" not in str(refusal.value).splitlines()[1]
     found = compare(runs, qrels=made / "qrels.txt", allow_different=["depth"])
@@ -319,7 +319,7 @@ def test_where_manifests_cannot_tell_the_first_stage_files_do(made, others, tmp_
     manifest = json.loads((runs[1] / "manifest.json").read_text())
     manifest["identity"]["candidates"] = {"source": {"stage": "bm25"}, "queries_sha256": "0"}
     (runs[1] / "manifest.json").write_text(json.dumps(manifest))
-    told = r"(?s)candidates \(qid q0\): good has d0-0 at rank 1, other has d0-.* with --allow-different candidates$"
+    told = r"(?s)candidates \(qid q0\): good has d0-0 at rank 1, other has d0-.* with allow_different=candidates$"
     with pytest.raises(ValueError, match=told):
         compare(runs, qrels=made / "qrels.txt")
     notes = compare(runs, qrels=made / "qrels.txt", allow_different=["candidates"]).notes
@@ -358,7 +358,7 @@ def test_runs_on_other_topics_are_refused(made, others, tmp_path):
 
 def test_runs_evaluated_with_other_qrels_are_refused(made, others, tmp_path):
     other = write_qrels(tmp_path / "other.txt", {"q0": {"d0-1": 1}})
-    with pytest.raises(ValueError, match=r"(?s)qrels.qrels_sha256: good has .*--allow-different qrels"):
+    with pytest.raises(ValueError, match=r"(?s)qrels.qrels_sha256: good has .*allow_different=qrels"):
         compare(others(tmp_path / "run", qrels=other), qrels=made / "qrels.txt")
 
 
@@ -390,7 +390,7 @@ def test_judgments_are_those_of_the_runs_while_they_are_unchanged(made, tmp_path
     shutil.copytree(made / "runs" / "good", tmp_path / "good")
     evaluation = json.loads((tmp_path / "good" / "evaluation.json").read_text())
     (tmp_path / "good" / "evaluation.json").write_text(json.dumps({**evaluation, "qrels_sha256": "0"}))
-    with pytest.raises(FileNotFoundError, match=r"no judgments known for .*good; name them with --qrels"):
+    with pytest.raises(FileNotFoundError, match=r"no judgments known for .*good; name them with qrels=FILE"):
         compare([tmp_path / "good"])
 
 

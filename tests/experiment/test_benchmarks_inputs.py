@@ -96,7 +96,7 @@ def test_an_impact_stage_takes_its_passages_from_a_corpus(files, tmp_path):
     stage = FirstStageOptions(method="impact", texts=str(files["corpus"]))
     [flea, dog] = Sources(benchmark(), local, stage).open(RunDirectory(tmp_path)).supply.rankings()
     assert (flea.docids, dog.candidates[0].text) == (("d1", "007"), "The dog sleeps.")
-    with pytest.raises(FileNotFoundError, match="impact indexes store no passages; pass --first-stage-option texts="):
+    with pytest.raises(FileNotFoundError, match="impact indexes store no passages; pass first stage option texts="):
         Sources(benchmark(), local, FirstStageOptions(method="impact")).open(RunDirectory(tmp_path))
 
 
@@ -104,7 +104,7 @@ def test_an_impact_stage_takes_its_passages_from_a_corpus(files, tmp_path):
 def test_offline_takes_no_passages_from_elsewhere(files, tmp_path, method):
     local = LocalFiles(topics=files["topics"], qrels=files["qrels"], index=str(tmp_path), offline=True)
     stage = FirstStageOptions(method=method, texts="ir_datasets:vaswani")
-    with pytest.raises(FileNotFoundError, match="--offline: texts ir_datasets:vaswani is no file or folder here"):
+    with pytest.raises(FileNotFoundError, match="offline=True: texts ir_datasets:vaswani is no file or folder here"):
         Sources(benchmark(), local, stage).open(RunDirectory(tmp_path))
 
 
@@ -123,8 +123,8 @@ def test_passages_that_the_index_does_not_store_come_from_texts(files, slim_inde
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"method": "dense"}, r"pass --index FOLDER \(or a name\), or --corpus FILE"),
-        ({"method": "impact"}, "needs an impact index; pass --index FOLDER"),
+        ({"method": "dense"}, r"pass index=FOLDER \(or a name\), or corpus=FILE"),
+        ({"method": "impact"}, "needs an impact index; pass index=FOLDER"),
     ],
 )
 def test_a_first_stage_without_its_index_names_the_flag(files, tmp_path, choice, message):
@@ -165,7 +165,7 @@ def test_options_that_a_first_stage_does_not_know_are_refused(method, options, m
 def test_flags_of_another_first_stage_are_refused():
     with pytest.raises(ValueError, match="dense_index and encoder are for first stage dense, impact or fusion"):
         FirstStageOptions(encoder="minilm")
-    with pytest.raises(ValueError, match="with dense name the index by --index"):
+    with pytest.raises(ValueError, match="name the index of dense by index=FOLDER"):
         FirstStageOptions(method="dense", dense_index="x")
     with pytest.raises(ValueError, match="language is for BM25's analyzer; first stage dense has none"):
         FirstStageOptions(method="dense", language="de")
@@ -198,7 +198,7 @@ def test_a_prebuilt_dense_index_brings_the_encoder_of_pyserinis_reproductions(fi
     with pytest.raises(ValueError, match="which encoder its queries need is not known here"):
         dense("msmarco-v1-passage.tct_colbert")
     offline = LocalFiles(topics=files["topics"], qrels=files["qrels"], index=local.index, offline=True)
-    with pytest.raises(FileNotFoundError, match="--offline: index msmarco-v1-passage"):
+    with pytest.raises(FileNotFoundError, match="offline=True: index msmarco-v1-passage"):
         Sources(benchmark(), offline, FirstStageOptions(method="dense")).open(RunDirectory(tmp_path))
 
 
@@ -259,7 +259,7 @@ def test_a_first_stage_leaves_out_the_querys_own_document_and_the_excluded(
 
 
 def test_qrels_without_the_excluded_documents_are_refused(files, tmp_path):
-    with pytest.raises(ValueError, match=r"leaves out documents of grade -100, and .*qrels\.txt has none; pass --excl"):
+    with pytest.raises(ValueError, match=r"leaves out documents of grade -100, and .*qrels\.txt has none; pass excl"):
         Sources(benchmark(first_stage={"exclude_grade": -100}), LocalFiles(**files)).open(
             RunDirectory(tmp_path / "run")
         )
@@ -424,7 +424,7 @@ def test_the_pins_hold_for_the_collections_at_hand(shared_data, caplog):
 @pytest.mark.parametrize("name", ["trec-news", "robust04", "signal1m", "bioasq"])
 def test_a_benchmark_that_nobody_supplies_says_which_files_to_fetch_and_how_to_pass_them(name, files, tmp_path):
     wanted = load_benchmark(ROOT / "pipelines" / "extra" / f"beir-{name}.yaml")
-    for given, flag in ((LocalFiles(), "qrels; pass --qrels FILE"), (LocalFiles(qrels=files["qrels"]), "topics; pass")):
+    for given, flag in ((LocalFiles(), "qrels; pass qrels=FILE"), (LocalFiles(qrels=files["qrels"]), "topics; pass")):
         with pytest.raises(FileNotFoundError, match=f"beir-{name} names no ir_datasets entry for its {flag}") as caught:
             Sources(wanted, given).open(RunDirectory(tmp_path))
         for file in (f"topics.beir-v1.0.0-{name}.test.tsv.gz", f"qrels.beir-v1.0.0-{name}.test.txt"):

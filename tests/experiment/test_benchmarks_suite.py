@@ -143,7 +143,7 @@ def test_a_folder_without_definitions_is_named(tmp_path):
 def test_a_benchmark_goes_by_its_name_or_by_a_file(tmp_path, monkeypatch):
     assert find_benchmark("beir-nq") == find_benchmark(str(PIPELINES / "beir-nq.yaml"))
     assert find_benchmark("bright-aops") == load_benchmark(PIPELINES / "extra" / "bright-aops.yaml")
-    with pytest.raises(FileNotFoundError, match=r"'beir-scfact': neither a file nor .*near names: beir-scifact"):
+    with pytest.raises(FileNotFoundError, match=r"'beir-scfact': neither a file nor .*did you mean 'beir-scifact'"):
         find_benchmark("beir-scfact")
     with pytest.raises(FileNotFoundError, match="headrank benchmarks --suite all lists them"):
         find_benchmark("zzz")
@@ -236,7 +236,7 @@ def test_all_are_run_what_is_missing_is_named_and_a_second_call_continues(mini, 
     assert [(row["name"], row["status"]) for row in summary["benchmarks"]] == [
         ("beir-one", "done"), ("beir-two", "done"), ("three", "missing"),
     ]  # fmt: skip
-    assert "pass --qrels FILE" in summary["benchmarks"][2]["message"]
+    assert "pass qrels=FILE" in summary["benchmarks"][2]["message"]
     # BM25 has the one relevant passage on rank 2: 1 / log2(3).
     assert summary["means"]["pair"]["first_stage"]["nDCG@10"] == pytest.approx(0.6309, abs=1e-4)
     assert summary["means"]["pair"]["benchmarks"] == "2 of 2"
@@ -372,10 +372,10 @@ def test_an_index_of_ones_own_needs_no_corpus_beside_it(tiny_index, model, tmp_p
     [
         (
             ["--first-stage", "dense", "--first-stage-option", "encoder=e"],
-            "--first-stage, --first-stage-option encoder",
+            "--first-stage dense, --first-stage-option encoder=e",
         ),
-        (["--first-stage-option", "language=de"], "--first-stage-option language"),
-        (["--first-stage-option", "texts=x"], "--first-stage-option texts"),
+        (["--first-stage-option", "language=de"], "--first-stage-option language=de"),
+        (["--first-stage-option", "texts=x"], "--first-stage-option texts=x"),
     ],
 )
 def test_a_first_stage_is_not_chosen_beside_saved_candidates(mini, model, tmp_path, flags, named):

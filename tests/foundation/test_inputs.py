@@ -89,7 +89,7 @@ def test_an_index_of_another_corpus_is_not_replaced_behind_the_users_back(files,
     corpus.write_text('{"_id": "new", "title": "", "text": "one more flea"}\n')
     local = LocalFiles(**files, corpus=corpus, index=str(tiny_index))
     inputs = Sources(benchmark(), local).open(RunDirectory(tmp_path / "run"))
-    with pytest.raises(ValueError, match=r"holds an index of another corpus or kind .*choose another --index"):
+    with pytest.raises(ValueError, match=r"holds an index of another corpus or kind .*choose another index"):
         found(inputs)
 
 
@@ -125,9 +125,9 @@ def test_saved_candidates_are_restricted_to_judged_queries(files, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((), r"--offline: the qrels would come from ir_datasets \(local/mini\).*pass --qrels FILE"),
-        (("qrels",), r"--offline: the topics would .*pass --topics FILE"),
-        (("qrels", "topics"), r"--offline: index mini\.flat is no file or folder here .*--corpus FILE, --index FOLDER"),
+        ((), r"offline=True: the qrels would come from ir_datasets \(local/mini\).*pass qrels=FILE"),
+        (("qrels",), r"offline=True: the topics would .*pass topics=FILE"),
+        (("qrels", "topics"), r"offline=True: index mini\.flat is no file or folder here .*corpus=FILE, index=FOLDER"),
     ],
 )
 def test_offline_refuses_what_may_open_a_socket_and_names_the_flag(files, tmp_path, given, message):
@@ -157,7 +157,7 @@ def test_topics_and_qrels_come_from_ir_datasets_with_string_ids(files, tiny_inde
 
 
 def test_an_entry_that_ir_datasets_lacks_is_named_with_the_flag(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"the qrels of local/mini: it knows no such coll.*pass --qrels"):
+    with pytest.raises(FileNotFoundError, match=r"the qrels of local/mini: it knows no such coll.*pass qrels=FILE"):
         Sources(benchmark(), LocalFiles()).open(RunDirectory(tmp_path / "run"))
 
 
@@ -172,7 +172,7 @@ def test_a_prebuilt_index_is_described_by_name_without_opening_it(files, tmp_pat
 
 def test_what_comes_from_nowhere_is_told_without_opening_anything(files):
     nowhere = Sources(benchmark(collection={}), LocalFiles(**files))
-    with pytest.raises(FileNotFoundError, match="mini names no prebuilt index; pass --corpus FILE, --index FOLDER or"):
+    with pytest.raises(FileNotFoundError, match="mini names no prebuilt index; pass corpus=FILE, index=FOLDER or"):
         nowhere.check()
     assert [(need.what, need.state) for need in nowhere.needs()] == [
         ("topics", "local"),
@@ -201,7 +201,7 @@ def test_100_candidates_are_retrieved_where_fewer_are_reranked():
 
 
 def test_candidates_beside_a_corpus_make_no_sense(tmp_path):
-    with pytest.raises(ValueError, match="--candidates already holds queries and passages; drop --corpus and --index"):
+    with pytest.raises(ValueError, match=r"candidates already hold queries and passages; drop corpus=.* and index=i"):
         LocalFiles(candidates=tmp_path / "c", corpus=tmp_path / "d", index="i")
 
 

@@ -105,7 +105,7 @@ def test_judged_passage_that_the_corpus_lacks_is_named_with_its_line(files):
 def test_candidate_without_text_is_named_with_its_line(files):
     bare = Ranking(Query("q1", "flea"), (Candidate("d1", 2.0, "Text."), Candidate("d2", 1.0)))
     write_candidates(files / "candidates.jsonl", [Ranking(Query("q0", "x")), bare])
-    with pytest.raises(ValueError, match=r"candidates\.jsonl:2: .* docid d2 has no text; pass --corpus"):
+    with pytest.raises(ValueError, match=r"candidates\.jsonl:2: .* docid d2 has no text; pass corpus=FILE"):
         made(files)
     _, (graded,) = made(files, corpus=files / "corpus.jsonl")
     assert graded.ranking.candidates[1].text == "Text 2."
