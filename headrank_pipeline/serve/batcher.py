@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import math
 import time
@@ -26,6 +27,7 @@ _CPU_TOKENS, _GPU_TOKENS = 2048, 16384
 _TOKEN_BYTES = 3
 _KEPT = 0.9  # of what earlier calls took, call by call, when a wait is guessed
 _LONGEST_RETRY = 60  # seconds
+_TRIM_EVERY = 10.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Batcher:
         self._filled = asyncio.Event()
         self._called: list[_Waiting] = []
         self._spent = (0.0, 0.0)  # seconds and tokens of late calls
+        self._trimmed = time.monotonic()
         self.calls = 0
 
     @property
@@ -125,10 +128,19 @@ class Batcher:
                 continue
             started = time.monotonic()
             rankings = [request.ranking for request in self._called]
-            call = loop.run_in_executor(self._thread, self.reranker.attempt_batch, rankings)
+            call = loop.run_in_executor(self._thread, self._call, rankings)
             await asyncio.wait([call])
             self._timed(time.monotonic() - started)
             self._answer(call)
+
+    def _call(self, rankings: list[Ranking]) -> list[Ranking | Failure]:
+        """Call the reranker; runs in its thread."""
+        try:
+            return self.reranker.attempt_batch(rankings)
+        finally:
+            if time.monotonic() - self._trimmed > _TRIM_EVERY:
+                _trim_heap()
+                self._trimmed = time.monotonic()
 
     def _take(self) -> list[_Waiting]:
         """Move what the next call reads from the queue to `_called`."""
@@ -159,6 +171,12 @@ class Batcher:
         self._thread.shutdown(wait=False)
 
 
+def _trim_heap() -> None:
+    """Give free memory back to the system: tensors of ever new sizes leave holes in glibc's heap, which it keeps."""
+    with suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _tokens(ranking: Ranking) -> int:
     """Return about how many tokens a list takes."""
     texts = [ranking.query.text, *(f"{c.title or ''} {c.text}" for c in ranking.candidates)]
@@ -178,7 +196,7 @@ def _attempts(asked: Sequence[_Waiting], call: asyncio.Future[list[Ranking | Fai
 
 
 def _complete(ranking: Ranking, answer: Ranking | Failure) -> Ranking | Failure:
-    if isinstance(answer, Failure) or set(answer.docids) == set(ranking.docids):
+    if isinstance(answer, Failure) or (isinstance(answer, Ranking) and set(answer.docids) == set(ranking.docids)):
         return answer
     return Failure(ranking.query, RuntimeError(f"the reranker returned other documents than the {len(ranking)} given"))
 

@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -91,8 +90,10 @@ def serve(
         key: that requests must bear.
         limits: how much is taken.
 
+    The process ends here, with status 0.
+
     Raises:
-        SystemExit: with 0, after SIGTERM.
+        RuntimeError: the server did not start.
     """
     batcher = Batcher(open_reranker, limits)
     app = create_app(batcher, model=model, system=system, key=key)
@@ -108,7 +109,8 @@ def serve(
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     guarded = "a key is needed" if key else f"no key is needed ({KEY_VARIABLE} sets one)"
     _log.info("%s with %s at %s, its page at %s/docs; %s", system, model, where, where, guarded)
-    signal.signal(signal.SIGTERM, _end)  # uvicorn raises the signal again when it is done
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, _end)  # uvicorn raises the signal again when it is done
     server = uvicorn.Server(config)
     server.run(sockets=[bound])
     if not server.started:
@@ -116,5 +118,7 @@ def serve(
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    """End at once: the interpreter's own end would wait for a call that is still under way, however long it takes."""
     _log.info("ended")
-    sys.exit(0)
+    logging.shutdown()
+    os._exit(0)

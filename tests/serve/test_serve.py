@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -28,6 +30,7 @@ pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
 httpx = pytest.importorskip("httpx")
 
+from headrank_pipeline.serve import batcher  # noqa: E402
 from headrank_pipeline.serve.app import create_app  # noqa: E402
 from headrank_pipeline.serve.batcher import Batcher, Limits  # noqa: E402
 from headrank_pipeline.serve.server import KEY_VARIABLE, bound_socket  # noqa: E402
@@ -253,6 +256,8 @@ class Waits(Reranker):
             raise ValueError("this list does not fit")
         if ranking.query.text == "shorten":
             return ranking.cut(1)
+        if ranking.query.text == "nothing":
+            return None
         if ranking.query.text == "nan":
             return ranking.rescored([math.nan for _ in ranking.candidates])
         return ranking.rescored([len(candidate.text) for candidate in ranking.candidates])
@@ -355,15 +360,40 @@ def test_failures_are_named_and_fail_alone():
     reranker = Waits()
     reranker.may.set()
     with running(reranker) as client:
-        replies = {query: ask(client, query) for query in ("break", "lose", "shorten", "refuse", "nan", "fine")}
+        replies = {
+            query: ask(client, query) for query in ("break", "lose", "shorten", "nothing", "refuse", "nan", "fine")
+        }
     assert {query: reply.status_code for query, reply in replies.items()} == {
-        "break": 500, "lose": 500, "shorten": 500, "refuse": 422, "nan": 500, "fine": 200,
+        "break": 500, "lose": 500, "shorten": 500, "nothing": 500, "refuse": 422, "nan": 500, "fine": 200,
     }  # fmt: skip
     assert replies["break"].json() == {"error": "out of order", "error_type": "backend"}
     assert replies["lose"].json()["error"] == "the reranker returned 0 rankings for 1"
     assert replies["shorten"].json()["error"] == "the reranker returned other documents than the 2 given"
+    assert replies["nothing"].json() == replies["shorten"].json()
     assert replies["refuse"].json() == {"error": "this list does not fit", "error_type": "validation"}
     assert "score nan is not finite" in replies["nan"].json()["error"]
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives holes in its heap back")
+def test_memory_that_a_call_leaves_free_goes_back_to_the_system(monkeypatch):
+    class Leaves(Waits):
+        def rerank_batch(self, rankings):
+            blocks = [b"x" * 100_000 for _ in range(1000)]
+            self.last = blocks[-1]  # above the holes, so that the heap cannot shrink
+            return super().rerank_batch(rankings)
+
+    monkeypatch.setattr(batcher, "_TRIM_EVERY", 0.0)
+    reranker = Leaves()
+    reranker.may.set()
+    with running(reranker) as client:
+        before = resident()
+        assert ask(client).status_code == 200
+        assert resident() - before < 20e6
 
 
 # ------------------------------------------------------------------------------------------------- start and end
@@ -416,6 +446,16 @@ def test_sigterm_finishes_what_was_taken_and_refuses_new_requests(tmp_path):
             until(refused)
             go.touch()
             assert [[rank["index"] for rank in future.result().json()] for future in taken] == [[1, 0]] * 3
+        assert server.wait(10) == 0
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_a_call_that_does_not_end_is_not_waited_for_at_the_end(tmp_path, ending):
+    command = [sys.executable, "-c", dedent(WAITS_FOR_A_FILE), str(tmp_path / "called"), str(tmp_path / "never")]
+    with process(command) as (server, where), httpx.Client(base_url=where) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            ask(client, timeout=1)
+        server.send_signal(ending)
         assert server.wait(10) == 0
 
 
