@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -156,8 +156,11 @@ def _state(spec: SystemSpec) -> tuple[Any, ...]:
 
 def _given(passages: Passages) -> list[tuple[str, str, str | None]]:
     """Return id, text and title of every passage."""
-    if isinstance(passages, str):
-        raise TypeError(f"passages {passages!r:.60}: expected several texts, got one; write [text]")
+    if isinstance(passages, str) or (isinstance(passages, Mapping) and isinstance(passages.get("text"), str)):
+        raise TypeError(f"passages {passages!r:.60}: expected several passages, got one; write [passage]")
+    if isinstance(passages, Set) or not isinstance(passages, Iterable):
+        kind = type(passages).__name__
+        raise TypeError(f"passages {passages!r:.60}: expected a list or another order of passages, got {kind}")
     entries: Iterable[Any]
     if hasattr(passages, "columns"):  # asking for a frame's type would load pandas
         frame: Any = passages

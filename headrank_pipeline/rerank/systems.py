@@ -89,6 +89,8 @@ class SystemSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
+        if not str(self.model).strip():
+            raise ValueError("model '': expected a folder, a Hugging Face name, a GGUF file, embedded or smollm2")
         if self.log_scores and self.first_stage_weight is None:
             raise ValueError("log_scores says how first_stage_weight mixes; give that, too")
         if self.offline and self.options.get("endpoint") is not None:

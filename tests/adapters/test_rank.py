@@ -89,7 +89,14 @@ def test_no_passages_give_no_results():
 @pytest.mark.parametrize(
     ("passages", "error", "message"),
     [
-        ("one text", TypeError, r"passages 'one text': expected several texts, got one; write \[text\]"),
+        ("one text", TypeError, r"passages 'one text': expected several passages, got one; write \[passage\]"),
+        (
+            {"text": "a", "id": "1"},
+            TypeError,
+            r"passages \{'text': 'a', 'id': '1'\}: expected several passages, got one",
+        ),
+        ({"a", "b"}, TypeError, "expected a list or another order of passages, got set"),
+        (None, TypeError, "passages None: expected a list .* got NoneType"),
         (["a", None], TypeError, "passage 1: text None: expected str, got NoneType"),
         ([(7, "a")], TypeError, "passage 0: id 7: expected str, got int"),
         ([{"id": "a", "abstract": "b"}], ValueError, r"passage 0: no text; .*found \['id', 'abstract'\]"),
@@ -107,6 +114,8 @@ def test_an_empty_query_and_a_missing_or_doubly_described_model_are_refused():
         rank(" ", TEXTS, model=Length())
     with pytest.raises(TypeError, match=r"no model named; .*model='embedded' ships"):
         rank(QUERY, TEXTS)
+    with pytest.raises(ValueError, match="model '': expected a folder"):
+        rank(QUERY, TEXTS, model="")
     with pytest.raises(TypeError, match="a Reranker is complete"):
         rank(QUERY, TEXTS, model=Length(), passage_words=3)
     with pytest.raises(TypeError, match="rank takes no first_stage_weight"):
