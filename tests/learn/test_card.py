@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+from huggingface_hub import metadata_load
+
+import headrank_pipeline
 from headrank_pipeline.learn.card import base_model_of, hub_name, new_metadata
 
 
@@ -32,3 +36,10 @@ def test_what_is_not_known_is_left_out():
         "library_name": "headrank_pipeline",
         "tags": ["headrank", "reranker", "attention-heads"],
     }
+
+
+@pytest.mark.parametrize("name", ["model", "smollm2"])
+def test_the_models_that_ship_have_cards_with_metadata(name: str):
+    shipped = Path(headrank_pipeline.__file__).parent / "resources" / name
+    metadata = metadata_load(shipped / "README.md")
+    assert (metadata["license"], metadata["pipeline_tag"]) == ("apache-2.0", "text-ranking")
