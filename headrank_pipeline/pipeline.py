@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RRF_K",
     "Failure",
+    "MissingExtra",
     "MissingPrerequisite",
     "Queries",
     "Reranker",
@@ -68,6 +69,10 @@ class MissingPrerequisite(RuntimeError):
     """Something the machine lacks (Java, a GPU that was asked for) rather than something wrong with the data."""
 
 
+class MissingExtra(MissingPrerequisite, ImportError):
+    """A library that an extra of this package installs; to others' code a failed import like any other."""
+
+
 def require_extra(extra: str, purpose: str, *modules: str) -> None:
     """Check that what an extra of this package brings can be imported; nothing is imported.
 
@@ -77,12 +82,12 @@ def require_extra(extra: str, purpose: str, *modules: str) -> None:
         modules: top-level names, as they are imported.
 
     Raises:
-        MissingPrerequisite: one is not installed; the message holds the pip command.
+        MissingExtra: one is not installed; the message holds the pip command.
     """
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         names = " and ".join(missing)
-        raise MissingPrerequisite(f"{purpose} needs {names}: pip install 'headrank-pipeline[{extra}]'")
+        raise MissingExtra(f"{purpose} needs {names}: pip install 'headrank-pipeline[{extra}]'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyterrier as pt
-
-from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.pipeline import Reranker, require_extra
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.one_call import kept_reranker, rerank_in_turn
+
+require_extra("pyterrier", "the adapter for PyTerrier", "pyterrier")
+import pyterrier as pt
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from haystack import Document, component, default_from_dict, default_to_dict
-
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.pipeline import Reranker, require_extra
 from headrank_pipeline.rerank.one_call import kept_reranker, rank
+
+require_extra("haystack", "the adapter for Haystack", "haystack")
+from haystack import Document, component, default_from_dict, default_to_dict
 
 __all__ = ["HeadRankRanker"]
 

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from langchain_core.callbacks import Callbacks
-from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr
 
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.pipeline import Reranker, require_extra
 from headrank_pipeline.rerank.one_call import kept_reranker, rank
+
+require_extra("langchain", "the adapter for LangChain", "langchain_core")
+from langchain_core.callbacks import Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
 
 __all__ = ["HeadRankCompressor"]
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
-from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-from pydantic import InstanceOf
+from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr
 
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.pipeline import Reranker, require_extra
 from headrank_pipeline.rerank.one_call import kept_reranker, rank
+
+require_extra("llama-index", "the adapter for LlamaIndex", "llama_index")
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 __all__ = ["HeadRankPostprocessor"]
 
@@ -30,14 +31,16 @@ class HeadRankPostprocessor(BaseNodePostprocessor):
         options: what the system takes, such as ``{"device": "cuda"}``.
 
     Raises:
-        ValueError: what the system refuses; while processing: no query.
+        ValueError: an unknown argument, or what the system refuses; while processing: no query.
     """
 
-    model: str | Path | InstanceOf[Reranker]
-    heads: str | Path | InstanceOf[HeadSet] | None = None
-    system: str = "headrank"
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | Path | InstanceOf[Reranker] = Field(frozen=True)
+    heads: str | Path | InstanceOf[HeadSet] | None = Field(default=None, frozen=True)
+    system: str = Field(default="headrank", frozen=True)
     top_n: int | None = Field(default=None, ge=1)
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, frozen=True)
     _reranker: Reranker = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastmcp import FastMCP
 from pydantic import Field
 
-from headrank_pipeline.pipeline import Reranker
+from headrank_pipeline.pipeline import Reranker, require_extra
 from headrank_pipeline.rerank.one_call import rank
+
+require_extra("mcp", "serving a tool", "fastmcp")
+from fastmcp import FastMCP
+from fastmcp.exceptions import ToolError
 
 __all__ = ["rerank_server"]
 
@@ -32,7 +35,10 @@ def rerank_server(reranker: Reranker, *, name: str = "headrank") -> FastMCP[Any]
 
         Each result has index (place in documents, from 0), score (higher is better) and text.
         """
-        ranked = rank(query, documents, model=reranker)
+        try:
+            ranked = rank(query, documents, model=reranker)
+        except ValueError as error:  # the caller's text; told without a traceback in the log
+            raise ToolError(str(error)) from error
         return [{"index": one.index, "score": one.score, "text": one.text} for one in ranked[:top_n]]
 
     return server

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from headrank_pipeline.cli.reranking import SYSTEM_OPTIONS, reranker_spec, with_options
-from headrank_pipeline.pipeline import require_extra
 
 __all__ = ["mcp"]
 
@@ -19,7 +18,6 @@ def mcp(**reranker: Any) -> None:
 
     A client starts it itself: its settings name the command "headrank" with the arguments "mcp", "--model", ….
     """
-    require_extra("mcp", "serving a tool", "fastmcp")
     from headrank_pipeline.adapters.mcp import rerank_server
 
     rerank_server(reranker_spec(reranker).open()).run(transport="stdio", show_banner=False)

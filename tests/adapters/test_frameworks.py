@@ -107,6 +107,18 @@ def test_llama_index_nodes_come_back_best_first_with_their_scores(expected):
         few.postprocess_nodes(nodes)
 
 
+def test_llama_index_refuses_what_it_does_not_know_and_a_change_that_would_do_nothing():
+    needs("llama_index.core.schema", "llama-index")
+    from headrank_pipeline.adapters.llama_index import HeadRankPostprocessor
+
+    with pytest.raises(ValueError, match="top_k"):
+        HeadRankPostprocessor(model="embedded", top_k=3)
+    opened = HeadRankPostprocessor(model="embedded")
+    opened.top_n = 1
+    with pytest.raises(ValueError, match="model"):
+        opened.model = "smollm2"
+
+
 def test_llama_index_saves_it_and_reads_it_again():
     needs("llama_index.core.schema", "llama-index")
     from headrank_pipeline.adapters.llama_index import HeadRankPostprocessor
@@ -185,7 +197,7 @@ def test_an_mcp_client_lists_and_calls_the_tool(expected):
     ]
     assert len(few.structured_content["result"]) == 1
     assert refused.is_error
-    assert "query text ' ' is empty" in refused.content[0].text
+    assert refused.content[0].text.startswith("qid query: query text ' ' is empty")
 
 
 def test_the_command_serves_the_tool_on_standard_input_and_output(expected):

@@ -1,5 +1,6 @@
 """The base install reranks; what an extra brings is named, with its pip command, where it is missing."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -97,3 +98,21 @@ def test_the_extras_that_messages_name_are_declared():
     extras = declared["optional-dependencies"]
     assert {*EXTRAS, "all"} <= set(extras)
     assert set(extras["all"][0].partition("[")[2].rstrip("]").split(",")) == set(EXTRAS), "[all] is every extra"
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "extra"),
+    [
+        ("adapters.langchain", "langchain_core", "langchain"),
+        ("adapters.llama_index", "llama_index", "llama-index"),
+        ("adapters.haystack", "haystack", "haystack"),
+        ("adapters.mcp", "fastmcp", "mcp"),
+        ("pyterrier", "pyterrier", "pyterrier"),
+    ],
+)
+def test_an_adapter_whose_library_is_missing_names_its_extra(monkeypatch, module, library, extra):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"headrank_pipeline.{module}", raising=False)
+    with pytest.raises(ImportError, match=rf"needs {library}: pip install 'headrank-pipeline\[{extra}\]'") as raised:
+        importlib.import_module(f"headrank_pipeline.{module}")
+    assert isinstance(raised.value, MissingPrerequisite)
