@@ -6,7 +6,7 @@
 
 DL19 (43 queries, BM25 top 100) and NovelEval (21 queries, 20 passages in BM25 order).
 
-**With a model**, all eight read or ask its plain weights, in bfloat16. qrhead (16 heads), core (8) and headrank (6) get
+**With a model**, all eight read or ask its plain weights. qrhead (16 heads), core (8) and headrank (6) get
 heads that their own criterion selects on lists of TREC DL 2023, under their own prompt and rule; qrranker reads
 qrhead's. smollm2 is one more row: HeadRank with the weights and heads that ship.
 
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", default=[*FAMILY, *GENERATIVE], choices=[*FAMILY, *GENERATIVE])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--model", help="a language model that all eight systems share, such as smollm2")
+    parser.add_argument("--dtype", default="float32", help="type of the model's weights")
     parser.add_argument("--depth", type=int, default=100, help="candidates that are reranked")
     arguments = parser.parse_args()
     commands = with_model(arguments) if arguments.model else without_model(arguments)
@@ -90,7 +91,7 @@ def with_model(arguments: argparse.Namespace) -> dict[str, list[Any]]:
         source = arguments.data / "dl23"
         headrank(["lists", "--candidates", source / "candidates.jsonl.gz", "--qrels", source / "qrels.txt",
                   "--unjudged", "drop", "--output", lists], allowed=(0,))  # fmt: skip
-    model = ["--model", arguments.model, "--dtype", "bfloat16"]
+    model = ["--model", arguments.model, "--dtype", arguments.dtype]
     commands: dict[str, list[Any]] = {}
     for system in arguments.systems:
         chooser = "qrhead" if system == "qrranker" else system

@@ -86,15 +86,15 @@ class Batches:
     depth: int
     open: frozenset[int]
 
-    def __iter__(self) -> Iterator[list[Ranking]]:
-        """Yield each open batch, its rankings cut to the depth."""
+    def __iter__(self) -> Iterator[tuple[int, list[Ranking]]]:
+        """Yield the number of each open batch, and its rankings cut to the depth."""
         rankings = self.rankings()
         for number in count():
             batch = list(islice(rankings, self.size))
             if not batch:
                 return
             if number in self.open:
-                yield [ranking.cut(self.depth) for ranking in batch]
+                yield number, [ranking.cut(self.depth) for ranking in batch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class Workers(Protocol):
         ...
 
     def try_batches(self, batches: Batches) -> Generator[TriedBatch, None, None]:
-        """Yield what became of each batch, in the order of the batches; raises what `try_batch` raises."""
+        """Yield what became of each batch, as it comes; raises what `try_batch` raises."""
         ...
 
     def usage(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class ThisProcess:
 
     def try_batches(self, batches: Batches) -> Generator[TriedBatch, None, None]:
         """Yield what became of each batch, one after the other."""
-        for batch in batches:
+        for _, batch in batches:
             yield try_batch(self.reranker, batch)
 
     def usage(self) -> dict[str, Any]:

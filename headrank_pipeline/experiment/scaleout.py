@@ -1,9 +1,9 @@
 """Reranking on many devices: Ray Data streams batches to workers, each a process with a model of its own.
 
-This process loads no model. It sends batches out, takes back what became of them in the order in which it sent them,
-and alone writes the journal: the files are those of a run in one process. A worker that dies is started again and its
-batch is tried again; where Ray loses one for good, all are started anew. How many batches are on their way is for Ray
-Data's back-pressure to say.
+This process loads no model. It sends batches out, takes back what became of each as soon as it is done, and alone
+writes the journal: the run is that of one process, only the order of the journal's lines may differ. A worker that dies
+is started again and its batch is tried again; where Ray loses one for good, all are started anew. How many batches are
+on their way is for Ray Data's back-pressure to say.
 
 With `experiment.ray_session` the only module that sees Ray, which is imported when workers are asked for
 (docs/scaling.md).
@@ -98,7 +98,7 @@ class RayWorkers:
         return dict(self._usage) or usage()
 
     def try_batches(self, batches: Batches) -> Generator[TriedBatch, None, None]:
-        """Yield what became of each batch, in the order of the batches.
+        """Yield what became of each batch, as soon as it is done: none waits for one whose worker was lost.
 
         Raises:
             RuntimeError: the worker of one batch died each time it was tried.
@@ -109,12 +109,12 @@ class RayWorkers:
         self._usage = {}
         if not batches.open:
             return
-        left = sorted(batches.open)
+        left = set(batches.open)
         streams = _STREAMS
         while True:
             try:
-                for tried in self._stream(replace(batches, open=frozenset(left))):
-                    del left[0]
+                for number, tried in self._stream(replace(batches, open=frozenset(left))):
+                    left.remove(number)
                     streams = _STREAMS
                     yield tried
                 return
@@ -133,8 +133,8 @@ class RayWorkers:
                     len(left),
                 )
 
-    def _stream(self, batches: Batches) -> Generator[TriedBatch, None, None]:
-        """Yield what became of each batch, as `try_batches` does; raises Ray's own errors."""
+    def _stream(self, batches: Batches) -> Generator[tuple[int, TriedBatch], None, None]:
+        """Yield each batch's number and what became of it, as `try_batches` does; raises Ray's own errors."""
         seen: set[str] = set()
         rows = iter(self._answers(batches).iter_rows())
         try:
@@ -144,7 +144,7 @@ class RayWorkers:
                     logger.warning("a worker died; %s took its place, and its batch was tried again", answer.worker)
                 seen.add(answer.worker)
                 self._usage = max(self._usage, answer.usage, key=lambda found: found.get("peak_memory_bytes", 0))
-                yield answer.result_or_raise()
+                yield row["number"], answer.result_or_raise()
         finally:
             del rows  # which stops the workers
 
@@ -167,7 +167,7 @@ class RayWorkers:
         from ray.data import ActorPoolStrategy, DataContext, read_datasource
 
         context = DataContext.get_current().copy()
-        context.execution_options.preserve_order = True
+        context.execution_options.preserve_order = False
         context.target_max_block_size = 1  # byte: every batch is a block of its own, and is sent as soon as it is read
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -244,7 +244,7 @@ class _Worker:
         except Exception as error:  # noqa: BLE001 - raised again where the user is; here Ray would try again
             self._fault = error
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a row's batch."""
         tried, fault = None, self._fault
         if fault is None:
@@ -254,7 +254,10 @@ class _Worker:
                 tried = replace(tried, failures=tuple(failures))
             except Exception as error:  # noqa: BLE001 - raised again where the user is
                 fault = error
-        return {"answer": _Answer(tried, fault, _drained(self._records), _name(), usage()).sent()}
+        return {
+            "number": row["number"],
+            "answer": _Answer(tried, fault, _drained(self._records), _name(), usage()).sent(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,8 +332,8 @@ def _source(batches: Batches, folder: str) -> Any:
 
     def read() -> Iterator[Any]:
         os.chdir(folder)
-        for batch in batches:
-            yield pyarrow.table({"batch": [pickle.dumps(batch)]})
+        for number, batch in batches:
+            yield pyarrow.table({"number": [number], "batch": [pickle.dumps(batch)]})
 
     class Source(Datasource):
         supports_distributed_reads = False
