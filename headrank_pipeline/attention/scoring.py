@@ -125,14 +125,10 @@ def token_factors(
                 f"a passage's words; with {name} {plain!r} they are"
             )
     read = attention if content_free is None else calibrated(attention, content_free)
-    weight = np.array(heads.weights or [1.0] * len(read), dtype=np.float64)
-    if rule.heads == "mean":
-        weight = weight / weight.sum()
+    weight = _head_weights(heads.weights, len(read), rule).numpy()
     shares = place_shares(rule, heads, places)
     divisor = np.ones((1, len(passages))) if shares is None else np.atleast_2d(shares)
-    lengths = passages[:, 1] - passages[:, 0]
-    owner = np.repeat(np.arange(len(passages)), lengths)
-    tokens = np.concatenate([np.arange(start, end) for start, end in passages] or [np.arange(0)])
+    tokens, owner, lengths = _tokens_of(passages)
     kept = np.ones((1, len(tokens)))
     if rule.filter_deviations is not None and rule.pools_first:
         values, counted = read.double()[:, tokens], torch.from_numpy(lengths)
@@ -165,9 +161,7 @@ def combined(
         >>> combined(torch.tensor([[0.2, 0.8], [0.8, 0.2]]), ScoringRule(normalise="log")).round(decimals=3).tolist()
         [0.5, 0.5]
     """
-    weight = torch.tensor(weights or [1.0] * len(mass), dtype=mass.dtype, device=mass.device)
-    if rule.heads == "mean" or rule.normalise == "log":
-        weight = weight / weight.sum()
+    weight = _head_weights(weights, len(mass), rule).to(mass)
     if shares is not None and shares.dim() == 2:
         mass = mass / shares.to(mass.dtype)
     if rule.temperature != 1.0:
@@ -232,9 +226,7 @@ def token_scores(
         >>> token_scores(torch.tensor([[0.2, 0.8], [0.4, 0.6]]), None, ScoringRule(heads="sum")).round(3).tolist()
         [0.6, 1.4]
     """
-    weight = torch.tensor(weights or [1.0] * len(attention), dtype=torch.float64, device=attention.device)
-    if rule.heads == "mean":
-        weight = weight / weight.sum()
+    weight = _head_weights(weights, len(attention), rule).to(attention.device)
     scores = weight @ attention.double()
     if content_free is not None:
         shared = min(attention.shape[1], content_free.shape[1])
@@ -259,9 +251,7 @@ def pool_tokens(scores: np.ndarray, passages: np.ndarray, rule: ScoringRule) -> 
         >>> pool_tokens(np.array([9.0, 1.0, 2.0, 4.0]), np.array([[1, 3], [3, 4]]), ScoringRule()).tolist()
         [3.0, 4.0]
     """
-    lengths = passages[:, 1] - passages[:, 0]
-    owner = np.repeat(np.arange(len(passages)), lengths)
-    tokens = np.concatenate([np.arange(start, end) for start, end in passages]) if len(owner) else owner
+    tokens, owner, lengths = _tokens_of(passages)
     values = scores[tokens]
     if rule.filter_deviations is not None:
         values = np.where(_dropped(values, owner, lengths, rule.filter_deviations), 0.0, values)
@@ -288,14 +278,27 @@ def passage_mass(attention: Tensor, passages: np.ndarray, rule: ScoringRule | No
         [[3.0, 4.0]]
     """
     rule = rule or ScoringRule()
-    lengths = torch.from_numpy(passages[:, 1] - passages[:, 0]).to(attention.device)
-    owner = torch.repeat_interleave(torch.arange(len(passages), device=attention.device), lengths)
-    tokens = np.concatenate([np.arange(start, end) for start, end in passages] or [np.arange(0)])
-    values = attention[:, torch.from_numpy(tokens).to(attention.device)]
+    tokens, owner, lengths = (torch.from_numpy(part).to(attention.device) for part in _tokens_of(passages))
+    values = attention[:, tokens]
     shape = (len(attention), len(passages))
     if rule.filter_deviations is not None:
         values = torch.where(_dropped_by_head(values, owner, lengths, rule.filter_deviations), 0.0, values)
     return values.new_zeros(shape).index_add(1, owner, values) / lengths.clamp_min(1) ** rule.length_exponent
+
+
+def _head_weights(weights: Sequence[float] | None, heads: int, rule: ScoringRule) -> Tensor:
+    """Return [H] float64, what each head counts: its weight, or its part of all where heads are averaged."""
+    weight = torch.tensor(weights or [1.0] * heads, dtype=torch.float64)
+    return weight / weight.sum() if rule.heads == "mean" or rule.normalise == "log" else weight
+
+
+def _tokens_of(passages: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the places of all tokens of passages, [n]; which passage each is of, [n]; and [P], how many each has."""
+    lengths = passages[:, 1] - passages[:, 0]
+    owner = np.repeat(np.arange(len(passages)), lengths)
+    # A passage's tokens are its first place, and as many after it as it has.
+    starts = np.repeat(passages[:, 0] - np.cumsum(lengths) + lengths, lengths)
+    return starts + np.arange(len(owner)), owner, lengths
 
 
 def _dropped_by_head(values: Tensor, owner: Tensor, lengths: Tensor, deviations: float) -> Tensor:
