@@ -22,6 +22,7 @@ from evidence.data import LEARNED, learned_lists, split_lists
 from evidence.settings import ALIGNMENT, setting
 
 from headrank_pipeline.attention.model import load
+from headrank_pipeline.attention.model_files import recipe_of
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.learn.lists import GradedList
 from headrank_pipeline.learn.schedule import TrainingConfig, configured
@@ -29,7 +30,6 @@ from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.selection import select_heads
 from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
-from headrank_pipeline.rerank.trained_files import recipe_of
 
 DEPTH = 20  # passages of a held-out list
 

@@ -25,6 +25,7 @@ from evidence.settings import ALIGNMENT
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
+from headrank_pipeline.attention.model_files import recipe_of
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.experiment.evaluate import evaluate
@@ -39,7 +40,6 @@ from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.rerank.systems import headrank
-from headrank_pipeline.rerank.trained_files import recipe_of
 from headrank_pipeline.trec import read_qrels
 
 TAUGHT_PASSAGES = 15  # of a list, for distillation

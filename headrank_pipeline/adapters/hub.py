@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.model_files import HEADS_FILE, RECIPE_FILE, read_recipe
 from headrank_pipeline.comparison.finished import FinishedRun, read_finished
 from headrank_pipeline.files import atomic_writer
 from headrank_pipeline.learn.card import base_model_of, new_metadata
-from headrank_pipeline.rerank.trained_files import HEADS_FILE, RECIPE_FILE, read_recipe
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

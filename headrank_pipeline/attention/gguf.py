@@ -7,7 +7,6 @@ Transformers unpacks the weights and rebuilds configuration and tokenizer. What 
 from __future__ import annotations
 
 import struct
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +15,7 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from headrank_pipeline.pipeline import MissingPrerequisite, require_extra
-
-__all__ = ["gguf_file", "read_config", "read_tokenizer", "weights_of"]
+__all__ = ["read_config", "read_tokenizer", "weights_of"]
 
 _LAYER = {
     f"{part}.weight"
@@ -32,47 +29,6 @@ _FAMILIES = {
 }
 _OUTSIDE = {"token_embd.weight", "output_norm.weight", "output.weight"}
 _ROPE_FACTORS = "rope_freqs.weight"
-
-
-def gguf_file(name: str, revision: str | None = None) -> Path | None:
-    """Return the file that a model's name ending in ``.gguf`` means, or None for other names and for folders.
-
-    Args:
-        name: a path, or ``org/repository/FILE.gguf`` on the Hugging Face hub.
-        revision: on the hub.
-
-    Raises:
-        FileNotFoundError: no such file.
-        MissingPrerequisite: something that reads such files is not installed.
-    """
-    if not name.endswith(".gguf") or Path(name).is_dir():
-        return None
-    _require_readers(name)
-    if Path(name).is_file():
-        return Path(name)
-    owner, *parts = name.split("/")
-    if owner in ("", ".", "..", "~") or len(parts) < 2 or Path(owner).is_dir():
-        raise FileNotFoundError(f"model file {name} does not exist (looked from {Path.cwd()})")
-    from transformers.utils.hub import cached_file
-
-    repository = f"{owner}/{parts[0]}"
-    try:
-        found = cached_file(repository, "/".join(parts[1:]), revision=revision)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"model {name!r} is neither a local GGUF file nor one that the Hugging Face hub gave us (file "
-            f"{'/'.join(parts[1:])} of {repository}): {str(error).splitlines()[0]}"
-        ) from error
-    return Path(str(found))
-
-
-def _require_readers(name: str) -> None:
-    # accelerate is no part of the work, but transformers refuses GGUF files without it.
-    require_extra("gguf", f"model {name}: a GGUF file", "gguf", "accelerate")
-    if find_spec("transformers.integrations.gguf.reader") is None:
-        raise MissingPrerequisite(
-            f"model {name}: a GGUF file needs transformers 5.23 or newer: pip install 'headrank-pipeline[gguf]'"
-        )
 
 
 def read_config(file: Path, name: str) -> Any:

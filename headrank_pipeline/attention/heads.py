@@ -231,9 +231,7 @@ def resolve_heads(heads: HeadSet | str | Path, *, layers: int, heads_per_layer: 
     elif Path(heads).suffix == ".json" or isinstance(heads, Path):
         raise FileNotFoundError(f"head set file {heads} does not exist; select heads first or name a published set")
     elif _HUB_NAME.fullmatch(heads):
-        from headrank_pipeline.attention.hub import hub_heads
-
-        chosen = HeadSet.load(hub_heads(heads))
+        chosen = HeadSet.load(_hub_heads(heads))
     else:
         chosen = published_heads(heads)
     chosen.check(layers=layers, heads=heads_per_layer, model=model)
@@ -250,3 +248,20 @@ def _pair(name: str, head: Sequence[int]) -> tuple[int, int]:
 def _spell(heads: Sequence[tuple[int, int]]) -> str:
     shown = ", ".join(f"{layer}-{head}" for layer, head in heads[:5])
     return shown + (f" and {len(heads) - 5} more" if len(heads) > 5 else "")
+
+
+def _hub_heads(name: str) -> Path:
+    """Return the head set of a repository on the hub, a model's or one of heads alone.
+
+    Raises:
+        FileNotFoundError: no such repository, none with heads, or no network and nothing in the cache.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "heads.json"))
+    except (OSError, ValueError) as error:  # the library's own errors are of these kinds
+        raise FileNotFoundError(
+            f"heads {name!r}: there is no such file, and no heads.json could be had from a repository of this name on "
+            f"the Hugging Face hub ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error

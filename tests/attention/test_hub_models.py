@@ -11,10 +11,10 @@ import pytest
 from tiny_models import tiny_model
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.model_files import HEADS_FILE, RECIPE_FILE, recipe_of
 from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.systems import headrank, icr
-from headrank_pipeline.rerank.trained_files import HEADS_FILE, RECIPE_FILE, recipe_of
 
 NAME = "me/aligned"
 FIRST, SECOND = "1" * 40, "2" * 40

@@ -181,7 +181,7 @@ def test_what_keeps_shards_from_being_one_run_is_named(candidates, judgement, th
     refused("shard 3/3 .*scores.jsonl: expected 7 queries, got 6", first, second, third)
     (third / "scores.jsonl").write_text("".join(lines))
     (tmp_path / "qrels.txt").rename(tmp_path / "moved.txt")
-    refused("no such qrels file any more; name it with --qrels", *three, error=FileNotFoundError)
+    refused("no such qrels file any more; name it with qrels=FILE", *three, error=FileNotFoundError)
     assert merge(out, three, qrels=tmp_path / "moved.txt").judged is not None
     with pytest.raises(FileExistsError, match="is there already"):
         merge(out, three)

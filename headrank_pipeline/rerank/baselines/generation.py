@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from headrank_pipeline.attention.markup import check_vocabulary
 from headrank_pipeline.attention.model import (
     choose_device,
     choose_dtype,
-    load_config,
     load_tokenizer,
     prefer_flash_attention,
     quiet_transformers,
@@ -24,7 +24,7 @@ from headrank_pipeline.attention.model import (
     source_of,
     weights_origin,
 )
-from headrank_pipeline.attention.vocabulary import check_vocabulary
+from headrank_pipeline.attention.model_files import load_config
 from headrank_pipeline.rerank.baselines.decoding import Decoding
 from headrank_pipeline.rerank.named_models import named_model
 
