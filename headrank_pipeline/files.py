@@ -76,8 +76,8 @@ class Input(os.PathLike[str]):
     once only (a pipe, standard input) is kept in a temporary file without a name.
 
     Attributes:
-        name: as it was given, for errors.
-        sha256: of its bytes as they lie on the disk, in hexadecimal.
+        name: name as it was given, for errors.
+        sha256: SHA-256 of its bytes as they lie on the disk, in hexadecimal.
     """
 
     def __init__(self, path: PathLike, purpose: str = "input") -> None:
@@ -460,9 +460,9 @@ def locked_folder(folder: Path, what: str, *, wait: bool = False) -> Iterator[No
     """Make a folder and hold it for this process; a file ``.lock`` stays in it.
 
     Args:
-        folder: to hold.
+        folder: the folder to lock.
         what: is written there, for the error.
-        wait: until another process lets it go, instead of the error.
+        wait: wait until another process lets it go, instead of raising the error.
 
     Raises:
         FileExistsError: it, or a folder above it, is a file.

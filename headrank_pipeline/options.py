@@ -25,7 +25,7 @@ def nearest(
     """Return the end of a message about an unknown name: the known ones that are near, else what there is.
 
     Args:
-        name: as it was given; capitals do not matter.
+        name: the name as it was given; capitals do not matter.
         known: names that there are.
         what: the kind of the names, which are all listed where none is near.
         otherwise: what to say then instead of listing them.

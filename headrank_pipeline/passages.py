@@ -86,7 +86,7 @@ def passage_from_raw(raw: str, docid: str) -> tuple[str | None, str]:
 
     Args:
         raw: what the index stored.
-        docid: for the error.
+        docid: id of the document, for the error.
 
     Raises:
         ValueError: the record of this document, without any of these fields.

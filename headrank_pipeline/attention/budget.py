@@ -45,7 +45,7 @@ def batch_tokens_for(
         budget: a number, or ``auto`` for what the free memory of the device allows.
         config: the truncated model's.
         heads: number of heads read.
-        dtype: of the weights, which are loaded already.
+        dtype: type of the weights, which are loaded already.
         device: where they lie.
         reserved: what a passage cache may still fill of the free memory [bytes].
 
@@ -77,7 +77,7 @@ def bytes_per_token(config: Any, heads: int, dtype: torch.dtype) -> int:
     Args:
         config: hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, num_hidden_layers.
         heads: number of heads read.
-        dtype: of weights and activations.
+        dtype: type of weights and activations.
     """
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     queries, keys = config.num_attention_heads * width, config.num_key_value_heads * width

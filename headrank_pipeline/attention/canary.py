@@ -51,7 +51,7 @@ def shortcuts_to_leave_out(
         model: truncated, as `attention.model.load` returns it.
         heads: the (layer, head) of each of the H rows that `read` returns.
         read: reads prompts with some shortcuts off.
-        name: of the model, for messages.
+        name: name of the model, for messages.
 
     Raises:
         ValueError: a family whose attention the tap does not read right, with what was found.
@@ -90,10 +90,10 @@ def check_isolated(
     """Refuse isolated passages where a family does not read them right; decided once per model.
 
     Args:
-        model: as in `shortcuts_to_leave_out`.
+        model: the same as in `shortcuts_to_leave_out`.
         heads: likewise.
         read: reads a prompt with isolated passages.
-        name: of the model, for messages.
+        name: name of the model, for messages.
 
     Raises:
         ValueError: what was found.
@@ -166,7 +166,7 @@ def own_attention(model: PreTrainedModel, prompts: Sequence[Prompt], *, name: st
         model: any depth.
         prompts: causal ones, padded right and read in one pass, or a single one with isolated passages, whose mask and
             positions isolate them.
-        name: of the model, for messages.
+        name: name of the model, for messages.
 
     Returns:
         One [L, A, R, N] float32 tensor per prompt.

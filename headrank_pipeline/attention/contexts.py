@@ -92,8 +92,8 @@ class _Context:
     Attributes:
         opening: [o] int64 token ids.
         passages: token ids of each passage, in prompt order.
-        order: of `passages` in the keys: by length, then by tokens, so that sums over keys do not depend on the order
-            of candidates even in the last bit.
+        order: order of `passages` in the keys: by length, then by tokens, so that sums over keys do not depend on the
+            order of candidates even in the last bit.
     """
 
     opening: np.ndarray

@@ -35,8 +35,8 @@ def read_config(file: Path, name: str) -> Any:
     """Return the configuration of a GGUF file.
 
     Args:
-        file: to read.
-        name: of the model, for messages.
+        file: the file to read.
+        name: name of the model, for messages.
 
     Raises:
         ValueError: a damaged file, a family that is not read here, or contents that transformers would leave out.

@@ -167,7 +167,7 @@ class HeadSet:
         """Return a SHA-256 over the heads and weights: what decides the scores, whatever the set is called.
 
         Args:
-            places: over the place curves, too: they decide where a rule divides by them.
+            places: include the place curves, which decide where a rule divides by them.
         """
         parts: list[Any] = [self.heads, self.weights]
         if places and self.places is not None:

@@ -165,9 +165,9 @@ def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTok
     Control tokens beyond them that no prompt contains are common (a padding token that somebody added) and harmless.
 
     Args:
-        name: of the model, for the message.
+        name: name of the model, for the message.
         model: loaded.
-        tokenizer: that lies beside it.
+        tokenizer: the tokenizer that lies beside it.
 
     Raises:
         ValueError: tokens that prompts may contain have no embedding.

@@ -165,7 +165,7 @@ def load(
         heads: what `resolve_heads` takes.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
-        revision: of a Hugging Face model.
+        revision: branch, tag or commit of a Hugging Face model.
 
     Raises:
         FileNotFoundError: no such folder, file or model, or one without weights or tokenizer.

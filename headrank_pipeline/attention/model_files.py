@@ -92,7 +92,7 @@ def gguf_file(name: str, revision: str | None = None) -> Path | None:
 
     Args:
         name: a path, or ``org/repository/FILE.gguf`` on the Hugging Face hub.
-        revision: on the hub.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         FileNotFoundError: no such file.

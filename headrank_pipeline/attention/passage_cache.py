@@ -65,8 +65,8 @@ class PassageCache:
 
     Args:
         folder: made where it is missing; None: memory only.
-        memory_bytes: of the entries held in memory, on the reader's device. 0: none.
-        folder_bytes: of the files in the folder; those that were not used for longest go first. Each process that
+        memory_bytes: size of the entries held in memory, on the reader's device; 0 holds none.
+        folder_bytes: size of the files in the folder; those that were not used for longest go first. Each process that
             writes may exceed it by a sixteenth for a while.
 
     Raises:
@@ -158,7 +158,7 @@ def entry_name(identity: Mapping[str, Any], opening: np.ndarray, passage: np.nda
     """Return the name of a passage's entry: a SHA-256 over everything that its keys depend on.
 
     Args:
-        identity: of the model as it runs, JSON-ready.
+        identity: what identifies the model as it runs, JSON-ready.
         opening: [o] int64 token ids; they stand for chat markup, opening words and separator.
         passage: [n] int64 token ids, label, title and separator included.
     """

@@ -171,7 +171,7 @@ class AttentionReader:
 
         Args:
             pairs: (prompt, the same passages asked a content-free query).
-            support: as in `read`.
+            support: the same as in `read`.
 
         Returns:
             One pair of [H, N] float32 tensors per pair of prompts.
@@ -187,7 +187,7 @@ class AttentionReader:
         Args:
             lists: one prompt each, or two as in `read_calibrated`. They are read in their order, neighbours together:
                 give the longest first.
-            support: as in `read`.
+            support: the same as in `read`.
 
         Yields:
             One [H, N] float32 tensor per prompt of a list, in the order of `lists`.

@@ -196,7 +196,7 @@ def check_finite(values: Tensor, heads: Sequence[tuple[int, int]], qid: str) -> 
     Args:
         values: [H, N] attention of tokens, or [H, P] of passages.
         heads: [H], (layer, head).
-        qid: of the query.
+        qid: id of the query.
     """
     finite = torch.isfinite(values).all(1)
     if not finite.all():

@@ -140,7 +140,7 @@ class RunRequest:
         local: files of one collection, as they were named.
         stage: the first stage in place of the benchmark's.
         output: run directory, or the folder of several.
-        system: of the reranker; with `model` it names runs that are not named otherwise.
+        system: system of the reranker; with `model` it names runs that are not named otherwise.
         depth: candidates that are reranked, or None for each benchmark's own.
         flags: those of the call that each benchmark's own command repeats.
     """

@@ -76,7 +76,7 @@ def middle_zone(
         zone: which places and final ranks.
         relevance_level: lowest relevant grade.
         judged_only: leave unjudged passages out instead of counting them as irrelevant.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         Columns ``system, queries``, then for ``relevant`` and ``irrelevant`` each ``NAME`` (passages in the zone),

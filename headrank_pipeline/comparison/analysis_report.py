@@ -50,8 +50,8 @@ class Options:
         candidates: texts, where the runs do not find theirs.
         measure: the quality shown with order, length and scatter.
         relevance_level: lowest relevant grade; None for that of the first run's evaluation.
-        baseline: of the scatter.
-        seed: of bootstraps.
+        baseline: run that the scatter compares with.
+        seed: seed of the bootstraps.
         heads_table: per-head table of the head map; None for those beside the head sets that the runs read.
         head_measure: column of that table.
     """

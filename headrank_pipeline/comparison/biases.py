@@ -139,7 +139,7 @@ def length_bias(
         words: lengths are counted up to here, as CoRe cuts passages (titles do not count).
         measure: quality on the kept queries.
         relevance_level: lowest relevant grade.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         Columns ``system, queries`` (kept), ``judged``, MEASURE, ``gold_above_longest``, ``length_correlation,

@@ -61,10 +61,10 @@ class Picture:
     """A figure with what made it.
 
     Args:
-        name: of its file, without ending.
+        name: name of its file, without the ending.
         title: what it shows.
         caption: how to read it, which systems and files it is drawn from, and the command.
-        png: without the caption, for a page that writes the caption itself.
+        png: the picture without the caption, for a page that writes the caption itself.
         captioned_png: the same with the caption below, for a file that travels alone.
     """
 
@@ -84,7 +84,7 @@ def draw(name: str, title: str, caption: str, size: tuple[float, float], content
     """Return a picture.
 
     Args:
-        name: of its file, without ending.
+        name: name of its file, without the ending.
         title: what it shows.
         caption: see `Picture`.
         size: width and height in inches, without the caption.

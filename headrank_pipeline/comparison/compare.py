@@ -88,9 +88,9 @@ def compare(
         runs: run directories.
         qrels: judgments; None for those that the runs were evaluated with.
         baseline: ``first stage`` (also ``bm25``), a run directory, a system's name or a run's tag.
-        measures: as in `evaluate`; empty for those of the first run's evaluation.
+        measures: the same as in `evaluate`; empty for those of the first run's evaluation.
         relevance_level: lowest relevant grade for binary measures; None for that of the first run's evaluation.
-        seed: of bootstrap and randomisation test.
+        seed: seed of the bootstrap and the randomisation test.
         allow_different: fields of `comparable.FIELDS` in which the runs may differ.
 
     Raises:

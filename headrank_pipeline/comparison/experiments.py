@@ -75,13 +75,13 @@ def run_experiment(
     Args:
         systems: name -> a pipeline (``bm25(index) % 100 >> headrank(model)``), a TREC run file's path, or rankings.
         topics: queries, ``{qid: text}``, or whatever a pipeline's ``retrieve`` takes.
-        qrels: as in `evaluate`. A query of them that a system did not answer counts 0.
-        measures: as in `evaluate`.
+        qrels: the same as in `evaluate`. A judged query that a system did not answer counts 0.
+        measures: the same as in `evaluate`.
         baseline: the system that the others are tested against; None for the first.
         output: folder that keeps each pipeline's rankings (``NAME.jsonl``). The same call goes on where it was stopped,
             query by query. None keeps nothing.
         relevance_level: lowest relevant grade for binary measures.
-        seed: of bootstrap and randomisation test.
+        seed: seed of the bootstrap and the randomisation test.
 
     Raises:
         ValueError: no systems, an unknown baseline, a name that makes no file name, topics or a pipeline that are not

@@ -36,7 +36,7 @@ def explanation_html(explanation: Explanation, *, docids: Sequence[str] = (), co
     """Return the page.
 
     Args:
-        explanation: of one list.
+        explanation: explanation of one list.
         docids: the passages whose text is shown; all of them where none is named. Charts show the whole list.
         command: the command line, for the foot of the page.
     """

@@ -30,7 +30,7 @@ def rank_biased_overlap(one: Sequence[str], other: Sequence[str], persistence: f
 
     Args:
         one: best first.
-        other: as many docids.
+        other: the same number of docids.
         persistence: chance that a reader goes on to the next rank; 0.9 puts 86% of the weight on the first 10.
 
     Examples:

@@ -29,8 +29,8 @@ class Section:
     Args:
         title: its heading.
         text: a paragraph below it.
-        tables: in order.
-        pictures: after the tables.
+        tables: tables, in order.
+        pictures: pictures, which follow the tables.
     """
 
     title: str
@@ -49,7 +49,7 @@ def html_page(
         summary: the line below it.
         facts: name and value of what all of it rests on (depth, judgments, command).
         notes: warnings, shown before everything else.
-        sections: in order.
+        sections: sections, in order.
     """
     style, script = (
         (files("headrank_pipeline") / "resources" / "report" / name).read_text(encoding="utf-8")

@@ -76,7 +76,7 @@ def paired_tests(systems: Values, baseline: Values, *, seed: int = 0) -> list[Pa
     Args:
         systems: [Q, S], one row per query, one column per system.
         baseline: [Q], the same queries in the same order.
-        seed: of the bootstrap and of the randomisation test.
+        seed: seed of the bootstrap and the randomisation test.
 
     Raises:
         ValueError: other queries than the baseline's, or none.
@@ -188,7 +188,7 @@ def bootstrap_means(values: Values, *, seed: int = 0, resamples: int = RESAMPLES
 
     Args:
         values: one row per query, one column per system; queries are drawn with replacement, seeded.
-        seed: of the draws.
+        seed: seed of the draws.
         resamples: how often all queries are drawn.
     """
     sums = np.concatenate([drawn @ values for drawn in _redrawn(len(values), seed, resamples)])
@@ -202,7 +202,7 @@ def bootstrap_ratio(parts: Values, wholes: Values, *, seed: int = 0, resamples: 
     Args:
         parts: one value per query.
         wholes: one value per query; where all are 0 the bounds are nan.
-        seed: of the draws.
+        seed: seed of the draws.
         resamples: how often all queries are drawn.
     """
     if not wholes.any():

@@ -69,7 +69,7 @@ class Table:
 
     Args:
         title: what it shows.
-        columns: from left to right; the first one names the row.
+        columns: columns from left to right; the first one names the row.
         rows: one cell per column.
         note: how to read it.
     """

@@ -99,8 +99,8 @@ class Reference(_Strict):
     """A published first-stage score.
 
     Args:
-        measure: as in `evaluate`.
-        value: to four decimals, as published.
+        measure: a measure as `evaluate` takes it.
+        value: the score to four decimals, as published.
         source: repository, file and entry where it stands.
     """
 
@@ -235,8 +235,8 @@ def benchmark_of_files(name: str, *, depth: int = 100) -> Benchmark:
     """Return a benchmark that names no collection: everything comes from the files that are given with it.
 
     Args:
-        name: of the benchmark, made fit for a folder.
-        depth: as in `benchmark_of_dataset`.
+        name: name of the benchmark; it is made fit for a folder.
+        depth: the same as in `benchmark_of_dataset`.
 
     Examples:
         >>> benchmark_of_files("My Corpus").name

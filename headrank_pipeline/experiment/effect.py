@@ -40,7 +40,7 @@ class Effect:
 
         Args:
             candidates: docids in first-stage order, as far as they were reranked.
-            entry: of the same docids.
+            entry: journal entry of the same docids.
         """
         if len(candidates) < 2:
             return

@@ -68,7 +68,7 @@ class Measure:
     """A measure as written and as trec_eval computes it.
 
     Args:
-        name: as the user wrote it.
+        name: the name as the user wrote it.
         trec_name: what pytrec_eval calls it in its results, for example ``ndcg_cut_10``; empty where it has none, and
             ir_measures computes it.
         rank_limit: last rank at which a relevant passage counts for the reciprocal rank (trec_eval has none).

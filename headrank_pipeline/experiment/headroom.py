@@ -77,7 +77,7 @@ def headroom(
     Args:
         first_stage: qid -> candidates, best first.
         grades: qid -> docid -> grade.
-        evaluation: of the first stage, against these grades.
+        evaluation: evaluation of the first stage, against these grades.
         depth: candidates that are reranked.
     """
     measures, level = list(evaluation.means), evaluation.relevance_level

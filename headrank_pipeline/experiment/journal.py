@@ -61,7 +61,7 @@ class Entry:
         """Return the JSON line, with its end; floats are written so that they read back exactly.
 
         Args:
-            key: of the run, as `journal_key` gives it.
+            key: key of the run, as `journal_key` gives it.
         """
         record: dict[str, Any]
         if self.error is not None:
@@ -82,9 +82,9 @@ class Entry:
         """Return the entry that a line holds.
 
         Args:
-            line: without or with its end.
+            line: a line, without or with its end.
             where: "file:line", for the error.
-            key: of the run, as `journal_key` gives it.
+            key: key of the run, as `journal_key` gives it.
 
         Raises:
             ValueError: not an entry, or not as this run wrote it; names file and line.
@@ -150,7 +150,7 @@ def rekeyed_lines(path: Path, key: str, new_key: str) -> dict[str, str]:
     """Return qid -> the line that holds, with its end, as a run with another key would have written it.
 
     Raises:
-        ValueError: as `read_journal` does.
+        ValueError: what `read_journal` refuses.
     """
     found: dict[str, str] = {}
     with path.open("rb") as file:
@@ -195,7 +195,7 @@ class Journal:
 
     Args:
         path: scores.jsonl; made when it is missing.
-        key: of the run, as `journal_key` gives it.
+        key: key of the run, as `journal_key` gives it.
 
     Raises:
         ValueError: a damaged line before the last one, or a line that another run wrote.

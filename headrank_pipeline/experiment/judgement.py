@@ -27,7 +27,7 @@ class Judgement:
 
     Args:
         qrels: judgments: a file, a pipe, or ``-``; opened, digested and read here, and never again.
-        measures: as in `evaluate`.
+        measures: the same as in `evaluate`.
         relevance_level: lowest grade that counts as relevant for binary measures.
         references: published first-stage scores to check.
 

@@ -28,7 +28,7 @@ class Reproduction:
     Args:
         verdict: ``equal`` runs are the same bytes; ``near`` ones rank the same queries with every measure within
             0.0005; everything else is ``different``.
-        queries: in the first run.
+        queries: number of queries in the first run.
         reordered: qids whose candidates come in another order, or that only one of the runs has.
         means: measure -> (first, again).
         configuration: (key, first, again) of what determines a ranking; empty where both runs were given the same.

@@ -110,7 +110,7 @@ class Outcome:
 
     Args:
         directory: where its files lie.
-        manifest: as written.
+        manifest: the manifest as it was written.
         judged: evaluations, where the plan had a judgement.
     """
 
@@ -348,7 +348,7 @@ def _checked_lists(plan: RunPlan, rankings: Callable[[], Iterator[Ranking]]) -> 
 
 
 def _digest(ranking: Ranking) -> bytes:
-    """Of everything that a reranker sees."""
+    """Digest everything that a reranker sees."""
     found = hashlib.blake2b(repr(ranking.query).encode(), digest_size=16)
     for candidate in ranking.candidates:
         found.update(repr(candidate).encode())
@@ -504,7 +504,7 @@ def totals_of(journal: Journal, queries: int, without_candidates: Sequence[str])
     """Return the counts and times of a whole run.
 
     Args:
-        journal: of every query that was tried.
+        journal: journal of every query that was tried.
         queries: how many there are.
         without_candidates: qids.
     """

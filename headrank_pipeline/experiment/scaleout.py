@@ -194,7 +194,7 @@ class _WorkerSetup:
     Args:
         build: makes it.
         folder: where the user called; paths in `build` mean what they mean there.
-        level: of the package's log.
+        level: level of the package's log.
         description: what the reranker must say of itself, or None where that is not known yet.
     """
 

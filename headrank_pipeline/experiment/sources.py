@@ -82,7 +82,7 @@ class Need:
             be had from anywhere that is known.
         size: bytes to download, None where nothing is to be downloaded or the size is not known.
         place: the file or folder, or the address that it comes from.
-        md5: of the download, as its owner states it.
+        md5: MD5 of the download, as its owner states it.
     """
 
     what: str

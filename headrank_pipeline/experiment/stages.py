@@ -35,12 +35,12 @@ class FirstStageOptions:
 
     Args:
         method: ``fusion`` joins the benchmark's BM25 and a dense index by reciprocal ranks.
-        dense_index: with fusion: folder or name of the dense index.
-        encoder: of queries, for dense, impact and fusion; with a corpus also of passages.
+        dense_index: folder or name of the dense index, for fusion.
+        encoder: encoder of queries, for dense, impact and fusion; with a corpus it encodes passages, too.
         texts: where passages come from when the index stores none.
-        language: of BM25's analyzer; None: that of the index, English for one that is built.
+        language: language of BM25's analyzer; None takes the index's, or English for an index that is built.
         rrf_k: the constant of the fusion.
-        threads: of the search; changes no ranking.
+        threads: search threads; they change no ranking.
     """
 
     method: Literal["bm25", "dense", "impact", "fusion"] = "bm25"
@@ -109,8 +109,8 @@ class Workspace:
     """What a first stage is, apart from its indexes.
 
     Args:
-        stage: of the benchmark.
-        choice: of the user.
+        stage: first stage that the benchmark defines.
+        choice: what the user chose in its place.
         directory: where an index that has to be built goes.
         exclude: docids to leave out, per qid.
     """
@@ -155,7 +155,7 @@ def first_stage_supply(setting: Workspace, indexes: Sequence[Located], queries: 
 
     Args:
         setting: the first stage.
-        indexes: of fusion BM25's and the dense one, else the one.
+        indexes: BM25's and the dense one for fusion, else the one index.
         queries: what it is asked.
 
     Raises:

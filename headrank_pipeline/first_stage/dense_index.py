@@ -55,7 +55,7 @@ def build_dense_index(
     Args:
         corpus: BEIR or ``{id, contents}`` JSONL, or TSV; plain or gzip, a file, a pipe or ``-``.
         output: the folder to make.
-        encoder: for the passages.
+        encoder: encoder of the passages.
         kind: ``flat`` searches exactly; ``hnsw`` is faster on large corpora and misses some; ``lucene-hnsw`` is
             Lucene's, in Anserini's format, for vectors of length 1.
         overwrite: replace an index that is there already.

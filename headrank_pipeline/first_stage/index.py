@@ -65,7 +65,7 @@ class IndexSummary:
         docs: documents in the index.
         empty_docs: passages of the corpus with neither title nor text; Lucene holds nothing for them.
         seconds: wall time of the whole build.
-        corpus_sha256: of the corpus file as it lies on the disk.
+        corpus_sha256: SHA-256 of the corpus file as it lies on the disk.
     """
 
     path: Path
@@ -93,7 +93,7 @@ def build_index(
     Args:
         corpus: BEIR or ``{id, contents}`` JSONL, or TSV; plain or gzip, a file, a pipe or ``-``.
         output: the folder to make.
-        threads: of the indexer; with 1 the documents are numbered in the order of the corpus.
+        threads: threads of the indexer; with 1 the documents are numbered in the order of the corpus.
         multifield: keep the title in a field of its own.
         language: whose words the analyzer splits and stems ("de", "zh"); `bm25` searches the index with the same one.
         overwrite: replace an index that is there already.
@@ -197,7 +197,7 @@ def run_indexer(command: list[str], expected: int) -> None:
     """Run one of Anserini's indexers and check its own count; it returns 0 after a wrong option or a failed thread.
 
     Args:
-        command: of a Java process.
+        command: command of a Java process.
         expected: documents that must be in the index afterwards.
 
     Raises:

@@ -45,8 +45,8 @@ def bm25(
         hits: candidates per query.
         threads: queries searched at once.
         fields: field boosts of a multifield index, ``{"contents": 1.0, "title": 1.0}``; default is ``contents`` alone.
-        language: of the analyzer ("de", "zh"). None: the one that `build_index` noted; English for all other indexes,
-            Pyserini's prebuilt ones included, which do not say what they were built for.
+        language: language of the analyzer ("de", "zh"). None takes what `build_index` noted, and English for all other
+            indexes, Pyserini's prebuilt ones included, which do not say what they were built for.
         remove_query: leave out the document whose docid is the qid (ArguAna, Quora). Pyserini itself never does.
         exclude: docids to leave out, per qid (BRIGHT).
 

@@ -46,11 +46,11 @@ def write_lucene_vectors(
     """Index vectors with Anserini; `folder` must not be there yet.
 
     Args:
-        folder: of the index.
+        folder: folder of the index.
         docids: one per vector.
         shards: [N, D] float32 each, in the order of `docids`; every vector of length 1.
         scratch: an empty folder for the vectors as JSON, about 10 bytes per number.
-        threads: of the indexer; with 1 equal vectors give equal graphs.
+        threads: threads of the indexer; with 1 equal vectors give equal graphs.
 
     Raises:
         MissingPrerequisite: no Java 21, or no pyserini.
@@ -80,7 +80,7 @@ class LuceneVectors:
     """An open index with the face of Pyserini's FaissSearcher; the JVM must run.
 
     Args:
-        folder: of the index.
+        folder: folder of the index.
         ef_search: breadth of a search; None for Pyserini's 100.
 
     Raises:

@@ -40,9 +40,10 @@ def impact(
 
     Args:
         index: a folder with a Lucene impact index, or the name of a prebuilt one ("beir-v1.0.0-scifact.splade-v3").
-        encoder: of queries: a folder or Hugging Face name with unicoil, splade or slim in it; a JSONL file of weighted
-            queries (``contents``, ``vector``); ``onnx:`` and one of Anserini's names ("onnx:SpladeV3"), which runs in
-            Java; None takes the words of the query as they stand. Words that every document has are left out.
+        encoder: encoder of queries: a folder or Hugging Face name with unicoil, splade or slim in it; a JSONL file of
+            weighted queries (``contents``, ``vector``); or ``onnx:`` and one of Anserini's names ("onnx:SpladeV3"),
+            which runs in Java. None takes the words of the query as they stand. Words that every document has are left
+            out.
         texts: where passages come from, see `passage_lookup`.
         hits: candidates per query.
         threads: queries searched at once.

@@ -53,12 +53,12 @@ def dense(
     Args:
         index: a folder of FAISS (``index`` and ``docid``) or of Lucene HNSW, as `build_dense_index`, Pyserini and
             Anserini make them, or the name of a prebuilt one.
-        encoder: for the queries; default is the one that the folder was built with, or that Pyserini's reproductions
+        encoder: encoder of queries; default is the one that the folder was built with, or that Pyserini's reproductions
             use with a prebuilt index (BGE, Contriever).
         texts: where passages come from (see `passage_lookup`); default is what `build_dense_index` stored in the
             folder, or the Lucene index that Pyserini names for a prebuilt one.
         hits: candidates per query.
-        threads: of FAISS; Lucene answers one query after the other.
+        threads: search threads of FAISS; Lucene answers one query after the other.
         ef_search: breadth of the search in an HNSW index, at least `hits`; default is the index's own, or 100 for
             Lucene's.
         remove_query: leave out the document whose docid is the qid.

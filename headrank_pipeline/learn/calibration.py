@@ -46,7 +46,7 @@ class Bin:
 
     Attributes:
         probability: their mean.
-        share: of them that came true.
+        share: share of them that came true.
         count: how many.
     """
 

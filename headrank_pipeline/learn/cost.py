@@ -15,9 +15,9 @@ class TruncationCost:
     Attributes:
         depth: layers kept.
         layers: layers of the whole model.
-        tokens: of the prompt.
+        tokens: length of the prompt.
         flops: floating-point operations of the truncated pass.
-        whole: of a pass through all layers, without a language-model head.
+        whole: operations of a pass through all layers, without a language-model head.
     """
 
     depth: int
@@ -42,10 +42,10 @@ def truncation_cost(config: Any, *, layers: int, depth: int, tokens: int) -> Tru
     of the deepest layer only q, k and v are computed. The few rows that are read add nothing that counts.
 
     Args:
-        config: of the model (Qwen3, Qwen2, Llama: hidden_size, num_attention_heads, …).
-        layers: of the whole model.
+        config: configuration of the model (Qwen3, Qwen2, Llama: hidden_size, num_attention_heads, …).
+        layers: number of layers of the whole model.
         depth: layers kept.
-        tokens: of the prompt, N.
+        tokens: length of the prompt, N.
 
     Examples:
         >>> from types import SimpleNamespace

@@ -34,7 +34,7 @@ class HeadTable:
 
     Attributes:
         heads: (layer, head), layer by layer.
-        layers: of the whole model.
+        layers: number of layers of the whole model.
         values: measure -> [H] float64, its mean over the lists it is defined on; NaN where there was none.
         layer_ndcg: [L] float64, nDCG@10 of the sum of each layer's heads.
         constant: [H], on how many lists a head gave all passages the same score.
@@ -87,7 +87,7 @@ def measure_heads(
     """Return the measures of every head that the scorer's reader reads, in one forward pass per list.
 
     Args:
-        scorer: over a reader of all heads (``load(model, "all")``).
+        scorer: scorer whose reader reads all heads (``load(model, "all")``).
         lists: graded lists; those that order nothing are counted and left out.
         config: order, list size, temperature, relevance level.
         on_list: called with the number of lists done.

@@ -102,7 +102,7 @@ class ListCounts:
     Attributes:
         written: lists written.
         passages: passages in them.
-        judged: of these, how many the qrels judge.
+        judged: number of these that the qrels judge.
         added: judged passages that the first stage had missed and the corpus supplied.
         dropped: unjudged passages left out.
         without_judgements: queries with candidates but without qrels, left out.
@@ -339,7 +339,7 @@ def sublist(graded: GradedList, size: int | None, *, seed: int, epoch: int = 0, 
     Args:
         graded: the whole list.
         size: passages to keep; None, or more than there are, keeps all of them.
-        seed: of the experiment.
+        seed: seed of the experiment.
         epoch: counts passes over the data.
         draw: counts the lists drawn from the same list in one epoch.
 

@@ -53,14 +53,15 @@ def set_movable(
     Phi-4), that matrix moves, v with it.
 
     Args:
-        model: as `attention.model.load` returns it; LoRA modules are put into it, `fold_lora` takes them out again.
+        model: a model as `attention.model.load` returns it; LoRA modules are put into it, and `fold_lora` takes them
+            out again.
         moves: ``lora`` on q and k, ``lora-all`` on every projection that scores depend on, ``qk`` (the projections and
             norms of q and k, whole) of every layer, ``heads``: the same of the layers in `read` only, so that nothing
             is kept of the layers below the lowest of them, or ``all`` weights that scores depend on.
         read: layers whose heads are read, from 0; None for the deepest one.
         lora_rank: rank of the low-rank updates.
         lora_alpha: their scale is alpha / rank.
-        lora_dropout: on their input, while training.
+        lora_dropout: dropout on their input, while training.
 
     Raises:
         MissingPrerequisite: LoRA without peft.

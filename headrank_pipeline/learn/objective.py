@@ -22,7 +22,7 @@ class ListLoss:
         main: value of the loss without regulariser.
         regulariser: value of the regulariser, before its weight.
         pairs: preference pairs used.
-        violations: of these, how many the present scores order wrongly.
+        violations: number of these that the present scores order wrongly.
     """
 
     loss: Tensor
@@ -48,7 +48,7 @@ def list_loss(
         scores: [P] as the rule gives them, in the order of the prompt or its reverse.
         grades: [P] int64.
         teacher: [P], for distillation.
-        seed: of the random pairs.
+        seed: seed of the random pairs.
         texts: [P] int64, equal where passages are: these are never paired.
 
     Raises:

@@ -94,7 +94,7 @@ class PlaceSums:
 
     Args:
         heads: how many there are.
-        points: of the curves.
+        points: points of the curves.
     """
 
     heads: int

@@ -65,7 +65,7 @@ def preference_pairs(
             has (3 with 1 where it has no 2), ``any`` all that differ.
         hard: keep the pairs with the smallest score difference: violations, the worst first, then the narrowest.
             Otherwise a random choice.
-        generator: for the random choice; None uses seed 0.
+        generator: generator of the random choice; None uses seed 0.
         texts: [P] int64, equal where passages are; these are never paired, whatever their grades. None: all differ.
 
     Returns:
@@ -236,8 +236,8 @@ def distillation_loss(
     Args:
         logs: [P] log-scores.
         teacher: [P] scores of another model (cosines, say).
-        teacher_temperature: of the target.
-        score_temperature: of the scores.
+        teacher_temperature: temperature of the target.
+        score_temperature: temperature of the scores.
 
     Examples:
         >>> round(float(distillation_loss(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.07, 0.0]))), 4)

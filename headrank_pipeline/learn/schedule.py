@@ -29,20 +29,20 @@ class TrainingConfig:
             ``all`` weights up to the deepest head.
         lora_rank: rank of the updates.
         lora_alpha: their scale is alpha / rank.
-        lora_dropout: on their input.
+        lora_dropout: dropout on their input.
         learning_rate: peak, of AdamW.
         embedding_factor: the token embeddings' rate is that times this (they move only with ``all``).
-        weight_decay: of AdamW.
-        betas: of AdamW.
+        weight_decay: AdamW's weight decay.
+        betas: AdamW's betas.
         warmup: share of the steps in which the rate rises linearly to the peak.
         decay: what it does afterwards; cosine and linear end at 0.
         epochs: passes over the lists.
         max_steps: end there even if the epochs are not over; None for no limit.
         lists_per_step: lists whose gradients are summed for one step.
-        lists_per_pass: of these, how many share a forward pass; more fill a GPU better and need more memory.
+        lists_per_pass: number of these that share a forward pass; more fill a GPU better and need more memory.
         list_size: passages drawn from each list; None for whole lists.
         draws: lists drawn from each list per epoch.
-        order: of the passages: ``random``, new in each epoch, ``given`` or ``reversed``.
+        order: order of the passages: ``random``, new in each epoch, ``given`` or ``reversed``.
         clip: largest norm of the gradient; None for no clipping.
         averaging: decay of a running mean of the weights, which starts with the weights training starts with, and is
             what dev lists are scored with and what is kept; None: the weights themselves.
@@ -52,7 +52,7 @@ class TrainingConfig:
         precision: ``auto`` is bfloat16 autocast on a GPU and float32 on a CPU.
         checkpoint_activations: recompute activations in the backward pass: less memory, about a third more time.
         max_prompt_tokens: budget of a prompt; None for all positions of the model.
-        seed: of everything drawn at random.
+        seed: seed of everything that is drawn at random.
     """
 
     objective: Objective = field(default_factory=Objective)
@@ -117,7 +117,7 @@ def configured(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingCo
     """Return the configuration with some settings changed; ``objective.beta`` names one of the objective.
 
     Args:
-        config: to start from.
+        config: configuration to start from.
         changes: name -> JSON value.
 
     Raises:

@@ -90,9 +90,9 @@ def choose_heads(
     Equal scores go to the lower layer, then to the lower head. Constant heads are never chosen.
 
     Args:
-        table: of `measure_heads`.
+        table: table that `measure_heads` returned.
         config: criterion, number of heads, lambda, depth cap, window.
-        name: of the set; None for criterion and number.
+        name: name of the set; None takes criterion and number.
         provenance: model, revision and data, for the set; ``model`` and ``revision`` become its own fields.
 
     Raises:
@@ -197,7 +197,7 @@ def select_heads(
         reading: prompt template and rule, for example `attention.recipe.HEADRANK`.
         lists: graded lists; never those of a test set.
         config: criterion and the rest.
-        origin: of the lists (file and checksum), for the set's provenance.
+        origin: where the lists come from (file and checksum), for the set's provenance.
         on_list: called with the number of lists done.
 
     Raises:

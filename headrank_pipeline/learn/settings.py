@@ -29,17 +29,17 @@ class Objective:
         kind: ``preference`` (pairs and regulariser, METHOD 1.4), ``group-contrastive`` (QRRanker), ``listwise``
             (softmax cross-entropy) or ``distillation`` (towards the lists' teacher scores).
         beta: steepness of the pair loss.
-        margins: of pairs whose better passage has grade 1, 2, …; empty for none.
+        margins: margins of pairs whose better passage has grade 1, 2, …; empty for none.
         pairs: kept per list.
         steps: ``one`` grade apart, neighbours among the grades present, or ``any`` two grades (ablation).
         hard: hardest pairs first; False draws them at random (ablation).
         regulariser: towards the grades' distribution, for variance, or none (ablation).
-        weight: of the regulariser.
+        weight: weight of the regulariser.
         zone: where it applies: the ``middle`` half of the context, or ``all`` of it.
-        grade_temperature: of the target that grades shape.
-        score_temperature: of the scores' softmax, in the regulariser, the listwise loss and distillation.
-        teacher_temperature: of the teacher's softmax.
-        scale: of the group-contrastive loss.
+        grade_temperature: temperature of the target that grades shape.
+        score_temperature: temperature of the scores' softmax, in the regulariser, the listwise loss and distillation.
+        teacher_temperature: temperature of the teacher's softmax.
+        scale: scale of the group-contrastive loss.
         relevance_level: lowest grade of a positive there.
     """
 
@@ -76,7 +76,7 @@ class SelectionConfig:
             z(log flatness), subtracted from the criterion's score, which is made a z-score for that.
         depth_cap: largest share of the model's layers that may be kept, or None.
         window: layers of the layer window (Selective-ICR: 4).
-        temperature: that of CoRe's contrastive score.
+        temperature: temperature of CoRe's contrastive score.
         relevance_level: lowest grade that counts as relevant for QRScore and CoRe.
         order: how passages are arranged; ``random``, or a head that looks at the first ones is taken for a good one.
         list_size: passages drawn from each list, or None for whole lists.

@@ -84,7 +84,7 @@ class TrainingReport:
         steps: taken so far.
         best_step: whose weights the model now has (0: those it started with), or the last one without dev lists.
         dev_before: mean dev nDCG@10 before the first step, or None without dev lists.
-        dev_best: that of the best step.
+        dev_best: the score of the best step.
         directory: log, checkpoint and best weights.
     """
 

@@ -178,7 +178,7 @@ class AttentionReranker(Reranker):
         """Return which words of each passage the heads looked at: sums of words are the scores that `rerank` gives.
 
         Args:
-            ranking: as it is given to `rerank`, not as it comes back: passages see those before them.
+            ranking: a ranking as it is given to `rerank`, not as it comes back: passages see those before them.
             by_query_word: tell for each word of the query apart what it looked at; one prompt more for each.
 
         Raises:

@@ -66,12 +66,12 @@ class Calibration:
     """Two logistic regressions over `Lifts`, each (intercept, weight of the lift, weight of the list's mean).
 
     Args:
-        passage: of the probability that a passage is relevant; its second number is above 0, so that probabilities keep
-            the order of the scores.
-        nothing: of the probability that no passage of the list is relevant.
+        passage: coefficients of the probability that a passage is relevant; the second one is above 0, so that
+            probabilities keep the order of the scores.
+        nothing: coefficients of the probability that no passage of the list is relevant.
         relevance_level: lowest grade that counted as relevant.
         reading: what the numbers belong to, as `reading_of` gives it.
-        fitted: on what, for the record.
+        fitted: what it was fitted on, for the record.
 
     Raises:
         ValueError: not three finite numbers each, or passages whose probability falls with their score.

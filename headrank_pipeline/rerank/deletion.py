@@ -24,8 +24,8 @@ class Deletion:
 
     Args:
         docid: the passage.
-        top: without the words with the largest contributions.
-        random: without other words, drawn at random.
+        top: result without the words with the largest contributions.
+        random: result without other words, drawn at random.
     """
 
     docid: str
@@ -38,9 +38,9 @@ def deletion_test(reranker: AttentionReranker, ranking: Ranking, words: int, *, 
 
     Args:
         reranker: reads the list once for the explanation and twice per passage.
-        ranking: as for `AttentionReranker.explain`.
+        ranking: the same as for `AttentionReranker.explain`.
         words: how many to delete.
-        seed: of the draws, together with qid and docid.
+        seed: seed of the draws, together with qid and docid.
 
     Raises:
         ValueError: what `AttentionReranker.explain` refuses, or scores that are all 0.

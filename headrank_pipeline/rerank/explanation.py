@@ -57,11 +57,11 @@ class ExplainedPassage:
 
     Args:
         docid: which one.
-        rank: after reranking, from 1.
-        place: in the prompt, from 1.
-        text: as it stands in the prompt, cut where it had to be.
-        score: as the reranker gives it: the sum of its words', and of its heads'.
-        words: in the order of the text, label and title included where the system reads them.
+        rank: rank after reranking, from 1.
+        place: place in the prompt, from 1.
+        text: text as it stands in the prompt, cut where it had to be.
+        score: the reranker's score, which is the sum of its words' and of its heads'.
+        words: words in the order of the text, label and title included where the system reads them.
         heads: [H], what each of `Explanation.heads` adds.
     """
 
@@ -83,10 +83,10 @@ class Explanation:
     """What the heads looked at in the passages of one query.
 
     Args:
-        qid: of the query.
+        qid: id of the query.
         query: its text.
         system: the reranker's.
-        model: as manifests name it.
+        model: name of the model, as in manifests.
         heads: [H], (layer, head).
         passages: best first.
         query_words: what looked: words of the query, the rest of the rows, and the content-free query, whose attention
@@ -197,7 +197,7 @@ class _Reading:
     """One prompt as it was read.
 
     Attributes:
-        prompt: of the list.
+        prompt: prompt of the list.
         passages: words and [H] heads of each passage, in candidate order.
         asking: names of the parts of the rows; empty where they were not read apart.
     """
@@ -249,8 +249,8 @@ def _passage(
     """Return the words of a passage and what each head adds.
 
     Args:
-        prompt: of the list.
-        index: of the passage.
+        prompt: prompt of the list.
+        index: index of the passage.
         factors: [H, n], by which attention counts.
         attention: [H, N].
         parts: [Q] times [H, N], which sum to `attention`.

@@ -46,8 +46,8 @@ class LongLists:
     """How the lists of one reranker are read.
 
     Args:
-        builder: of prompts of whole passages.
-        coarse: of prompts of short ones, where the strategy is ``refine``.
+        builder: builder of prompts of whole passages.
+        coarse: builder of prompts of short passages, where the strategy is ``refine``.
         scale: how scores of one passage differ between two prompts: ``ratio`` for shares of attention, ``affine`` for
             scores that can be negative, by the rule or by a head's weight.
         strategy: ``whole``: one prompt, the longest passages cut until it fits. ``windows``: as many prompts as hold
@@ -84,7 +84,7 @@ class LongLists:
         """Return the rankings rescored, or why that failed; empty ones come back as they are.
 
         Args:
-            rankings: of any lengths.
+            rankings: rankings of any length.
             read: reads each ranking in one prompt of a builder.
         """
         filled = [index for index, ranking in enumerate(rankings) if ranking.candidates]

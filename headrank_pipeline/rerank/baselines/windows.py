@@ -72,7 +72,7 @@ class Window:
     Args:
         place: which of the rankings of the batch it belongs to.
         query: what was asked.
-        candidates: at least 2, in their present order.
+        candidates: at least 2 candidates, in their present order.
     """
 
     place: int
