@@ -16,7 +16,9 @@ __all__ = ["evaluate"]
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--qrels", required=True, type=click.Path(path_type=Path), help="TREC or BEIR judgments.")
+@click.option(
+    "--qrels", required=True, type=click.Path(path_type=Path), help="TREC or BEIR judgments, or ir_datasets:ID."
+)
 @click.option(
     "--measure",
     "-m",

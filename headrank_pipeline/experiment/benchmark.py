@@ -28,7 +28,6 @@ __all__ = [
     "FirstStage",
     "Reference",
     "ReferenceCheck",
-    "benchmark_of_dataset",
     "benchmark_of_files",
     "check_references",
     "embedded_benchmark",
@@ -40,7 +39,6 @@ Verdict = Literal["OK", "near", "FAIL"]
 # Pyserini's two-click reproductions call a score OKish up to this difference.
 _NEAR = 0.0005
 _LARGEST_DEFINITION = 100_000
-_EXCLUDING = ("bright/aops", "bright/leetcode", "bright/theoremqa-questions")
 _NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
 
@@ -207,60 +205,28 @@ def embedded_benchmark(name: str) -> Benchmark:
     return load_benchmark(Path(str(resources.files("headrank_pipeline"))) / "resources" / name / "pipeline.yaml")
 
 
-def benchmark_of_dataset(dataset: str, *, depth: int = 100) -> Benchmark:
-    """Return a benchmark for any collection of ir_datasets: BM25 as Pyserini has it, nDCG@10 and R@100.
-
-    Its index is built from the collection's documents unless one is given. As in Pyserini's reproductions the query's
-    own document is left out for BEIR; BRIGHT's grade of excluded documents is known.
-
-    Args:
-        dataset: its id.
-        depth: candidates that are reranked; so many are retrieved, 100 at least.
-
-    Examples:
-        >>> benchmark_of_dataset("beir/scifact/test").name
-        'beir-scifact-test'
-    """
-    return _default_benchmark(
-        re.sub(r"[^a-z0-9._-]+", "-", dataset.lower()).strip("-._"),
-        f"ir_datasets {dataset}",
-        Collection(ir_datasets=dataset),
-        remove_query=dataset.startswith(("beir/", "bright/")),
-        exclude_grade=-100 if dataset in _EXCLUDING else None,
-        depth=depth,
-    )
-
-
 def benchmark_of_files(name: str, *, depth: int = 100) -> Benchmark:
     """Return a benchmark that names no collection: everything comes from the files that are given with it.
 
+    Its first stage is BM25 as Pyserini has it, its measures are nDCG@10 and R@100.
+
     Args:
         name: name of the benchmark; it is made fit for a folder.
-        depth: the same as in `benchmark_of_dataset`.
+        depth: candidates that are reranked; so many are retrieved, 100 at least.
 
     Examples:
         >>> benchmark_of_files("My Corpus").name
         'my-corpus'
     """
-    known = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "local"
-    return _default_benchmark(
-        known, f"files of {name}", Collection(), remove_query=False, exclude_grade=None, depth=depth
-    )
-
-
-def _default_benchmark(
-    name: str, title: str, collection: Collection, *, remove_query: bool, exclude_grade: int | None, depth: int
-) -> Benchmark:
     hits = max(depth, 100)  # R@100 is measured
-    stage = FirstStage(method="bm25", k1=0.9, b=0.4, hits=hits, remove_query=remove_query, exclude_grade=exclude_grade)
     return Benchmark(
         schema=1,
-        name=name,
+        name=re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "local",
         version="1",
-        title=title,
-        collection=collection,
+        title=f"files of {name}",
+        collection=Collection(),
         queries="judged",
-        first_stage=stage,
+        first_stage=FirstStage(method="bm25", k1=0.9, b=0.4, hits=hits, remove_query=False),
         depth=depth,
         measures=("nDCG@10", "R@100"),
         relevance_level=1,

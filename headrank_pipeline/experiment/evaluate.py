@@ -14,10 +14,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from headrank_pipeline.experiment.further_measures import further_values, is_further_measure
 from headrank_pipeline.options import nearest
+from headrank_pipeline.pipeline import Reranker, Source
 from headrank_pipeline.records import Ranking, check_id
 from headrank_pipeline.trec import LARGEST_GRADE, check_grade, read_qrels, read_run
 
@@ -96,6 +97,7 @@ class Evaluation:
         relevance_level: the lowest grade that counts as relevant for binary measures.
         missing: queries of the qrels that the run lacks; they count 0.
         unjudged: queries of the run that the qrels lack; they count nothing.
+        first_stage: evaluation of the candidates before they were reranked, where a reranker was evaluated.
     """
 
     means: Mapping[str, float]
@@ -103,6 +105,7 @@ class Evaluation:
     relevance_level: int = 1
     missing: tuple[str, ...] = ()
     unjudged: tuple[str, ...] = ()
+    first_stage: Evaluation | None = None
 
     @property
     def queries(self) -> int:
@@ -124,7 +127,9 @@ class Evaluation:
         """Return the evaluation of some of the judged queries, with means over these alone."""
         kept = {qid: values for qid, values in self.per_query.items() if qid in qids}
         missing = tuple(qid for qid in self.missing if qid in qids)
-        return replace(self, means=_means(self.means, kept.values()), per_query=kept, missing=missing)
+        before = None if self.first_stage is None else self.first_stage.over(qids)
+        means = _means(self.means, kept.values())
+        return replace(self, means=means, per_query=kept, missing=missing, first_stage=before)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per query: qid, then a column per measure."""
@@ -142,13 +147,45 @@ class Evaluation:
             "missing": list(self.missing),
             "unjudged": list(self.unjudged),
             "per_query": {qid: dict(values) for qid, values in self.per_query.items()},
+            **({} if self.first_stage is None else {"first_stage": self.first_stage.to_dict()}),
         }
 
 
+@overload
 def evaluate(
-    run: Run, qrels: Qrels, measures: str | Sequence[str] = DEFAULT_MEASURES, *, relevance_level: int = 1
+    run: Run, qrels: Qrels, measures: str | Sequence[str] | None = None, *, relevance_level: int | None = None
+) -> Evaluation: ...
+
+
+@overload
+def evaluate(
+    run: Reranker | Source,
+    qrels: str,
+    measures: str | Sequence[str] | None = None,
+    *,
+    relevance_level: int | None = None,
+    candidates: str | os.PathLike[str] | Source | None = None,
+    depth: int | None = None,
+    output: str | os.PathLike[str] | None = None,
+) -> Evaluation: ...
+
+
+def evaluate(
+    run: Run | Reranker | Source,
+    qrels: Qrels,
+    measures: str | Sequence[str] | None = None,
+    *,
+    relevance_level: int | None = None,
+    candidates: str | os.PathLike[str] | Source | None = None,
+    depth: int | None = None,
+    output: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
-    """Return the effectiveness of a run, per query and as means over all queries of the qrels.
+    """Return the effectiveness of a run, a reranker or a pipeline, per query and as means over all judged queries.
+
+    A reranker or a pipeline is evaluated on a benchmark, which gives queries, judgments, measures and relevance level:
+    ``evaluate(icr(model), "beir-scifact")``, ``evaluate(icr(model), "msmarco-passage/trec-dl-2019/judged")``.
+    A reranker needs candidates: those that are given, else what the benchmark's BM25 finds (Pyserini's index where a
+    definition names one, else an index of the documents that ir_datasets has).
 
     Scores are compared as float32 and ties broken by docid descending, whatever the rank column says: that is
     trec_eval, and `trec.write_run` writes scores that survive it. Rankings are evaluated in their own order.
@@ -156,11 +193,19 @@ def evaluate(
     Args:
         run: a run file, ``{qid: {docid: score}}``, rankings, or a data frame with qid, docno and score (or query_id and
             doc_id). Ids that are whole numbers become strings; a file keeps '007' apart from '7', numbers do not.
+            Or a reranker, or a pipeline.
         qrels: a qrels file (TREC or BEIR form), ``{qid: {docid: grade}}``, or a data frame with qid, docno and label
-            (or relevance).
+            (or relevance), or ``ir_datasets:ID``. For a reranker or a pipeline: the name of a benchmark as `headrank
+            run` takes it, or an id of ir_datasets.
         measures: one or several of nDCG@k, R@k, P@k, MAP, MAP@k, RR, RR@k (also MRR), Success@k, trec_eval's names
-            (``ndcg_cut_10``), and for what it lacks ir_measures' (``Judged@10``, ``RBP(p=0.8)``, ``ERR@20``).
-        relevance_level: the lowest grade that counts as relevant; nDCG uses the grades themselves and ignores it.
+            (``ndcg_cut_10``), and for what it lacks ir_measures' (``Judged@10``, ``RBP(p=0.8)``, ``ERR@20``). None for
+            the benchmark's, or nDCG@10 and R@100.
+        relevance_level: the lowest grade that counts as relevant; nDCG uses the grades themselves and ignores it. None
+            for the benchmark's, or 1.
+        candidates: what a reranker gets: a file of candidates, or a first stage that is asked the benchmark's queries.
+        depth: how many of them are reranked; None for the benchmark's.
+        output: run directory of a reranker, as `headrank run` writes it; the same call continues an interrupted one.
+            None keeps nothing, an index that had to be built included.
 
     A run and qrels of the same queries that share no docid give 0 everywhere; a warning then shows docids of both.
 
@@ -177,7 +222,23 @@ def evaluate(
         >>> result.missing
         ('q2',)
     """
-    result, strangers = evaluated(run, qrels, measures, relevance_level=relevance_level)
+    if isinstance(run, Reranker | Source):
+        from headrank_pipeline.experiment.on_benchmark import evaluate_on  # it evaluates with what is defined here
+
+        return evaluate_on(
+            run,
+            qrels,
+            measures=measures,
+            relevance_level=relevance_level,
+            candidates=candidates,
+            depth=depth,
+            output=output,
+        )
+    if candidates is not None or depth is not None or output is not None:
+        raise TypeError("candidates, depth and output are for a reranker; a run has its candidates, in its own order")
+    wanted = DEFAULT_MEASURES if measures is None else measures
+    level = 1 if relevance_level is None else relevance_level
+    result, strangers = evaluated(run, qrels, wanted, relevance_level=level)
     if strangers:
         _log.warning("%s", strangers)
     return result
@@ -275,11 +336,20 @@ def _unknown(name: str, base: str, cutoff: int | None) -> str:
 
 def _grades(qrels: Qrels) -> dict[str, dict[str, int]]:
     if isinstance(qrels, str | os.PathLike):
-        return read_qrels(qrels)
+        return _judgments_of(str(qrels)) if str(qrels).startswith("ir_datasets:") else read_qrels(qrels)
     return {
         qid: {docid: check_grade(grade, f"qid {qid} docid {docid}") for docid, grade in judged.items()}
         for qid, judged in _by_query(qrels, "qrels", _GRADE_COLUMNS).items()
     }
+
+
+def _judgments_of(called: str) -> dict[str, dict[str, int]]:
+    from headrank_pipeline.experiment.sources import Dataset  # whose inputs end in an evaluation
+
+    found: dict[str, dict[str, int]] = {}
+    for judgment in Dataset("qrels", called.removeprefix("ir_datasets:"), offline=False).records():
+        found.setdefault(judgment.query_id, {})[judgment.doc_id] = judgment.relevance
+    return found
 
 
 def _scores(run: Run) -> dict[str, dict[str, float]]:

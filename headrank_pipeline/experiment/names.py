@@ -7,13 +7,23 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_dataset, load_benchmark
+from headrank_pipeline.experiment.benchmark import Benchmark, Collection, benchmark_of_files, load_benchmark
 from headrank_pipeline.options import nearest
 
-__all__ = ["DATASETS", "NamedSuite", "find_benchmark", "find_benchmarks", "find_named", "find_suite", "named_suites"]
+__all__ = [
+    "DATASETS",
+    "NamedSuite",
+    "benchmark_of_dataset",
+    "find_benchmark",
+    "find_benchmarks",
+    "find_named",
+    "find_suite",
+    "named_suites",
+]
 
 DATASETS = "ir_datasets:"
 
@@ -40,18 +50,50 @@ def find_named(called: str, *, depth: int | None = None) -> list[tuple[str, Benc
     Args:
         called: the name of a definition that ships, the file of a definition, a folder of them, or ``ir_datasets:ID``.
             A folder has a / in its name, so that a folder of data does not hide the benchmark of that name.
-        depth: candidates to rerank, for a collection that has no definition; None for its 100.
+        depth: candidates to rerank, for a collection of ir_datasets; None for what `benchmark_of_dataset` says.
 
     Raises:
         FileNotFoundError: nothing of that name.
         ValueError: a definition that is not valid.
     """
     if called.startswith(DATASETS):
-        benchmark = benchmark_of_dataset(called.removeprefix(DATASETS), **({} if depth is None else {"depth": depth}))
-        return [(called, benchmark)]
+        return [(called, benchmark_of_dataset(called.removeprefix(DATASETS), depth=depth))]
     if "/" in called and Path(called).is_dir():
         return find_benchmarks(Path(called))
     return [(called, find_benchmark(called))]
+
+
+def benchmark_of_dataset(dataset: str, *, depth: int | None = None) -> Benchmark:
+    """Return a benchmark for any collection of ir_datasets, which is asked for documents, topics and qrels.
+
+    Where a definition of the package has this collection, its first stage, measures, relevance level and published
+    scores hold. Others get BM25 as Pyserini has it, nDCG@10 and R@100, and grade 1 counts as relevant.
+
+    Args:
+        dataset: its id.
+        depth: candidates that are reranked, of as many retrieved at least; None for the definition's, or 100.
+
+    Examples:
+        >>> benchmark_of_dataset("beir/scifact/test").name
+        'beir-scifact-test'
+        >>> benchmark_of_dataset("msmarco-passage/trec-dl-2019/judged").relevance_level
+        2
+    """
+    plain = benchmark_of_files(dataset)
+    known = next((b for _, b in find_benchmarks(extra=True) if b.collection.ir_datasets == dataset), plain)
+    wanted = known.depth if depth is None else depth
+    stage: dict[str, Any] = {"hits": max(wanted, known.first_stage.hits)}
+    if known is plain:  # as in Pyserini's reproductions
+        stage["remove_query"] = dataset.startswith(("beir/", "bright/", "nano-beir/"))
+    changes = {
+        "name": plain.name,
+        "title": f"ir_datasets {dataset}",
+        "group": None,
+        "collection": Collection(ir_datasets=dataset),
+        "depth": wanted,
+        "first_stage": known.first_stage.model_copy(update=stage),
+    }
+    return known.model_copy(update=changes)
 
 
 def find_benchmarks(folder: Path | None = None, *, extra: bool = False) -> list[tuple[str, Benchmark]]:

@@ -18,10 +18,11 @@ from headrank_pipeline.experiment.benchmark import Benchmark
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.stages import BM25, FirstStageOptions, Located, Workspace, first_stage_supply
-from headrank_pipeline.experiment.supply import CandidateSource, supply_from_file
+from headrank_pipeline.experiment.supply import CandidateSource, supply_from_file, supply_from_source
 from headrank_pipeline.files import atomic_writer, check_input, numbered_lines
 from headrank_pipeline.first_stage.index import ENGLISH
 from headrank_pipeline.options import nearest
+from headrank_pipeline.pipeline import Source
 from headrank_pipeline.records import Query, Ranking
 from headrank_pipeline.trec import Qrels, read_topics
 
@@ -288,11 +289,13 @@ class Sources:
         benchmark: the definition.
         local: files that replace what it names.
         stage: a first stage in place of the benchmark's; published scores are then not checked.
+        source: one that is open already, in place of both.
     """
 
     benchmark: Benchmark
     local: LocalFiles = field(default_factory=LocalFiles)
     stage: FirstStageOptions = BM25
+    source: Source | None = None
 
     def check(self) -> None:
         """Fail where an input can come from nowhere; a model need not be loaded to learn that.
@@ -326,7 +329,7 @@ class Sources:
         """
         self.check()
         benchmark = self.benchmark
-        published = self.stage.method == "bm25" and self.stage.language in (None, ENGLISH)
+        published = self.source is None and self.stage.method == "bm25" and self.stage.language in (None, ENGLISH)
         judgement = Judgement(
             qrels=self.qrels.open(directory.qrels),
             measures=benchmark.measures,
@@ -341,6 +344,10 @@ class Sources:
         if self.local.candidates is not None:
             supply = supply_from_file(self.local.candidates, only=judged)
             supply = _without(supply, benchmark.first_stage.remove_query, exclude)
+        elif self.source is not None:
+            supply = supply_from_source(self.source, self._judged_topics(judged))
+            supply = _without(supply, benchmark.first_stage.remove_query, exclude)
+            supply = replace(supply, origins={"topics": str(self.queries)})
         else:
             supply = self._retrieved(self._judged_topics(judged), exclude, directory)
         supply = replace(supply, origins={**supply.origins, "qrels": str(self.qrels)})
@@ -396,7 +403,7 @@ class Sources:
         """Everything but queries and qrels."""
         if self.local.exclusions is not None:
             yield File("exclusions", self.local.exclusions)
-        if self.local.candidates is None:
+        if self.local.candidates is None and self.source is None:
             for places, _ in self._indexes():
                 yield from places
 
@@ -486,15 +493,21 @@ def _read_exclusions(path: Path) -> dict[str, frozenset[str]]:
 
 
 def _without(supply: CandidateSource, remove_query: bool, exclude: Mapping[str, frozenset[str]]) -> CandidateSource:
-    """Return saved candidates less what a query must not get; whoever saved them may not have known it."""
+    """Return candidates less what a query must not get; whoever saved or found them may not have known it."""
     from headrank_pipeline.first_stage.removal import Removal
 
     if not remove_query and not exclude:
         return supply
     removal = Removal(remove_query, exclude)
 
-    def kept() -> Iterator[Ranking]:
-        for ranking in supply.rankings():
+    def kept(rankings: Iterable[Ranking]) -> Iterator[Ranking]:
+        for ranking in rankings:
             yield ranking.without(removal.of(ranking.query.qid))
 
-    return replace(supply, identity={**supply.identity, **removal.describe()}, rankings=kept)
+    search = supply.search
+    return replace(
+        supply,
+        identity={**supply.identity, **removal.describe()},
+        rankings=lambda: kept(supply.rankings()),
+        search=None if search is None else lambda asked: kept(search(asked)),
+    )

@@ -13,8 +13,9 @@ from tiny_models import tiny_model
 
 from headrank_pipeline.cli import main
 from headrank_pipeline.experiment import facts
-from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_dataset, load_benchmark
+from headrank_pipeline.experiment.benchmark import Benchmark, load_benchmark
 from headrank_pipeline.experiment.directory import RunDirectory
+from headrank_pipeline.experiment.names import benchmark_of_dataset
 from headrank_pipeline.experiment.sources import LocalFiles, Sources
 from headrank_pipeline.experiment.stages import BM25, FirstStageOptions
 from headrank_pipeline.first_stage import dense
@@ -360,7 +361,7 @@ def test_what_ir_datasets_has_kept_is_checked_before_it_is_read(kept_archive, ca
     [
         (
             "source.zip",
-            r"source\.zip has 5 bytes and MD5 \w{32}, expected \d+ and \w{32}; it is not what https://beir gives",
+            r"source\.zip has 5 bytes and MD5 \w{32}, expected \d+ bytes and MD5 \w{32}; it is not what \S+ gives",
         ),
         ("test.qrels", r"test\.qrels has 5 bytes that are no file of the archive; it is not what .*source\.zip gives"),
     ],
