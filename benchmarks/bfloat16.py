@@ -51,6 +51,7 @@ class RoundedProducts(TorchFunctionMode):
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, required=True, help="folder of the collections")
+    options.add_argument("--lists", nargs="+", default=LISTS, help="folders of the collections")
     options.add_argument("--queries", type=int, default=15, help="first lists of each collection")
     options.add_argument("--passages", type=int, default=20)
     options.add_argument("--threads", type=int, default=1)
@@ -61,10 +62,10 @@ def main() -> None:
     for reranker in (full, half):  # whose large products would not pass through ours
         reranker.reader.without |= {"fast_products"}
     print(
-        "| lists | way | queries | tau, mean | tau, least | same first | same ten | largest error | nDCG@10 float32 "
-        "| nDCG@10 | difference | p |\n|---|---|" + "---:|" * 10
+        "| lists | way | queries | tau, mean | tau, least | same first | same ten in order | largest error "
+        "| nDCG@10 float32 | nDCG@10 | difference | p |\n|---|---|" + "---:|" * 10
     )
-    for name in LISTS:
+    for name in chosen.lists:
         qrels = read_qrels(chosen.data / name / "qrels.txt")
         lists = [one.cut(chosen.passages) for one in read_candidates(chosen.data / name / "candidates.jsonl.gz")]
         rows = [read(full, half, ranking, qrels) for ranking in lists[: chosen.queries]]

@@ -21,7 +21,13 @@ import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["blockwise_causal_attention", "fast_products", "has_fast_products", "processor_maker"]
+__all__ = [
+    "bfloat16_products",
+    "blockwise_causal_attention",
+    "fast_products",
+    "has_fast_products",
+    "processor_maker",
+]
 
 # What torch.compile emits for a linear layer on a CPU.
 _PRODUCT = "_linear_pointwise"
@@ -54,6 +60,16 @@ def processor_maker() -> str:
     except OSError:
         return "unknown"
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "unknown")
+
+
+def bfloat16_products() -> str:
+    """Return how this processor multiplies bfloat16: ``AMX``, ``AVX-512``, or ``converted`` where it cannot.
+
+    The sums are float32 each time, in another order, so last digits of scores differ.
+    """
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512" if torch.cpu._is_avx512_bf16_supported() else "converted"
 
 
 def fast_products(device: torch.device, *, enabled: bool = True) -> AbstractContextManager[object]:

@@ -21,6 +21,7 @@ from transformers import logging as transformers_logging
 
 from headrank_pipeline.attention.gguf import read_tokenizer, weights_of
 from headrank_pipeline.attention.heads import HeadSet, resolve_heads
+from headrank_pipeline.attention.kernels import bfloat16_products
 from headrank_pipeline.attention.markup import check_vocabulary
 from headrank_pipeline.attention.model_files import commit_of, gguf_file, load_config
 from headrank_pipeline.attention.tap import IMPLEMENTATION, has_flash_attention, register
@@ -79,7 +80,8 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """Return the dtype of weights and activations.
 
     ``auto`` is bfloat16 on GPUs from Ampere on, and float32 elsewhere: older GPUs have no attention kernel for bfloat16
-    but the one that makes all logits, and float16 may overflow.
+    but the one that makes all logits, and float16 may overflow. On a CPU bfloat16 turns the order of most lists' first
+    ten, so that it is chosen by name only, even where AMX multiplies it three times as fast (docs/performance.md).
     """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype == "auto":
@@ -97,7 +99,7 @@ def fast_dtype(device: str = "auto") -> str:
     """
     chosen = choose_device(device)
     if chosen.type == "cpu":
-        return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+        return "bfloat16" if bfloat16_products() == "AMX" else "float32"
     return str(choose_dtype("auto", chosen)).removeprefix("torch.")
 
 

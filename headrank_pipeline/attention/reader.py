@@ -33,6 +33,7 @@ from headrank_pipeline.attention.budget import (
 from headrank_pipeline.attention.canary import check_isolated, shortcuts_to_leave_out
 from headrank_pipeline.attention.contexts import read_contexts, shared_prefix, with_shared_prefix
 from headrank_pipeline.attention.kernels import (
+    bfloat16_products,
     fast_products,
     has_fast_products,
 )
@@ -147,8 +148,11 @@ class AttentionReader:
         cache = self.passage_cache
         kept = {} if cache is None else {"passage_cache": str(cache.folder or "in memory")}
         fast = self._takes("fast_products") and has_fast_products(self.device)
-        left_out = f", without {', '.join(sorted(self.without))}" if self.without else ""
-        return {"model": self.source.name, **kept, "kernels": ("oneDNN" if fast else "PyTorch") + left_out}
+        half = self.device.type == "cpu" and self.model.dtype == torch.bfloat16
+        parts = ["oneDNN" if fast else "PyTorch"]
+        parts += [f"bfloat16 {bfloat16_products()}"] if half else []
+        parts += [f"without {', '.join(sorted(self.without))}"] if self.without else []
+        return {"model": self.source.name, **kept, "kernels": ", ".join(parts)}
 
     def read(self, prompts: Sequence[Prompt], *, support: Support = "all") -> list[Tensor]:
         """Return the attention of the row tokens to every token of each prompt, in one forward pass per batch.

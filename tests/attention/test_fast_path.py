@@ -432,6 +432,21 @@ def test_products_go_through_onednn_where_that_was_measured_to_be_faster(folders
     )
 
 
+@pytest.mark.parametrize(
+    ("amx", "avx512", "expected"), [(True, True, "AMX"), (False, True, "AVX-512"), (False, False, "converted")]
+)
+def test_bfloat16_of_a_cpu_is_named_with_what_multiplies_it(folders, monkeypatch, amx, avx512, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(kernels, "processor_maker", lambda: "GenuineIntel")
+    exact, half = (
+        AttentionReader(load(folders["qwen3"], HEADS, device="cpu", dtype=dtype)) for dtype in ("auto", "bfloat16")
+    )
+    assert exact.describe()["dtype"] == "float32"  # whatever the processor is: orders are those of every other one
+    assert exact.origins()["kernels"] == "PyTorch"
+    assert half.origins()["kernels"] == f"PyTorch, bfloat16 {expected}"
+
+
 def test_how_it_is_computed_is_no_part_of_what_the_reader_is(folders, monkeypatch):
     loaded = load(folders["qwen3"], HEADS, device="cpu")
     before = AttentionReader(loaded).describe()

