@@ -91,14 +91,16 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
         ConnectionError: the hub cannot be reached.
         OSError: the hub refused, with its own words.
     """
-    import httpx
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]  # httpx's, or httpx2's
 
     api = HfApi(library_name="headrank_pipeline")
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Push from headrank_pipeline")
-    except httpx.TransportError as error:
+    except HfHubHTTPError:  # an HTTPError, too: the hub's own words
+        raise
+    except HTTPError as error:
         raise ConnectionError(f"{repository}: {api.endpoint} cannot be reached ({error}); try again") from error
     return str(commit.commit_url)
 

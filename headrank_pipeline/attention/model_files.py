@@ -26,6 +26,7 @@ __all__ = [
     "RECIPE_FILE",
     "TrainedFiles",
     "check_folder",
+    "check_hub",
     "commit_of",
     "gguf_file",
     "hub_file",
@@ -38,6 +39,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_SECONDS = 5.0  # for its first answer
 
 # learn/export.py writes them.
 HEADS_FILE = "heads.json"
@@ -68,6 +70,8 @@ def load_config(name: str, revision: str | None) -> Any:
             f"model folder {name}: no config.json in it; name the folder that holds config.json, weights and tokenizer"
             + (f", or a GGUF file in this one: {name}/{packed[0]}" if packed else "")
         )
+    if not Path(name).is_dir():
+        check_hub(f"model {name!r}", name, "config.json", revision)
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except OSError as error:
@@ -109,6 +113,7 @@ def gguf_file(name: str, revision: str | None = None) -> Path | None:
     from transformers.utils.hub import cached_file
 
     repository = f"{owner}/{parts[0]}"
+    check_hub(f"model {name!r}", repository, "/".join(parts[1:]), revision)
     try:
         found = cached_file(repository, "/".join(parts[1:]), revision=revision)
     except OSError as error:
@@ -129,6 +134,26 @@ def _require_readers(name: str) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- the hub
+
+
+def check_hub(what: str, repository: str, file: str, revision: str | None = None) -> None:
+    """Raise FileNotFoundError where a file must come from the hub, which cannot be reached.
+
+    That takes one short try. The hub's library makes six in 23 seconds, and says of each that it failed.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]  # httpx's, or httpx2's
+
+    try:
+        if not constants.HF_HUB_OFFLINE and try_to_load_from_cache(repository, file, revision=revision) is None:
+            get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=_HUB_SECONDS)
+    except (HfHubHTTPError, OSError, ValueError):
+        return  # it answered, or the name is none: loading says what is wrong
+    except HTTPError as error:
+        raise FileNotFoundError(
+            f"{what}: there is no such folder or file here, and the Hugging Face hub ({constants.ENDPOINT}) cannot be "
+            f"reached ({error}); download it where there is a network, and name the folder"
+        ) from error
 
 
 def commit_of(name: str, revision: str | None) -> str | None:

@@ -81,6 +81,27 @@ print("status", main(refused, standalone_mode=False))
     assert "status 6" in printed
 
 
+def test_a_hub_that_cannot_be_reached_is_told_after_one_try(tmp_path: Path):
+    code = f"""
+from headrank_pipeline.cli import main
+main(["push", {str(embedded_model())!r}, "me/ranker", "--license", "mit", "--base-model", "a/b"], standalone_mode=False)
+for model in ("me/ranker", "me/files/ranker.gguf"):
+    try:
+        main(["rerank", "--candidates", {str(tmp_path / "c.jsonl")!r}, "--model", model, "--heads", "all",
+              "--output", "run"], standalone_mode=False)
+    except FileNotFoundError as error:
+        print(error)
+"""
+    graded_candidates(tmp_path, queries=1, passages=2)[0].rename(tmp_path / "c.jsonl")
+    hub = Hub()
+    hub.url = "http://127.0.0.1:9"
+    printed = in_fresh_python(hub, tmp_path / "home", code)
+    assert "error: me/ranker: http://127.0.0.1:9 cannot be reached" in printed
+    for model in ("me/ranker", "me/files/ranker.gguf"):
+        assert f"model '{model}': there is no such folder or file here, and the Hugging Face hub" in printed
+    assert "Retrying" not in printed
+
+
 def test_a_dry_run_writes_what_would_be_pushed_and_says_what_is_left_out(model: Path, tmp_path: Path):
     asked = [
         "push",
