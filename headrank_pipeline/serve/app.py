@@ -28,6 +28,7 @@ from headrank_pipeline.serve.shapes import (
     TeiError,
     TeiRank,
     TeiRequest,
+    above,
     as_ranking,
     cohere_reply,
     tei_reply,
@@ -83,15 +84,21 @@ def create_app(batcher: Batcher, *, model: str, system: str, key: str | None = N
 def _rerank_routes(batcher: Batcher, metrics: Metrics, model: str) -> APIRouter:
     router = APIRouter()
 
-    async def reranked(query: str, documents: list[Document]) -> Ranking:
+    async def reranked(query: str, documents: list[Document], threshold: float | None) -> Ranking:
+        if threshold is not None and not batcher.scores_are_probabilities:
+            raise Refusal(
+                422,
+                "threshold: this server's scores are no probabilities; leave it out, or start it with "
+                "--option calibration=FILE",
+            )
         ranking = await batcher.rerank(as_ranking(uuid4().hex, query, documents))
-        metrics.reranked(ranking)
-        return ranking
+        metrics.reranked(len(documents), ranking)
+        return ranking if threshold is None else above(ranking, threshold)
 
     async def cohere(request: CohereRequest, version: str) -> Response:
         if request.model not in (None, model):
             raise Refusal(404, f"model: {request.model!r} is not served here; name {model!r}, or leave model out")
-        ranking = await reranked(request.query, request.documents)
+        ranking = await reranked(request.query, request.documents, request.threshold)
         return JSONResponse(cohere_reply(request, ranking, model, version))
 
     @router.post("/v1/rerank", response_model=CohereReply, responses=_COHERE)
@@ -107,7 +114,7 @@ def _rerank_routes(batcher: Batcher, metrics: Metrics, model: str) -> APIRouter:
     @router.post(TEI_PATH, response_model=list[TeiRank], responses=_TEI)
     async def tei(request: TeiRequest) -> Response:
         """Rerank as Text Embeddings Inference has it."""
-        ranking = await reranked(request.query, [Document(text=text) for text in request.texts])
+        ranking = await reranked(request.query, [Document(text=text) for text in request.texts], request.threshold)
         return JSONResponse(tei_reply(request, ranking))
 
     return router

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ _CPU_TOKENS, _GPU_TOKENS = 2048, 16384
 _TOKEN_BYTES = 3
 _KEPT = 0.9  # of what earlier calls took, call by call, when a wait is guessed
 _LONGEST_RETRY = 60  # seconds
-_TRIM_EVERY = 10.0  # seconds
+_TRIM_EVERY = 10.0  # seconds; the engine itself gives memory back between the passes of one call only
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,20 @@ class Batcher:
     Args:
         open_reranker: called in that thread; its errors are raised here.
         limits: how much is taken.
+
+    Attributes:
+        scores_are_probabilities: whether the reranker is calibrated.
+        calls: of the reranker, so far.
     """
 
     def __init__(self, open_reranker: Callable[[], Reranker], limits: Limits) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reranker")
         self.limits = limits
         self.reranker = self._thread.submit(open_reranker).result()
-        on_gpu = self.reranker.describe().get("device") == "cuda"
+        told = self.reranker.describe()
+        on_gpu = told.get("device") == "cuda"
+        self.scores_are_probabilities = told.get("calibration") is not None
+        self._leaves_out = told.get("threshold") is not None
         self._call_tokens = limits.call_tokens or (_GPU_TOKENS if on_gpu else _CPU_TOKENS)
         self._queue: deque[_Waiting] = deque()
         self._filled = asyncio.Event()
@@ -138,8 +145,10 @@ class Batcher:
         try:
             return self.reranker.attempt_batch(rankings)
         finally:
-            if time.monotonic() - self._trimmed > _TRIM_EVERY:
-                _trim_heap()
+            if "torch" in sys.modules and time.monotonic() - self._trimmed > _TRIM_EVERY:
+                from headrank_pipeline.attention.budget import give_back_memory  # which imports torch
+
+                give_back_memory()
                 self._trimmed = time.monotonic()
 
     def _take(self) -> list[_Waiting]:
@@ -158,7 +167,7 @@ class Batcher:
 
     def _answer(self, call: asyncio.Future[list[Ranking | Failure]]) -> None:
         asked, self._called = self._called, []
-        for request, attempt in zip(asked, _attempts(asked, call), strict=True):
+        for request, attempt in zip(asked, _attempts(asked, call, self._leaves_out), strict=True):
             if request.answer.done():  # whoever asked has gone
                 continue
             if isinstance(attempt, Failure):
@@ -171,19 +180,15 @@ class Batcher:
         self._thread.shutdown(wait=False)
 
 
-def _trim_heap() -> None:
-    """Give free memory back to the system: tensors of ever new sizes leave holes in glibc's heap, which it keeps."""
-    with suppress(OSError, AttributeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _tokens(ranking: Ranking) -> int:
     """Return about how many tokens a list takes."""
     texts = [ranking.query.text, *(f"{c.title or ''} {c.text}" for c in ranking.candidates)]
     return sum(1 + len(text.encode()) // _TOKEN_BYTES for text in texts)
 
 
-def _attempts(asked: Sequence[_Waiting], call: asyncio.Future[list[Ranking | Failure]]) -> list[Ranking | Failure]:
+def _attempts(
+    asked: Sequence[_Waiting], call: asyncio.Future[list[Ranking | Failure]], leaves_out: bool
+) -> list[Ranking | Failure]:
     """Return what became of each request: a failure also where the reranker, perhaps another's, lost a document."""
     error = call.exception()
     answers = [] if error else call.result()
@@ -192,12 +197,17 @@ def _attempts(asked: Sequence[_Waiting], call: asyncio.Future[list[Ranking | Fai
     if error:
         failed = error if isinstance(error, Exception) else RuntimeError(repr(error))
         return [Failure(request.ranking.query, failed) for request in asked]
-    return [_complete(request.ranking, answer) for request, answer in zip(asked, answers, strict=True)]
+    return [_complete(request.ranking, answer, leaves_out) for request, answer in zip(asked, answers, strict=True)]
 
 
-def _complete(ranking: Ranking, answer: Ranking | Failure) -> Ranking | Failure:
-    if isinstance(answer, Failure) or (isinstance(answer, Ranking) and set(answer.docids) == set(ranking.docids)):
+def _complete(ranking: Ranking, answer: Ranking | Failure, leaves_out: bool) -> Ranking | Failure:
+    """Return the answer, or a failure where it has other documents; a threshold may leave some out."""
+    if isinstance(answer, Failure):
         return answer
+    if isinstance(answer, Ranking):
+        given, got = set(ranking.docids), set(answer.docids)
+        if got == given or (leaves_out and got < given):
+            return answer
     return Failure(ranking.query, RuntimeError(f"the reranker returned other documents than the {len(ranking)} given"))
 
 

@@ -35,9 +35,9 @@ class Metrics:
             self._times[path][bisect_left(_SECONDS, seconds)] += 1
             self._seconds[path] += seconds
 
-    def reranked(self, ranking: Ranking) -> None:
-        """Count what the model read."""
-        self._reranked["headrank_documents_total"] += len(ranking)
+    def reranked(self, documents: int, ranking: Ranking) -> None:
+        """Count what the model read: the documents of a request, and the tokens that its ranking notes."""
+        self._reranked["headrank_documents_total"] += documents
         self._reranked["headrank_tokens_total"] += int(ranking.notes.get("prompt_tokens", 0))
 
     def text(self, waiting: int, calls: int) -> str:

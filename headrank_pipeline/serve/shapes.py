@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -20,6 +21,7 @@ __all__ = [
     "TeiError",
     "TeiRank",
     "TeiRequest",
+    "above",
     "as_ranking",
     "cohere_reply",
     "error_body",
@@ -96,6 +98,12 @@ class Document(_Request):
     title: Annotated[_Whole | None, Field(description="Read before the text, as the system's prompt has it.")] = None
 
 
+_Threshold = Annotated[
+    float | None,
+    Field(ge=0, le=1, description="Ours: leaves out documents of a lower probability; needs a calibrated server."),
+]
+
+
 class CohereRequest(_Request):
     """A request of Cohere's or Jina's clients."""
 
@@ -105,6 +113,7 @@ class CohereRequest(_Request):
     )
     top_n: Annotated[int | None, Field(ge=1, description="Results to return; all of them by default.")] = None
     return_documents: bool = False
+    threshold: _Threshold = None
     model: Annotated[str | None, Field(description="The served model's name; others are refused.")] = None
 
 
@@ -115,6 +124,7 @@ class TeiRequest(_Request):
     texts: list[_Text] = Field(min_length=1, max_length=MAX_DOCUMENTS)
     raw_scores: Annotated[bool, Field(description="Scores are no logits: both give the same.")] = False
     return_text: bool = False
+    threshold: _Threshold = None
     truncate: bool = False
     truncation_direction: Literal["right", "Right"] = "right"
 
@@ -128,6 +138,11 @@ def as_ranking(qid: str, query: str, documents: Iterable[Document]) -> Ranking:
     """
     candidates = (Candidate(str(index), 0.0, d.text, d.title) for index, d in enumerate(documents))
     return Ranking(Query(qid, query), tuple(candidates))
+
+
+def above(ranking: Ranking, threshold: float) -> Ranking:
+    """Return a ranking without the candidates that score below the threshold."""
+    return replace(ranking, candidates=tuple(c for c in ranking.candidates if c.score >= threshold))
 
 
 # ------------------------------------------------------------------------------------------------------------- replies
@@ -186,6 +201,8 @@ def cohere_reply(request: CohereRequest, ranking: Ranking, model: str, version: 
     if (tokens := ranking.notes.get("prompt_tokens")) is not None:
         reply["usage"] = {"total_tokens": int(tokens), "prompt_tokens": int(tokens)}
         meta["tokens"] = {"input_tokens": int(tokens)}
+    if (nothing := ranking.notes.get("nothing_relevant")) is not None:
+        meta["nothing_relevant"] = float(nothing)
     return reply
 
 

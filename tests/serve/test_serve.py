@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from headrank_pipeline.cli import main
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Query, Ranking
+from headrank_pipeline.rerank.calibrated import Calibration, calibrated, reading_of
 from headrank_pipeline.rerank.systems import open_system
 
 pytest.importorskip("fastapi")
@@ -34,6 +35,7 @@ from headrank_pipeline.serve import batcher  # noqa: E402
 from headrank_pipeline.serve.app import create_app  # noqa: E402
 from headrank_pipeline.serve.batcher import Batcher, Limits  # noqa: E402
 from headrank_pipeline.serve.server import KEY_VARIABLE, bound_socket  # noqa: E402
+from headrank_pipeline.serve.shapes import Document, as_ranking  # noqa: E402
 
 KEY = "s3cret"
 QUERY = "how long does a flea live"
@@ -374,13 +376,50 @@ def test_failures_are_named_and_fail_alone():
     assert "score nan is not finite" in replies["nan"].json()["error"]
 
 
+@pytest.fixture(scope="module")
+def probabilities(reranker) -> Calibration:
+    return Calibration((0.0, 1.0, 0.0), (0.5, -1.0, 0.0), 1, reading_of(reranker), {})
+
+
+def test_probabilities_are_served_with_a_threshold_of_the_request(reranker, probabilities):
+    known = calibrated(reranker, probabilities).rerank(as_ranking("q", QUERY, [Document(text=text) for text in TEXTS]))
+    second = known.scores[1]
+    with running(calibrated(reranker, probabilities)) as client:
+        body = {"query": QUERY, "documents": TEXTS, "threshold": second}
+        reply = client.post("/v2/rerank", json=body).json()
+        ranks = client.post("/rerank", json={"query": QUERY, "texts": TEXTS, "threshold": second}).json()
+        none = client.post("/v2/rerank", json={**body, "threshold": 1}).json()
+        refused = client.post("/v2/rerank", json={**body, "threshold": 1.5})
+        documents = [line for line in client.get("/metrics").text.splitlines() if "documents_total 12" in line]
+    assert [str(result["index"]) for result in reply["results"]] == [*known.docids[:2]]
+    assert reply["meta"]["nothing_relevant"] == pytest.approx(known.notes["nothing_relevant"])
+    assert [rank["score"] for rank in ranks] == pytest.approx(known.scores[:2])
+    assert none["results"] == []
+    assert (refused.status_code, refused.json()["message"][:10]) == (422, "threshold:")
+    assert documents
+
+
+def test_a_server_may_have_a_threshold_of_its_own(reranker, probabilities):
+    whole = calibrated(reranker, probabilities).rerank(as_ranking("q", QUERY, [Document(text=text) for text in TEXTS]))
+    with running(calibrated(reranker, probabilities, threshold=whole.scores[1])) as client:
+        results = client.post("/v1/rerank", json={"query": QUERY, "documents": TEXTS}).json()["results"]
+    assert [str(result["index"]) for result in results] == [*whole.docids[:2]]
+
+
+def test_scores_that_are_no_probabilities_have_no_threshold():
+    with running(Waits()) as client:
+        reply = client.post("/rerank", json={"query": "q", "texts": ["a"], "threshold": 0.5})
+    assert reply.status_code == 422
+    assert reply.json()["error"].startswith("threshold: this server's scores are no probabilities")
+
+
 def resident() -> int:
     """Bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives holes in its heap back")
-def test_memory_that_a_call_leaves_free_goes_back_to_the_system(monkeypatch):
+def test_memory_that_a_call_leaves_free_goes_back_to_the_system(monkeypatch, reranker):
     class Leaves(Waits):
         def rerank_batch(self, rankings):
             blocks = [b"x" * 100_000 for _ in range(1000)]
@@ -388,9 +427,9 @@ def test_memory_that_a_call_leaves_free_goes_back_to_the_system(monkeypatch):
             return super().rerank_batch(rankings)
 
     monkeypatch.setattr(batcher, "_TRIM_EVERY", 0.0)
-    reranker = Leaves()
-    reranker.may.set()
-    with running(reranker) as client:
+    leaves = Leaves()
+    leaves.may.set()
+    with running(leaves) as client:
         before = resident()
         assert ask(client).status_code == 200
         assert resident() - before < 20e6
