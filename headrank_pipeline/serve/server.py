@@ -108,6 +108,7 @@ def serve(
     host, port = bound.getsockname()[:2]
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     guarded = "a key is needed" if key else f"no key is needed ({KEY_VARIABLE} sets one)"
+    bound.listen()  # who reads the next line may connect at once, before uvicorn does this itself
     _log.info("%s with %s at %s, its page at %s/docs; %s", system, model, where, where, guarded)
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, _end)  # uvicorn raises the signal again when it is done
