@@ -366,7 +366,7 @@ def test_what_is_no_index_or_no_encoder_is_named(tmp_path, encoder_folder):
     with pytest.raises(FileNotFoundError, match=r"did you mean .*beir-v1\.0\.0-scifact\.bge-base-en-v1\.5\.hnsw"):
         docids(dense("beir-v1.0.0-scifact.bge-base-en-v1.5.hnws", encoder_folder))
     prebuilt = dense("beir-v1.0.0-arguana.bge-base-en-v1.5.hnsw")  # its encoder is known, nothing is downloaded yet
-    assert [prebuilt.encoder.name, prebuilt.encoder.query_prefix] == ["BAAI/bge-base-en-v1.5", None]
+    assert [prebuilt.searcher.encoder.name, prebuilt.searcher.encoder.query_prefix] == ["BAAI/bge-base-en-v1.5", None]
     with pytest.raises(ValueError, match=r"pooling None, l2_norm None; nothing beside the model states both"):
         load_encoder("BAAI/bge-base-en-v1.5")
     with pytest.raises(FileNotFoundError, match="no such folder of an encoder"):
