@@ -22,7 +22,7 @@ from headrank_pipeline.experiment.supply import CandidateSource, supply_from_fil
 from headrank_pipeline.files import atomic_writer, check_input, numbered_lines
 from headrank_pipeline.first_stage.index import ENGLISH
 from headrank_pipeline.options import nearest
-from headrank_pipeline.pipeline import Source
+from headrank_pipeline.pipeline import MissingPrerequisite, Source
 from headrank_pipeline.records import Query, Ranking
 from headrank_pipeline.trec import Qrels, read_topics
 
@@ -179,6 +179,8 @@ class Dataset:
         kind = {"topics": "queries", "qrels": "qrels", "corpus": "docs"}[self.what]
         try:
             yield from getattr(loaded, f"{kind}_iter")()
+        except ImportError as error:  # names the package and its pip command
+            raise MissingPrerequisite(f"{told}: {error}") from error
         except (OSError, RuntimeError, KeyError, AttributeError) as error:
             raise FileNotFoundError(f"{told} ({error}); pass {self.what}=FILE") from error
 

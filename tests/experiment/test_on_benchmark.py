@@ -1,6 +1,7 @@
 """evaluate(reranker, benchmark): queries, judgments and candidates of a collection that ir_datasets knows."""
 
 import json
+import sys
 
 import ir_datasets
 import pytest
@@ -9,7 +10,9 @@ from run_directories import Scripted
 
 from headrank_pipeline import evaluate, saved_candidates
 from headrank_pipeline.cli import main
+from headrank_pipeline.experiment import facts
 from headrank_pipeline.experiment.names import benchmark_of_dataset
+from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
 
@@ -43,12 +46,47 @@ def reranker(**changed):
     return Scripted({}, by_docid=FLEAS_LAST | changed)
 
 
-def test_a_reranker_gets_what_bm25_finds_in_the_collections_documents(collection):
-    found = evaluate(reranker(), ID)
+@pytest.fixture
+def nano(tmp_path, monkeypatch):
+    """NanoBEIR's SciFact by ir_datasets' own reader, with three passages and two queries in place of the published."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from ir_datasets.datasets.nano_beir import GenericDoc, GenericQuery, NanoBeirDocs, NanoBeirQrels, NanoBeirQueries
+    from pyarrow import table
+
+    monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path))
+    monkeypatch.setattr(facts, "catalogue", lambda: {"datasets": {}, "indexes": {}})  # checksums of the published files
+    columns = {
+        "corpus": {"_id": ["007", "7", "8"], "text": ["one flea", "a flea and a cat", "a dog"]},
+        "queries": {"_id": ["1", "02"], "text": ["flea", "dog"]},
+        "qrels": {"query-id": ["1", "02"], "corpus-id": ["007", "8"]},
+    }
+    places = {}
+    for name, values in columns.items():
+        parquet.write_table(table(values), tmp_path / f"{name}.parquet")
+        places[name] = ir_datasets.util.LocalDownload(tmp_path / f"{name}.parquet")
+    dataset = ir_datasets.Dataset(
+        NanoBeirDocs("scifact", places["corpus"], GenericDoc),
+        NanoBeirQueries("scifact", places["queries"], GenericQuery),
+        NanoBeirQrels(places["qrels"], {1: "relevant"}),
+    )
+    monkeypatch.setitem(ir_datasets.registry._registered, "nano-beir/scifact", dataset)
+
+
+def test_a_reranker_gets_what_bm25_finds_in_the_collections_documents(nano):
+    found = evaluate(reranker(), "nano-beir-scifact", ["RR", "R@100"])
     # BM25 puts the shorter passage first, and finds the other query's only document.
-    assert found.first_stage.means == {"nDCG@10": 1.0, "R@100": 1.0}
-    assert found.means["nDCG@10"] == pytest.approx(((1 + 2 / 1.5849625) / (2 + 1 / 1.5849625) + 1) / 2)
+    assert found.first_stage.means == {"RR": 1.0, "R@100": 1.0}
+    assert found.means == {"RR": 0.75, "R@100": 1.0}
     assert (found.queries, found.missing) == (2, ())
+
+
+def test_what_ir_datasets_lacks_to_read_a_collection_is_named(nano, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr(ir_datasets.lazy_libs, "_cache", {})
+    with pytest.raises(
+        MissingPrerequisite, match=r"qrels of nano-beir/scifact: This dataset requires pyarrow\. Run 'pip "
+    ):
+        evaluate(reranker(), "nano-beir-scifact")
 
 
 def test_candidates_of_a_file_are_taken_and_queries_that_it_lacks_count_0(collection):
