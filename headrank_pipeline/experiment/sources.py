@@ -496,7 +496,7 @@ def _read_exclusions(path: Path) -> dict[str, frozenset[str]]:
 
 def _without(supply: CandidateSource, remove_query: bool, exclude: Mapping[str, frozenset[str]]) -> CandidateSource:
     """Return candidates less what a query must not get; whoever saved or found them may not have known it."""
-    from headrank_pipeline.first_stage.removal import Removal
+    from headrank_pipeline.first_stage.search import Removal
 
     if not remove_query and not exclude:
         return supply

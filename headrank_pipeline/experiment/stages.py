@@ -126,7 +126,7 @@ class Workspace:
 
     def removal(self) -> dict[str, Any]:
         """Return what describes the documents left out."""
-        from headrank_pipeline.first_stage.removal import Removal
+        from headrank_pipeline.first_stage.search import Removal
 
         return Removal(self.stage.remove_query, self.exclude).describe()
 

@@ -5,6 +5,8 @@ What differs from index to index is a `Searcher`; `bm25`, `impact` and `dense` e
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,12 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from headrank_pipeline.first_stage.jvm import versions
-from headrank_pipeline.first_stage.removal import Removal
 from headrank_pipeline.first_stage.texts import Lookup, passage_lookup, with_texts
 from headrank_pipeline.pipeline import Queries, Source, as_queries
 from headrank_pipeline.records import Candidate, Query, Ranking
 
-__all__ = ["IndexSource", "Searcher", "check_counts", "index_source"]
+__all__ = ["IndexSource", "Removal", "Searcher", "check_counts", "index_source"]
 
 # Queries searched at once: enough to keep the threads busy, few enough that memory stays small.
 _CHUNK = 32
@@ -36,6 +37,49 @@ class Searcher(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return what determines the scores, JSON-ready, the name of the stage first."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is left out per query, before the cutoff.
+
+    Args:
+        remove_query: leave out the document whose docid is the qid.
+        exclude: qid -> docids to leave out.
+
+    Raises:
+        TypeError: a string where a collection of docids belongs.
+
+    Examples:
+        >>> sorted(Removal(True, {"q1": {"d1"}}).of("q1"))
+        ['d1', 'q1']
+    """
+
+    remove_query: bool
+    exclude: Mapping[str, Collection[str]]
+
+    def __post_init__(self) -> None:
+        frozen = {}
+        for qid, docids in self.exclude.items():
+            if isinstance(docids, str):
+                raise TypeError(f"exclude[{qid!r}]: expected a collection of docids, got the string {docids!r}")
+            frozen[qid] = frozenset(docids)
+        object.__setattr__(self, "exclude", frozen)
+
+    def of(self, qid: str) -> frozenset[str]:
+        """Return the docids that this query must not get."""
+        own = frozenset({qid}) if self.remove_query else frozenset()
+        return own | frozenset(self.exclude.get(qid, ()))
+
+    def spare(self, queries: Iterable[Query]) -> int:
+        """Return how many candidates more to retrieve so that enough remain for each of the queries."""
+        return max((len(self.of(query.qid)) for query in queries), default=0)
+
+    def describe(self) -> dict[str, Any]:
+        """Return both as JSON-ready values; the excluded docids as a checksum."""
+        pairs = sorted((qid, sorted(docids)) for qid, docids in self.exclude.items())
+        digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest() if pairs else None
+        return {"remove_query": self.remove_query, "exclude_sha256": digest}
 
 
 @dataclass(frozen=True)
