@@ -62,7 +62,8 @@ def pyserini_2(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("offline", "why"), [("0", "and that failed (<urlopen error"), ("1", "which --offline (HF_HUB_OFFLINE=1) forbids")]
+    ("offline", "why"),
+    [("0", "and that failed (<urlopen error"), ("1", "which offline=True (HF_HUB_OFFLINE=1) forbids")],
 )
 def test_a_pyserini_that_needs_the_network_is_named_where_there_is_none(pyserini_2, fresh_python, offline, why):
     result = fresh_python(f"""
