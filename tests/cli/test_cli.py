@@ -218,7 +218,7 @@ def test_a_broken_pipe_of_something_else_is_told(monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise BrokenPipeError(32, "a worker is gone")
 
-    monkeypatch.setattr("headrank_pipeline.experiment.names.find_benchmarks", broken)
+    monkeypatch.setattr("headrank_pipeline.experiment.names.find_suite", broken)
     result = invoke("benchmarks")
     assert (result.exit_code, "a worker is gone" in result.stderr) == (6, True)
 
