@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -73,6 +74,15 @@ def unknown_flags(words: list[str]) -> list[str]:
     return [word for word in words[1:] if word.startswith("-") and word.partition("=")[0] not in known]
 
 
+def unknown_benchmarks(words: list[str]) -> list[str]:
+    """What a command names as a benchmark, by a bare name, that does not ship."""
+    if words[:1] not in (["run"], ["benchmarks"]):
+        return []
+    named = takewhile(lambda word: not word.startswith("-"), words[1:])
+    known = {path.stem for path in (ROOT / "pipelines").rglob("*.yaml")}
+    return [word for word in named if re.fullmatch(r"[a-z][\w-]*", word) and word not in known]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_is_run_or_says_why_not_and_every_flag_exists(page):
     text = page.read_text(encoding="utf-8")
@@ -81,7 +91,7 @@ def test_every_block_is_run_or_says_why_not_and_every_flag_exists(page):
         " ".join(words): flags
         for block in blocks_of(text)
         for words in commands_of(block.text)
-        if (flags := unknown_flags(words))
+        if (flags := unknown_flags(words) + unknown_benchmarks(words))
     }
     assert wrong == {}
 
@@ -120,6 +130,7 @@ def test_what_is_wrong_in_a_page_is_found():
     [words] = commands_of("headrank rerank --candidates a.jsonl \\\n  --modell x   # why\n")
     assert unknown_flags(words) == ["--modell"]
     assert unknown_flags(["rerun", "--x"]) == ["rerun"]
+    assert unknown_benchmarks(["run", "scifact", "my.yaml", "beir-nq", "--suite", "main"]) == ["scifact"]
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
