@@ -182,15 +182,18 @@ def retrieve(
             language=language,
             remove_query=remove_query,
         )
-    rankings = _telling_of_empty(source.retrieve(queries))
+    sizes: list[int] = []
+    rankings = _telling_of_empty(source.retrieve(queries), sizes)
     if as_candidates:
         write_candidates(output, rankings, layout)
     else:
         write_run(output, rankings, tag or method)
     if as_json:
-        echo_json({"output": str(output), "queries": len(queries), "source": source.describe()})
+        counts = {"queries": len(queries), "candidates": sum(sizes)}
+        echo_json({"output": str(output), **counts, "source": source.describe()})
     else:
-        click.echo(f"{output}: {len(queries)} queries, {'candidates' if as_candidates else 'a TREC run'}")
+        form = "" if as_candidates else " in a TREC run"
+        click.echo(f"{output}: {len(queries)} queries, {sum(sizes)} candidates{form}")
 
 
 def _refuse_idle_flags(*, run: bool, dense: bool, as_candidates: bool) -> None:
@@ -219,10 +222,16 @@ def _is_for_candidates(output: Path) -> bool:
     return False
 
 
-def _telling_of_empty(rankings: Iterator[Ranking]) -> Iterator[Ranking]:
-    """Pass rankings on, and say at their end which had no candidate: a run file has no line for those."""
+def _telling_of_empty(rankings: Iterator[Ranking], sizes: list[int]) -> Iterator[Ranking]:
+    """Pass rankings on, and say at their end which had no candidate: a run file has no line for those.
+
+    Args:
+        rankings: what was found.
+        sizes: gets the number of candidates of each.
+    """
     without = []
     for ranking in rankings:
+        sizes.append(len(ranking))
         if not ranking.candidates:
             without.append(ranking.query.qid)
         yield ranking

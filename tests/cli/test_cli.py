@@ -362,7 +362,7 @@ def test_index_and_retrieve_give_candidates_with_text_or_a_run(tiny_corpus, tmp_
     arguments = ["retrieve", "--index", index, "--topics", topics, "--hits", "2"]
     output = tmp_path / "cand.jsonl"
     result = invoke(*arguments, "--output", output)
-    assert result.stdout == f"{output}: 2 queries, candidates\n"
+    assert result.stdout == f"{output}: 2 queries, 2 candidates\n"
     assert "1 queries found nothing (q2); where judged they count 0" in result.stderr
     flea, zebra = read_candidates(tmp_path / "cand.jsonl")
     assert (len(flea), len(zebra)) == (2, 0)
@@ -379,7 +379,7 @@ def test_a_saved_run_becomes_candidates_by_a_text_source(tiny_corpus, tiny_index
     topics.write_text("q1\tflea\nq2\tzebra\n")
     arguments = ["retrieve", "--run", run, "--topics", topics, "--output", output]
     for texts in (tiny_corpus, tiny_index):
-        assert invoke(*arguments, "--texts", texts).stdout == f"{output}: 1 queries, candidates\n"
+        assert invoke(*arguments, "--texts", texts).stdout == f"{output}: 1 queries, 2 candidates\n"
         [found] = read_candidates(output)
         assert [(c.docid, c.title, c.text) for c in found.candidates] == [
             ("007", "", "Spies and one flea."), ("d2", "Dog", "The dog sleeps."),
@@ -681,8 +681,8 @@ def test_retrieve_does_not_write_a_trec_run_into_a_json_file(files, tmp_path):
     refused = invoke(*arguments, tmp_path / "found.json")
     assert refused.exit_code == 2 and "name it NAME.jsonl" in refused.stderr and not (tmp_path / "found.json").exists()
     found = invoke(*arguments, tmp_path / "found.jsonl")
-    assert "1 queries, candidates" in found.stdout and "candidates without text" in found.stderr
-    assert "1 queries, a TREC run" in invoke(*arguments, tmp_path / "again.run").stdout
+    assert "1 queries, 1 candidates" in found.stdout and "candidates without text" in found.stderr
+    assert "1 queries, 1 candidates in a TREC run" in invoke(*arguments, tmp_path / "again.run").stdout
 
 
 def test_a_run_in_place_of_candidates_is_told_what_it_lacks_before_a_model_is_loaded(files, tmp_path):
