@@ -26,7 +26,7 @@ class Metrics:
         self._requests: Counter[tuple[str, int]] = Counter()
         self._times = {path: [0] * (len(_SECONDS) + 1) for path in timed}
         self._seconds = dict.fromkeys(timed, 0.0)
-        self._reranked = Counter(headrank_tokens_total=0, headrank_documents_total=0)
+        self._reranked = Counter(headrank_tokens_total=0, headrank_documents_total=0, headrank_documents_cut_total=0)
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """Count a request that was answered; `path` is a known one, so that strangers make no new series."""
@@ -38,6 +38,7 @@ class Metrics:
     def reranked(self, documents: int, ranking: Ranking) -> None:
         """Count what the model read: the documents of a request, and the tokens that its ranking notes."""
         self._reranked["headrank_documents_total"] += documents
+        self._reranked["headrank_documents_cut_total"] += int(ranking.notes.get("passages_cut", 0))
         self._reranked["headrank_tokens_total"] += int(ranking.notes.get("prompt_tokens", 0))
 
     def text(self, waiting: int, calls: int) -> str:

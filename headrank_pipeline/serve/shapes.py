@@ -201,6 +201,8 @@ def cohere_reply(request: CohereRequest, ranking: Ranking, model: str, version: 
     if (tokens := ranking.notes.get("prompt_tokens")) is not None:
         reply["usage"] = {"total_tokens": int(tokens), "prompt_tokens": int(tokens)}
         meta["tokens"] = {"input_tokens": int(tokens)}
+    if cut := int(ranking.notes.get("passages_cut", 0)):
+        meta["warnings"] = [f"{cut} of {len(request.documents)} documents were cut to fit the model"]
     if (nothing := ranking.notes.get("nothing_relevant")) is not None:
         meta["nothing_relevant"] = float(nothing)
     return reply

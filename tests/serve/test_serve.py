@@ -105,6 +105,22 @@ def test_top_n_is_cut_from_the_whole_order(client, reranker):
     assert "document" not in results[0]
 
 
+def test_documents_that_were_cut_are_told(client):
+    def cut() -> int:
+        [line] = [
+            line for line in client.get("/metrics").text.splitlines() if line.startswith("headrank_documents_cut")
+        ]
+        return int(line.split()[1])
+
+    before = cut()
+    documents = ["flea " * 50_000, "cat"]
+    meta = client.post("/v2/rerank", json={"query": QUERY, "documents": documents}).json()["meta"]
+    assert meta["warnings"] == ["1 of 2 documents were cut to fit the model"]
+    assert "warnings" not in client.post("/v2/rerank", json={"query": QUERY, "documents": TEXTS}).json()["meta"]
+    client.post("/rerank", json={"query": QUERY, "texts": documents})
+    assert cut() == before + 2
+
+
 def test_tei_gets_the_same(client, reranker):
     ranks = client.post("/rerank", json={"query": QUERY, "texts": TEXTS, "return_text": True}).json()
     assert [(rank["index"], rank["score"]) for rank in ranks] == expected(reranker, TEXTS)
