@@ -27,7 +27,6 @@ _CPU_TOKENS, _GPU_TOKENS = 2048, 16384
 _TOKEN_BYTES = 3
 _KEPT = 0.9  # of what earlier calls took, call by call, when a wait is guessed
 _LONGEST_RETRY = 60  # seconds
-_TRIM_EVERY = 10.0  # seconds; the engine itself gives memory back between the passes of one call only
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,6 @@ class Batcher:
         self._filled = asyncio.Event()
         self._called: list[_Waiting] = []
         self._spent = (0.0, 0.0)  # seconds and tokens of late calls
-        self._trimmed = time.monotonic()
         self.calls = 0
 
     @property
@@ -145,11 +143,10 @@ class Batcher:
         try:
             return self.reranker.attempt_batch(rankings)
         finally:
-            if "torch" in sys.modules and time.monotonic() - self._trimmed > _TRIM_EVERY:
-                from headrank_pipeline.attention.budget import give_back_memory  # which imports torch
+            if "torch" in sys.modules:  # the engine itself does this between the passes of one call only
+                from headrank_pipeline.attention.budget import give_back_memory
 
                 give_back_memory()
-                self._trimmed = time.monotonic()
 
     def _take(self) -> list[_Waiting]:
         """Move what the next call reads from the queue to `_called`."""

@@ -31,7 +31,6 @@ pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
 httpx = pytest.importorskip("httpx")
 
-from headrank_pipeline.serve import batcher  # noqa: E402
 from headrank_pipeline.serve.app import create_app  # noqa: E402
 from headrank_pipeline.serve.batcher import Batcher, Limits  # noqa: E402
 from headrank_pipeline.serve.server import KEY_VARIABLE, bound_socket  # noqa: E402
@@ -435,14 +434,13 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives holes in its heap back")
-def test_memory_that_a_call_leaves_free_goes_back_to_the_system(monkeypatch, reranker):
+def test_memory_that_a_call_leaves_free_goes_back_to_the_system(reranker):
     class Leaves(Waits):
         def rerank_batch(self, rankings):
             blocks = [b"x" * 100_000 for _ in range(1000)]
             self.last = blocks[-1]  # above the holes, so that the heap cannot shrink
             return super().rerank_batch(rankings)
 
-    monkeypatch.setattr(batcher, "_TRIM_EVERY", 0.0)
     leaves = Leaves()
     leaves.may.set()
     with running(leaves) as client:
