@@ -60,6 +60,17 @@ def package_log() -> None:
     package.setLevel(logging.NOTSET)
 
 
+_OFFLINE = os.environ.get("HF_HUB_OFFLINE")
+
+
+@pytest.fixture(autouse=True)
+def hub_as_at_the_start() -> None:
+    """A command with --offline forbids its process the hub; every test begins as the first one did."""
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    if _OFFLINE is not None:
+        os.environ["HF_HUB_OFFLINE"] = _OFFLINE
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real collections; tests that need it are skipped where it is absent."""
