@@ -6,9 +6,10 @@
 
 DL19 (43 queries, BM25 top 100) and NovelEval (21 queries, 20 passages in BM25 order).
 
-**With a model**, all eight read or ask its plain weights. qrhead (16 heads), core (8) and headrank (6) get
-heads that their own criterion selects on lists of TREC DL 2023, under their own prompt and rule; qrranker reads
-qrhead's. smollm2 is one more row: HeadRank with the weights and heads that ship.
+**With a model**, all systems read or ask its plain weights; qwen3-reranker takes Qwen3 only, so leave it out of
+--systems with others. qrhead (16 heads), core (8) and headrank (6) get heads that their own criterion selects on lists
+of TREC DL 2023, under their own prompt and rule; qrranker reads qrhead's. smollm2 is one more row: HeadRank with the
+weights and heads that ship.
 
 **Without one**, the attention systems read the
 embedded model, with isolated passages as it was trained; all but icr with the heads that HeadRank uses. RankGPT,
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS), choices=list(COLLECTIONS))
     parser.add_argument("--systems", nargs="+", default=[*FAMILY, *GENERATIVE], choices=[*FAMILY, *GENERATIVE])
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--model", help="a language model that all eight systems share, such as smollm2")
+    parser.add_argument("--model", help="a language model that all systems share, such as smollm2")
     parser.add_argument("--dtype", default="float32", help="type of the model's weights")
     parser.add_argument("--depth", type=int, default=100, help="candidates that are reranked")
     arguments = parser.parse_args()
