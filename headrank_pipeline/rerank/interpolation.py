@@ -33,7 +33,8 @@ def interpolated(
 
     Raises:
         TypeError: not a reranker.
-        ValueError: a weight outside 0 to 1, or an unknown normalisation; while reranking: logarithms of scores below 0.
+        ValueError: a weight outside 0 to 1, or an unknown normalisation; while reranking: logarithms of scores below
+            0, or a reranker that leaves candidates out.
     """
     if not isinstance(reranker, Reranker):
         raise TypeError(f"interpolated takes a reranker, got {type(reranker).__name__} {reranker!r}")
@@ -88,6 +89,11 @@ class _Interpolated(Reranker):
     def _mixed(self, first: Ranking, second: Ranking) -> Ranking:
         theirs = _logarithms(second) if self.logs else second.scores
         found = dict(zip(second.docids, normalised(theirs, self.normalisation), strict=True))
+        if left_out := [docid for docid in first.docids if docid not in found]:
+            raise ValueError(
+                f"qid {first.query.qid}: interpolation: the reranker gave no score for {', '.join(left_out[:3])} "
+                f"({len(left_out)} of {len(first)} candidates); leave its threshold out"
+            )
         known = normalised(first.scores, self.normalisation)
         scores = [
             self.weight * score + (1.0 - self.weight) * found[docid]

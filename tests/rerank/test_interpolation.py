@@ -23,6 +23,16 @@ class Reversing(Reranker):
         return {"system": "reversing"}
 
 
+class LeavingOut(Reranker):
+    """Leaves the last candidate out, as a threshold does."""
+
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        return [r.cut(len(r) - 1) for r in rankings]
+
+    def describe(self) -> dict[str, Any]:
+        return {"system": "leaving out"}
+
+
 def ranking(*scores: float) -> Ranking:
     return Ranking.from_scores(Query("q", "flea"), [Candidate(f"d{i}", score) for i, score in enumerate(scores)])
 
@@ -31,6 +41,11 @@ def test_weight_one_is_the_first_stage_and_weight_zero_the_reranker():
     first = ranking(30.0, 20.0, 10.0)
     assert interpolated(Reversing(), 1.0).rerank(first).docids == ("d0", "d1", "d2")
     assert interpolated(Reversing(), 0.0).rerank(first).docids == ("d2", "d1", "d0")
+
+
+def test_candidates_without_a_score_are_not_mixed():
+    with pytest.raises(ValueError, match=r"qid q: .* no score for d2 \(1 of 3 candidates\); leave its threshold out"):
+        interpolated(LeavingOut(), 0.5).rerank(ranking(30.0, 20.0, 10.0))
 
 
 def test_scores_are_mixed_on_a_common_scale():
