@@ -71,7 +71,8 @@ class ReportingGroup(click.Group):
 
 
 # An argument as Python has it, in a message of the package: overwrite=True, qrels=FILE, option shuffle_seed=1.
-_ARGUMENT = re.compile(r"(?<![\w./=-])((?:first stage )?option )?([a-z][a-z0-9_]*)=([^\s,;:()]*[^\s,;:().])")
+# Not in what is quoted, and not in a URL: those are the user's words.
+_ARGUMENT = re.compile(r"(?<![\w./=?&'\"-])((?:first stage )?option )?([a-z][a-z0-9_]*)=([^\s,;:()]*[^\s,;:().])")
 
 
 def in_flags(message: str, command: click.Command | None) -> str:
@@ -84,6 +85,8 @@ def in_flags(message: str, command: click.Command | None) -> str:
         ... def run(): ...
         >>> in_flags("name qrels=FILE, or start anew with overwrite=True; k1=0.9 is no flag", run)
         'name --qrels FILE, or start anew with --overwrite; k1=0.9 is no flag'
+        >>> in_flags("http://host/v1?qrels=x: got 'overwrite=True'", run)
+        "http://host/v1?qrels=x: got 'overwrite=True'"
     """
     flags = {flag: option for option in (command.params if command else ()) for flag in option.opts}
 

@@ -303,7 +303,7 @@ class Sources:
         """Fail where an input can come from nowhere; a model need not be loaded to learn that.
 
         Raises:
-            FileNotFoundError: names what is missing and the flag that supplies it.
+            FileNotFoundError: names what is missing and the argument that supplies it.
             ValueError: a first stage chosen beside saved candidates.
         """
         if self.local.candidates is not None and self.stage != BM25:

@@ -215,9 +215,9 @@ def _lexical(setting: Workspace, place: Located) -> _Stage:
 
 def _lexical_of_corpus(setting: Workspace, place: Located, corpus: Path) -> _Stage:
     """BM25 over a corpus; its index is built when candidates are first asked for, and used again afterwards."""
-    language = setting.choice.language or ENGLISH
     from headrank_pipeline.first_stage.index import build_index, index_identity
 
+    language = setting.choice.language or ENGLISH
     read, stage = open_input(corpus, "corpus"), setting.stage
     target = Path(place.index) if place.index else setting.directory.index
 

@@ -66,7 +66,7 @@ def write_lucene_vectors(
                 if not abs(length - 1) <= _UNIT:  # true for NaN as well
                     raise ValueError(
                         f"docid {docid}: a vector of length {length:.4f}; Lucene compares vectors of length 1: build "
-                        f"with l2_norm=True, or a FAISS index (hnsw=faiss)"
+                        f"with l2_norm=True, or build kind 'hnsw', which is FAISS's"
                     )
                 file.write(json.dumps({"docid": docid, "vector": vector}) + "\n")
     command = [str(find_java().home / "bin" / "java"), "-cp", str(anserini_jar())]
