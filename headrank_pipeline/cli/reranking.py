@@ -74,6 +74,7 @@ _OPTIONS = {
     "revision": "NAME",
     "stride": "N",
     "thinking": "true",
+    "threshold": "P",
     "timeout": "SECONDS",
     "window_size": "N",
 }

@@ -108,6 +108,8 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     if given["model"] is None and not given["dry_run"]:
         raise click.UsageError("Missing option '--model'.")
     request = RunRequest.of(ctx, given)
+    if any(option.partition("=")[0] == "threshold" for option in given["options"]):
+        raise click.UsageError("a run holds every candidate; headrank rerank writes those above a threshold beside it")
     jobs = list(_jobs(request))
     several = len(jobs) > 1 or request.suite is not None
     if request.dry_run:
@@ -115,10 +117,7 @@ def run(ctx: click.Context, /, **given: Any) -> None:
         return
     if not several:  # of several, what one lacks is told in the summary, and the others run
         jobs[0].sources.check()
-    spec = reranker_spec(given)
-    if spec.options.get("threshold") is not None:
-        raise click.UsageError("a run holds every candidate; headrank rerank writes those above a threshold beside it")
-    with open_reranker(spec, request.workers) as reranker:
+    with open_reranker(reranker_spec(given), request.workers) as reranker:
         if several:
             suite = _run_several(jobs, request, reranker)
         else:

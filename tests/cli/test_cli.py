@@ -464,6 +464,7 @@ def test_the_embedded_model_comes_with_the_weight_that_was_chosen_for_it(files, 
     [
         (["rerank", "--output", "o", "--model", "m", "-m", "P@5"], "--measure: nothing is evaluated without --qrels"),
         (["rerank", "--output", "o", "--model", "m", "-l", 1], "--relevance-level: nothing is evaluated without"),
+        (["run", "beir-nq", "--dry-run", "--option", "threshold=0.5"], "a run holds every candidate"),
         (["run", "beir-nq", "--rrf-k", 60], "--rrf-k is no flag any more; write --first-stage-option rrf_k=N"),
         (["run", "--dataset", "beir/nq"], "--dataset is no flag any more; write ir_datasets:ID in the place of"),
         (["run", "beir-nq", "--dry-run", *["--first-stage-option", "texts=a"] * 2], "texts is given twice"),
