@@ -5,7 +5,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
@@ -64,8 +64,9 @@ _OFFLINE = os.environ.get("HF_HUB_OFFLINE")
 
 
 @pytest.fixture(autouse=True)
-def hub_as_at_the_start() -> None:
-    """A command with --offline forbids its process the hub; every test begins as the first one did."""
+def hub_as_at_the_start() -> Iterator[None]:
+    """A command with --offline forbids its process the hub; what follows begins as the first test did."""
+    yield
     os.environ.pop("HF_HUB_OFFLINE", None)
     if _OFFLINE is not None:
         os.environ["HF_HUB_OFFLINE"] = _OFFLINE

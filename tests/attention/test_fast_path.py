@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import resource
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from bird_prompts import builder, prompts
 from hypothesis import given
 from hypothesis import strategies as st
+from memory import gives_back, held, without_holes
 from scipy.stats import spearmanr
 from tiny_models import FAMILIES, tiny_model
 from torch.overrides import TorchFunctionMode
@@ -343,20 +343,15 @@ def test_models_on_a_gpu_go_without_attention_that_plans_every_length():
 # ---------------------------------------------------------------------------------------------------------- memory
 
 
-def resident() -> int:
-    """Memory of this process [bytes]."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-
-
-@pytest.mark.skipif(budget._malloc_trim() is None, reason="this C library gives nothing back")
+@gives_back
 def test_what_was_freed_goes_back_to_the_system():
-    before = resident()
+    before = without_holes()
     pieces = [bytearray(b"x") * 60_000 for _ in range(2000)]  # 120 MB, each too small for a mapping of its own
     last = pieces.pop()  # holds the heap's end, as a pass's readings do
     del pieces
-    assert resident() - before > 100e6
+    assert held() - before > 100e6
     budget.give_back_memory()
-    assert resident() - before < 20e6
+    assert held() - before < 20e6
     del last
 
 

@@ -31,12 +31,6 @@ from headrank_pipeline.trec import read_candidates, read_run, write_candidates
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 
 
-@pytest.fixture(autouse=True)
-def process_settings(monkeypatch):
-    """The command line sets --offline for the process; other tests must not feel it."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # so that whatever a test makes of it is undone
-
-
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 

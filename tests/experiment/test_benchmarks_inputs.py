@@ -361,7 +361,8 @@ def test_what_ir_datasets_has_kept_is_checked_before_it_is_read(kept_archive, ca
     [
         (
             "source.zip",
-            r"source\.zip has 5 bytes and MD5 \w{32}, expected \d+ bytes and MD5 \w{32}; it is not what \S+ gives",
+            r"source\.zip has 5 bytes and MD5 \w{32}, expected \d+ bytes and MD5 \w{32}; "
+            r"it is not what https://beir gives",
         ),
         ("test.qrels", r"test\.qrels has 5 bytes that are no file of the archive; it is not what .*source\.zip gives"),
     ],

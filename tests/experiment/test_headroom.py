@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from run_directories import Scripted
+from run_directories import Scripted, write_qrels
 
 from headrank_pipeline.experiment.benchmark import benchmark_of_files
 from headrank_pipeline.experiment.evaluate import evaluate
@@ -97,10 +97,10 @@ def run_of(folder, name, relevant, preferred):
     home.mkdir(parents=True)
     passages = tuple(Candidate(docid, 3.0 - place, "text") for place, docid in enumerate("abc"))
     write_candidates(home / "c.jsonl", [Ranking(Query(qid, "flea"), passages) for qid in ("q1", "q2")])
-    (home / "qrels.txt").write_text("".join(f"{qid} 0 {docid} 1\n" for qid, docid in relevant.items()))
+    write_qrels(home / "qrels.txt", {qid: {docid: 1} for qid, docid in relevant.items()})
     plan = RunPlan(
         output=home / "run",
-        reranker=Scripted({}, by_docid={preferred: 9.0, "a": 1.0, "b": 0.5, "c": 0.1} | {preferred: 9.0}),
+        reranker=Scripted({}, by_docid={"a": 1.0, "b": 0.5, "c": 0.1, preferred: 9.0}),
         supply=supply_from_file(home / "c.jsonl"),
         judgement=Judgement(qrels=home / "qrels.txt", measures=("RR", "R@100")),
     )

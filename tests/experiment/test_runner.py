@@ -640,6 +640,19 @@ def test_candidates_that_become_fewer_end_the_run(tmp_path, readings):
     with pytest.raises(ValueError, match="qid q3: its candidates are not those that were read when the run began"):
         execute(plan(tmp_path, tmp_path / "run", supply=supply))
     assert not (tmp_path / "run" / "run.trec").exists()
+    assert len(calls) == readings
+
+
+def test_a_run_reads_its_candidates_three_times(tmp_path):
+    calls: list[int] = []
+
+    def rankings():
+        calls.append(1)
+        return iter([ranking_of(f"q{number}") for number in range(4)])
+
+    supply = CandidateSource(identity={}, rankings=rankings, retrieves=False)
+    execute(plan(tmp_path, tmp_path / "run", supply=supply))
+    assert len(calls) == 3  # to know what there is, to rerank, to write
 
 
 def test_retrieved_candidates_that_were_changed_before_a_resume_are_refused(tmp_path):

@@ -157,14 +157,15 @@ def test_workers_continue_what_one_process_began_and_the_other_way_round(candida
     execute(plan(candidates, tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         execute(plan(candidates, tmp_path / "run", Interrupting()))
-    assert [line["qid"] for line in journal_of(tmp_path / "run")] == ["q0", "q1", "q2", "q3", "q4", "q5"]
+    written = (tmp_path / "run" / "scores.jsonl").read_text().splitlines()
+    assert [json.loads(line)["qid"] for line in written] == ["q0", "q1", "q3", "q2", "q4", "q5"]
     # Its batch kills every worker that tries it: that ends, and what is done stays.
     with pytest.raises(RuntimeError, match=r"a batch was given up \(Actor.*\); if its worker dies.*the same command"):
         rerank(candidates, tmp_path / "run", Dying, batch_size=2)
     assert not (tmp_path / "run" / "run.trec").exists()
     reranker = Overlap()
     execute(plan(candidates, tmp_path / "run", reranker))
-    assert reranker.seen[:2] == ["q6", "q7"]  # q8's batch may have been done beside theirs
+    assert reranker.seen in (["q6", "q7"], ["q6", "q7", "q8"])  # q8's batch may have been done beside theirs
     assert same_run(tmp_path / "whole", tmp_path / "run")
 
 
