@@ -6,10 +6,10 @@
 
 DL19 (43 queries, BM25 top 100) and NovelEval (21 queries, 20 passages in BM25 order).
 
-**With a model**, all systems read or ask its plain weights; qwen3-reranker takes Qwen3 only, so leave it out of
---systems with others. qrhead (16 heads), core (8) and headrank (6) get heads that their own criterion selects on lists
-of TREC DL 2023, under their own prompt and rule; qrranker reads qrhead's. smollm2 is one more row: HeadRank with the
-weights and heads that ship.
+**With a model**, all systems read or ask its plain weights; qwen3-reranker takes Qwen3 only, and runs where --systems
+names it. qrhead (16 heads), core (8) and headrank (6) get heads that their own criterion selects on lists of TREC DL
+2023, under their own prompt and rule; qrranker reads qrhead's. smollm2 is one more row: HeadRank with the weights and
+heads that ship.
 
 **Without one**, the attention systems read the
 embedded model, with isolated passages as it was trained; all but icr with the heads that HeadRank uses. RankGPT,
@@ -44,6 +44,8 @@ from headrank_pipeline.trec import read_candidates, read_qrels, read_run
 COLLECTIONS = {"dl19": "candidates.jsonl.gz", "noveleval": "candidates_bm25order.jsonl.gz"}
 FAMILY = ("headrank", "icr", "qrhead", "core", "qrranker")
 GENERATIVE = ("rankgpt", "first-token", "qwen3-reranker")
+SYSTEMS = (*FAMILY, *GENERATIVE)
+ONLY_QWEN3 = "qwen3-reranker"
 WINDOW = 20  # passages that RankGPT's prompt numbers
 # Criterion and number of heads by the systems that select theirs.
 SELECTED = {"headrank": ("entropy-regularised", 6), "qrhead": ("qrscore", 16), "core": ("core", 8)}
@@ -53,16 +55,18 @@ COLUMNS = ("nDCG@10", "s/query", "passes/query", "read/query", "written/query", 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with dl19, noveleval and qwen3_tokenizer")
+    parser.add_argument("--data", type=Path, required=True, help="folder of dl19, dl23, noveleval, qwen3_tokenizer")
     parser.add_argument("--output", type=Path, required=True, help="run directories and reports, one per collection")
     parser.add_argument("--queries", type=int, help="only the first so many of each collection")
     parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS), choices=list(COLLECTIONS))
-    parser.add_argument("--systems", nargs="+", default=[*FAMILY, *GENERATIVE], choices=[*FAMILY, *GENERATIVE])
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="default: all that take the model")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--model", help="a language model that all systems share, such as smollm2")
     parser.add_argument("--dtype", default="float32", help="type of the model's weights")
     parser.add_argument("--depth", type=int, default=100, help="candidates that are reranked")
     arguments = parser.parse_args()
+    if arguments.systems is None:
+        arguments.systems = [system for system in SYSTEMS if not (arguments.model and system == ONLY_QWEN3)]
     commands = with_model(arguments) if arguments.model else without_model(arguments)
     for name in arguments.collections:
         output = arguments.output / name

@@ -7,7 +7,7 @@
 # Steps: pytest -m gpu; speed of Qwen3's 0.6B, 1.7B and 4B (ours, the reference, the floor, RankGPT through
 # transformers, isolated passages); memory of training 4B with LoRA; torch.compile and CUDA graphs. The same command
 # goes on with what is not done; a step that fails or takes too long does not stop the others, and is tried again next
-# time. OUTPUT/table.md is the table, OUTPUT/*.log say what each step said.
+# time. OUTPUT, taken from the project's folder, gets table.md, the table, and *.log, what each step said.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 tiny=

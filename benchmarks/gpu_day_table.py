@@ -5,8 +5,8 @@ python benchmarks/gpu_day_table.py build/gpu_day
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ REPLY = 136  # tokens of a reply about 20 passages (speed/ways.py); random weigh
 
 
 def main() -> None:
-    output = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="folder that gpu_day.sh wrote")
+    output = parser.parse_args().output
     text = "\n".join([*steps(output), "", *speed(output), "", *compiled(output), "", *training(output)])
     (output / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)

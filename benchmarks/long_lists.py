@@ -12,7 +12,6 @@ done is kept in measured.jsonl and not done again. Prints the table of docs/long
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import random
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from scipy.stats import kendalltau
 
+from headrank_pipeline.attention.budget import give_back_memory
 from headrank_pipeline.learn.scorer import ndcg
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
@@ -54,8 +54,12 @@ def main() -> None:
     lists = list(read_candidates(chosen.data / "dl19" / "candidates.jsonl.gz"))
     work = [("smollm2", size, count) for size, count in zip(SIZES, chosen.queries, strict=True)]
     for system, size, count in [*work, ("plain", 100, chosen.causal)]:
-        done = [(r["system"], r["size"], r["qid"]) for r in read_rows(place) if r["strategy"] == chosen.strategies[-1]]
-        wanted = [one.query.qid for one in lists[:count] if (system, size, one.query.qid) not in done]
+        done = {(r["system"], r["size"], r["qid"], r["strategy"]) for r in read_rows(place)}
+        wanted = [
+            one.query.qid
+            for one in lists[:count]
+            if not {(system, size, one.query.qid, strategy) for strategy in chosen.strategies} <= done
+        ]
         if not wanted:
             continue
         reranker = load(system, chosen.dtype)
@@ -112,7 +116,7 @@ def measured(
 def reranked(reranker: AttentionReranker, ranking: Ranking, strategy: str) -> tuple[Ranking, float, float]:
     """Return the ranking, the processor's seconds, and the peak above what was held [MiB]."""
     way = AttentionReranker(reranker.reader, reranker.recipe, long_lists=strategy)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier lists left behind
+    give_back_memory()  # what earlier lists left behind
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is the present from here on
     before, started = peak_kib(), time.process_time()
     found = way.rerank(ranking)

@@ -48,7 +48,7 @@ def main() -> None:
         made.add_argument("--threads", type=int, default=1)
         made.add_argument("--side", choices=["theirs", "ours"])
         made.add_argument("--python", default=sys.executable, help="interpreter that has what theirs needs")
-        made.add_argument("--candidates", type=Path)
+        made.add_argument("--candidates", type=Path, required=True)
         made.add_argument("--queries", type=int, default=5)
         made.add_argument("--passages", type=int, default=20)
     chosen = parser.parse_args()
@@ -76,7 +76,7 @@ def turns(chosen: argparse.Namespace) -> None:
     """Have each list read by either side in turns, and print ratios and agreement."""
     from scipy.stats import kendalltau
 
-    forwarded = ["serve", *(word for word in sys.argv[2:])]
+    forwarded = ["serve", *sys.argv[2:]]
     sides = {}
     for side, python in (("theirs", chosen.python), ("ours", sys.executable)):
         command = [python, __file__, *forwarded, "--side", side]

@@ -5,7 +5,7 @@
     python benchmarks/scaling.py price --flops 990e12 --utilisation 0.3 --data ../shared/data
 
 `measure` times whole queries (prompt, forward pass, pooling) and fits ``seconds = a + FLOPs / throughput``, FLOPs being
-those of `align.cost.truncation_cost`; `price` applies these to each benchmark's number of queries and length of
+those of `learn.cost.truncation_cost`; `price` applies these to each benchmark's number of queries and length of
 passages. Seconds are CPU time of the process, in which a busy machine shows less than in those on the wall.
 """
 

@@ -218,7 +218,8 @@ def main() -> None:
     if given.output:
         given.output.write_text(json.dumps(report, indent=1) + "\n")
     rows = [row for name, row in report.items() if name != "metrics"]
-    bad = [f"{status} requests" for row in rows for status in row["statuses"] if status not in ("200", "429")]
+    counts = [(status, count) for row in rows for status, count in row["statuses"].items()]
+    bad = [f"{count} replies with status {status}" for status, count in counts if status not in ("200", "429")]
     bad += [f"{row['wrong']} wrong answers" for row in rows if row["wrong"]]
     steady = report["70 %"]
     if "429" in steady["statuses"]:

@@ -92,7 +92,6 @@ def measured(reranker: AttentionReranker, folder: Path, chosen: argparse.Namespa
         "passages": sum(len(ranking) for ranking in lists),
         "tokens": fmean(len(prompt) for prompt in prompts),
         "hits": hits,
-        "bytes": spent,
         "distinct": distinct(prompts),
         "retrieval": retrieval,
         "tokenising": tokenising,
