@@ -5,7 +5,7 @@
     python benchmarks/throughput.py … --output runs/throughput-embedded --model embedded --queries 20
 
 BM25's first 100 passages come from a Lucene index that is built from the collection; the model reads them isolated, on
-one thread. Three things are told of each collection:
+`--threads` threads (one). Three things are told of each collection:
 
 - The hit rate of the passage cache for **all** test queries in their order. It depends on lists and tokens alone,
   so the lists are replayed through the cache itself, with tensors that have sizes and no values; no model is needed.
@@ -15,7 +15,8 @@ one thread. Three things are told of each collection:
 - What follows for all queries and whole lists: a token that is found costs what it cost in the third reading, all
   others what they cost in the first. The same sum is checked against the second reading, which was measured.
 
-What was read is kept in the output folder and not read again.
+What was read is kept in the output folder and not read again, so an output folder is for one choice of model, depth,
+type and threads.
 """
 
 from __future__ import annotations
