@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from headrank_pipeline.experiment.batches import supply_from_file
 from headrank_pipeline.experiment.runner import RunPlan, execute
-from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Query, Ranking

@@ -28,7 +28,7 @@ from evidence.report import Comparison, Results, planned_tests, tables
 
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.comparison.finished import FinishedRun
-from headrank_pipeline.experiment.manifest import environment, write_json
+from headrank_pipeline.experiment.directory import environment, write_json
 from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.rerank.systems import headrank, icr

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from headrank_pipeline.experiment.batches import supply_from_file
 from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.runner import RunPlan, execute
-from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_candidates, write_candidates

@@ -12,9 +12,9 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.comparison.finished import FinishedRun, read_finished
+from headrank_pipeline.experiment.batches import supply_from_file
 from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.runner import RunPlan, execute
-from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking

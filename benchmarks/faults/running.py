@@ -21,8 +21,8 @@ from typing import Any
 from faults.judging import EQUAL, REFUSED, Fault, NotHeld, NotJudged, equal_or_refused, mutated, refusal, set_somewhere
 from headrank_pipeline.comparison.costs import cost_of
 from headrank_pipeline.comparison.finished import read_finished
+from headrank_pipeline.experiment.batches import CandidateSource, supply_from_file, supply_from_source
 from headrank_pipeline.experiment.runner import RunPlan, execute
-from headrank_pipeline.experiment.supply import CandidateSource, supply_from_file, supply_from_source
 from headrank_pipeline.pipeline import Queries, Reranker, Source, as_queries
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_candidates, write_candidates

@@ -115,9 +115,9 @@ def _plans(output: Path, model: str, device: str) -> list[RunPlan]:
 
 
 def _executed(plan: RunPlan) -> Outcome:
+    from headrank_pipeline.experiment.batches import supply_from_file
     from headrank_pipeline.experiment.directory import RunDirectory
     from headrank_pipeline.experiment.runner import execute
-    from headrank_pipeline.experiment.supply import supply_from_file
 
     retrieved = RunDirectory(plan.output.parent / "icr").candidates
     if plan.tag != "icr":

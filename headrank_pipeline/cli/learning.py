@@ -11,8 +11,8 @@ import click
 from headrank_pipeline.attention.recipe import RECIPES, Recipe
 from headrank_pipeline.cli.reporting import ASSIGNMENT, assigned, command_line, echo_json, table
 from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, path_option
-from headrank_pipeline.experiment.manifest import environment
-from headrank_pipeline.experiment.progress import Progress
+from headrank_pipeline.experiment.batches import Progress
+from headrank_pipeline.experiment.directory import environment
 from headrank_pipeline.files import open_input
 from headrank_pipeline.learn.lists import describe_file, read_lists, write_lists
 from headrank_pipeline.learn.schedule import TrainingConfig, configured

@@ -23,12 +23,11 @@ from headrank_pipeline.cli.reporting import (
     table,
 )
 from headrank_pipeline.experiment import scaleout
-from headrank_pipeline.experiment.batches import Shard
+from headrank_pipeline.experiment.batches import Shard, supply_from_file
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES
 from headrank_pipeline.experiment.judgement import Judged, Judgement
 from headrank_pipeline.experiment.runner import Outcome, RunPlan, execute
-from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.files import atomic_writer
 from headrank_pipeline.rerank.long_lists import summary
 from headrank_pipeline.rerank.named_models import first_stage_weight

@@ -18,7 +18,7 @@ import pandas as pd
 
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.comparison.significance import bootstrap_ratio
-from headrank_pipeline.experiment.journal import Entry
+from headrank_pipeline.experiment.directory import Entry
 from headrank_pipeline.learn.place_curves import PlaceSums
 
 __all__ = ["Grades", "Scale", "Zone", "middle_zone", "place_shares", "score_positions"]

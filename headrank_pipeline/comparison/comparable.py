@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from headrank_pipeline.comparison.finished import FinishedRun
-from headrank_pipeline.experiment.manifest import differences, file_sha256
+from headrank_pipeline.experiment.directory import differences, file_sha256
 
 __all__ = ["FIELDS", "check_comparable", "find_qrels"]
 

@@ -13,9 +13,15 @@ from typing import Any
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.recipe import prompt_order
-from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.journal import Entry, journal_key, read_journal
-from headrank_pipeline.experiment.manifest import file_sha256, read_json, read_manifest
+from headrank_pipeline.experiment.directory import (
+    Entry,
+    RunDirectory,
+    file_sha256,
+    journal_key,
+    read_journal,
+    read_json,
+    read_manifest,
+)
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates, read_run
 

@@ -15,12 +15,18 @@ from typing import Any
 
 from headrank_pipeline.experiment.batches import Shard
 from headrank_pipeline.experiment.benchmark import Reference
-from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.effect import Effect
-from headrank_pipeline.experiment.journal import Journal, journal_key, rekeyed_lines
+from headrank_pipeline.experiment.directory import (
+    Journal,
+    RunDirectory,
+    differences,
+    file_sha256,
+    journal_key,
+    read_manifest,
+    rekeyed_lines,
+    write_json,
+)
 from headrank_pipeline.experiment.judgement import Judged, Judgement, judge
-from headrank_pipeline.experiment.manifest import differences, file_sha256, read_manifest, write_json
-from headrank_pipeline.experiment.runner import Outcome, closed, totals_of
+from headrank_pipeline.experiment.runner import Effect, Outcome, closed, totals_of
 from headrank_pipeline.trec import read_run
 
 __all__ = ["merge"]

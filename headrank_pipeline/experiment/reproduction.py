@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.manifest import differences, read_json, read_manifest
+from headrank_pipeline.experiment.directory import RunDirectory, differences, read_json, read_manifest
 from headrank_pipeline.trec import read_run
 
 __all__ = ["Reproduction", "compare_runs", "recorded_command", "recorded_folder"]

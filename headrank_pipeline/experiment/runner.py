@@ -11,46 +11,50 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.experiment.batches import Batches, Shard, ThisProcess, Workers
-from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.effect import Effect
-from headrank_pipeline.experiment.journal import Entry, Journal, journal_key, read_journal
-from headrank_pipeline.experiment.judgement import Judged, Judgement, judge
-from headrank_pipeline.experiment.manifest import (
+from headrank_pipeline.attention.recipe import prompt_order
+from headrank_pipeline.experiment.batches import CandidateSource, Session, Shard, ThisProcess, Workers
+from headrank_pipeline.experiment.directory import (
     SCHEMA_VERSION,
+    Entry,
+    Journal,
+    RunDirectory,
     differences,
     environment,
     file_sha256,
+    journal_key,
     now,
     percentile,
     plain,
+    read_journal,
     read_manifest,
     write_json,
 )
-from headrank_pipeline.experiment.progress import Progress
-from headrank_pipeline.experiment.supply import CandidateSource
+from headrank_pipeline.experiment.judgement import Judged, Judgement, judge
 from headrank_pipeline.files import open_input
-from headrank_pipeline.pipeline import Failure, Reranker, Terminated
+from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates, run_writer, write_candidates
 
-__all__ = ["Outcome", "RunPlan", "closed", "execute", "totals_of"]
+__all__ = [
+    "Effect",
+    "Outcome",
+    "RunPlan",
+    "closed",
+    "execute",
+    "totals_of",
+]
 
 logger = logging.getLogger(__name__)
 
 # Of what a reranker says of its origins: may change a score's last digits, so it is told where versions are.
 _OF_ENVIRONMENT = ("passage_cache", "kernels")
-_HOPELESS = 3  # so many failures without a success are a fault of the set-up, not of the queries
 # Notes that a user must hear about.
 _LOSSES = ("passages_cut", "tokens_dropped", "control_tokens_neutralised", "unknown_tokens")
 
@@ -187,7 +191,7 @@ def _executed(plan: RunPlan, directory: RunDirectory, command: str | None, of_sh
             f"({', '.join(strangers[:3])}); start anew with overwrite=True"
         )
     workers = ThisProcess(plan.reranker) if isinstance(plan.reranker, Reranker) else plan.reranker
-    session = _Session(plan, directory, journal, workers, [*lists.digests])
+    session = Session(directory, journal, workers, [*lists.digests], plan.batch_size, plan.depth)
     session.run(lists)
     return _finish(plan, directory, manifest, _Results(lists, journal, plan.depth), session)
 
@@ -355,115 +359,6 @@ def _digest(ranking: Ranking) -> bytes:
     return found.digest()
 
 
-# ------------------------------------------------------------------------------------------------------- reranking
-
-
-@dataclass(slots=True)
-class _Session:
-    """The loop of one call: what it reranks goes to the journal batch by batch."""
-
-    plan: RunPlan
-    directory: RunDirectory
-    journal: Journal
-    workers: Workers
-    qids: Sequence[str]
-    failures: int = 0
-    last_error: Exception | None = field(default=None, repr=False)
-    seconds: float = 0.0
-    queries: int = 0
-
-    @property
-    def total(self) -> int:
-        return len(self.qids)
-
-    def record(self) -> dict[str, Any]:
-        """What the manifest says of this call when it has come to its end."""
-        timing = {"workers": self.workers.count, "queries": self.queries, "seconds": round(self.seconds, 3)}
-        return {"finished": now(), **timing, **self.workers.usage()}
-
-    def run(self, rankings: Callable[[], Iterator[Ranking]]) -> None:
-        """Rerank what is open."""
-        done = self.journal.scored_count
-        if done < self.total:
-            self.directory.retract_results()
-        if done:
-            logger.info("%s: %d of %d queries are done already", self.directory.path, done, self.total)
-        batches = Batches(rankings, self.plan.batch_size, self.plan.depth, self._open())
-        started = time.perf_counter()
-        try:
-            # Closed at once when something goes wrong, rather than some time later: workers must not go on.
-            with (
-                Progress(self.total, done) as progress,
-                _termination() as asked_to_end,
-                closing(self.workers.try_batches(batches)) as stream,
-            ):
-                for tried in stream:
-                    failed = [self._failed(failure, alone=tried.all_failed) for failure in tried.failures]
-                    entries = [*tried.entries, *failed]
-                    fresh = sum(not self.journal.scored(entry.qid) for entry in entries)
-                    self.journal.append(entries)
-                    if self.journal.scored_count and self.directory.has_aside:
-                        self.directory.discard()
-                    self.queries += sum(bool(entry.docids) for entry in tried.entries)
-                    progress.advance(fresh)
-                    if asked_to_end() and self._tried < self.total:
-                        raise Terminated(
-                            f"{self.directory.path}: ended on SIGTERM with {self.journal.scored_count} of {self.total} "
-                            f"queries done; the same command continues the run"
-                        )
-        except KeyboardInterrupt:
-            count = self.journal.scored_count
-            logger.warning(
-                "interrupted with %d of %d queries done; the same command continues the run", count, self.total
-            )
-            raise
-        if self.last_error is not None and not self.journal.scored_count:
-            raise self.last_error
-        self.seconds = time.perf_counter() - started
-
-    @property
-    def _tried(self) -> int:
-        return self.journal.scored_count + len(self.journal.failures)
-
-    def _open(self) -> frozenset[int]:
-        """Numbers of the batches with a query that has no scores yet."""
-        size = self.plan.batch_size
-        return frozenset(n // size for n, qid in enumerate(self.qids) if not self.journal.scored(qid))
-
-    def _failed(self, failure: Failure, *, alone: bool) -> Entry:
-        qid, error = failure.query.qid, failure.error
-        logger.warning("failed: %s", error if qid in str(error) else f"qid {qid}: {error}")
-        self.failures += 1
-        self.last_error = error
-        if self.failures >= _HOPELESS and alone and not self.journal.scored_count:
-            logger.error("the first %d queries all failed; stopping", self.failures)
-            raise error
-        told = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()  # half a surrogate pair
-        return Entry(qid, notes=dict(failure.notes), error=told)
-
-
-@contextmanager
-def _termination() -> Iterator[Callable[[], bool]]:
-    """Give what tells whether SIGTERM came; until the context ends it does nothing else.
-
-    Python hands signals to the main thread only: a run in another thread ends as the process does.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    came = threading.Event()
-
-    def note(*_: Any) -> None:
-        came.set()
-        logger.warning("SIGTERM: the run ends when the batch is done")
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield came.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
-
-
 # ---------------------------------------------------------------------------------------------------------- ending
 
 
@@ -531,7 +426,7 @@ def totals_of(journal: Journal, queries: int, without_candidates: Sequence[str])
 
 
 def _finish(
-    plan: RunPlan, directory: RunDirectory, manifest: dict[str, Any], results: _Results, session: _Session
+    plan: RunPlan, directory: RunDirectory, manifest: dict[str, Any], results: _Results, session: Session
 ) -> Outcome:
     """Write both runs, evaluate them, and close the manifest."""
     effect = Effect(manifest["identity"]["reranker"])
@@ -572,3 +467,103 @@ def _rate(sessions: Sequence[Mapping[str, Any]]) -> float | None:
     timed = [session for session in sessions if session.get("queries")]
     seconds = sum(session["seconds"] for session in timed)
     return round(sum(session["queries"] for session in timed) / seconds, 4) if seconds else None
+
+
+# --------------------------------------------------------------------------------------- whether reranking did anything
+
+
+_ALMOST_ALL = 0.95  # of the lists
+_FOLLOWS = 0.6  # mean Kendall's tau; rerankers that read, and first stages worth reranking, agree far less
+_PAIRS = 20  # neighbours in all lists together below which an order may be chance
+
+
+class Effect:
+    """Whether reranking did anything: what a run must tell that would otherwise look like any other run.
+
+    Counted over lists of two passages or more, and told where it is the rule: all scores of a list are equal; the order
+    is the first stage's; the scores follow the passages' places in the prompt.
+
+    Args:
+        reranker: its description, as in a manifest's identity.
+    """
+
+    def __init__(self, reranker: Mapping[str, Any]) -> None:
+        template = reranker.get("template")
+        # Isolated passages have no place, and systems without one prompt have none that is known here.
+        placed = isinstance(template, Mapping) and template.get("passages", "causal") == "causal"
+        self._template: Mapping[str, Any] | None = template if placed else None
+        self.lists = self.unchanged = self.equal = 0
+        self._neighbours = 0
+        self._taus: list[float] = []
+
+    def add(self, candidates: Sequence[str], entry: Entry) -> None:
+        """Count a list.
+
+        Args:
+            candidates: docids in first-stage order, as far as they were reranked.
+            entry: journal entry of the same docids.
+        """
+        if len(candidates) < 2:
+            return
+        self.lists += 1
+        self._neighbours += len(candidates) - 1
+        self.unchanged += list(candidates) == list(entry.docids)
+        if min(entry.scores) == max(entry.scores):
+            self.equal += 1
+        # Passages of a list that was read in several prompts have no one place.
+        elif self._template is not None and not entry.notes.keys() & {"windows", "lists_refined"}:
+            self._taus.append(self._tau(candidates, entry, self._template))
+
+    def _tau(self, candidates: Sequence[str], entry: Entry, template: Mapping[str, Any]) -> float:
+        reverse, seed = bool(template.get("reverse")), template.get("shuffle_seed")
+        order = prompt_order(entry.qid, list(candidates), reverse=reverse, shuffle_seed=seed)
+        scores = dict(zip(entry.docids, entry.scores, strict=True))
+        read = [scores[candidates[index]] for index in order]
+        from scipy.stats import kendalltau  # takes longer to load than a short run
+
+        return float(kendalltau(range(len(read)), read).statistic)
+
+    @property
+    def place_correlation(self) -> float | None:
+        """Mean over the lists of Kendall's tau between score and place in the prompt, from -1 to 1, where known."""
+        return round(sum(self._taus) / len(self._taus), 4) if self._taus else None
+
+    def counts(self) -> dict[str, Any]:
+        """Return the counts, for the manifest."""
+        return {
+            "lists": self.lists,
+            "lists_in_first_stage_order": self.unchanged,
+            "lists_of_equal_scores": self.equal,
+            "place_correlation": self.place_correlation,
+        }
+
+    def warnings(self) -> list[str]:
+        """Return what must be told, one sentence or none."""
+        if not self.lists:
+            return []
+        if self.equal >= _ALMOST_ALL * self.lists:
+            return [
+                f"reranking told nothing apart: all scores of a list are equal in {self.equal} of {self.lists} lists, "
+                f"whose order is therefore the first stage's"
+            ]
+        if self._neighbours < _PAIRS:
+            return []
+        if self.unchanged >= _ALMOST_ALL * self.lists:
+            return [
+                f"reranking changed nothing: {self.unchanged} of {self.lists} lists are in the order of the first stage"
+            ]
+        tau = self.place_correlation
+        if tau is None or abs(tau) < _FOLLOWS:
+            return []
+        return [f"scores {'rise' if tau > 0 else 'fall'} with the place in the prompt: {self._meaning(tau)}"]
+
+    def _meaning(self, tau: float) -> str:
+        assert self._template is not None
+        told = f"Kendall's tau {tau:+.2f} in the mean over {len(self._taus)} lists (0: unrelated, ±1: nothing else)"
+        if self._template.get("shuffle_seed") is not None:
+            return f"{told}; the prompt's order was drawn by chance, so this is not what the passages say"
+        turned = ", turned round" if self._template.get("reverse") else ""
+        return (
+            f"{told}; the prompt's order is the first stage's{turned}, and a run with option shuffle_seed=1 tells "
+            f"whether the place or the first stage is followed"
+        )

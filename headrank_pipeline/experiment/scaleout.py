@@ -26,7 +26,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from headrank_pipeline.experiment.batches import Batches, TriedBatch, try_batch
-from headrank_pipeline.experiment.manifest import differences, plain, usage
+from headrank_pipeline.experiment.directory import differences, plain, usage
 from headrank_pipeline.experiment.ray_session import ray_session
 from headrank_pipeline.pipeline import MissingPrerequisite, Reranker
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from headrank_pipeline.experiment import facts
+from headrank_pipeline.experiment.batches import CandidateSource, supply_from_file, supply_from_source
 from headrank_pipeline.experiment.benchmark import Benchmark
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.stages import BM25, FirstStageOptions, Located, Workspace, first_stage_supply
-from headrank_pipeline.experiment.supply import CandidateSource, supply_from_file, supply_from_source
 from headrank_pipeline.files import atomic_writer, check_input, numbered_lines
 from headrank_pipeline.first_stage.index import ENGLISH
 from headrank_pipeline.options import nearest

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from headrank_pipeline.experiment.batches import CandidateSource, queries_sha256
 from headrank_pipeline.experiment.benchmark import FirstStage
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.supply import CandidateSource, queries_sha256
 from headrank_pipeline.files import open_input
 from headrank_pipeline.first_stage.index import ENGLISH, check_language
 from headrank_pipeline.options import read_settings, refuse_unknown

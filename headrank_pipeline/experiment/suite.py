@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from headrank_pipeline.experiment.benchmark import Benchmark
-from headrank_pipeline.experiment.manifest import write_json
+from headrank_pipeline.experiment.directory import write_json
 from headrank_pipeline.experiment.runner import Outcome
 from headrank_pipeline.experiment.sources import LocalFiles, topics_beside
 

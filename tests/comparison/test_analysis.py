@@ -21,8 +21,8 @@ from headrank_pipeline.comparison.biases import length_bias, order_sensitivity
 from headrank_pipeline.comparison.compare import FIRST_STAGE
 from headrank_pipeline.comparison.finished import read_finished_runs
 from headrank_pipeline.comparison.rank_agreement import kendall_tau, overlap, rank_biased_overlap, spearman
+from headrank_pipeline.experiment.batches import supply_from_file
 from headrank_pipeline.experiment.runner import RunPlan, execute
-from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
 

@@ -29,7 +29,7 @@ from headrank_pipeline.comparison.significance import (
     t_test_p,
     wins_ties_losses,
 )
-from headrank_pipeline.experiment.journal import Entry, journal_key
+from headrank_pipeline.experiment.directory import Entry, journal_key
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_candidates, write_candidates
 

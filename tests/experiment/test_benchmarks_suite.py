@@ -10,6 +10,7 @@ from run_directories import Scripted, graded_candidates
 from tiny_models import tiny_model
 
 from headrank_pipeline.cli import main
+from headrank_pipeline.experiment.batches import supply_from_file
 from headrank_pipeline.experiment.benchmark import benchmark_of_files, load_benchmark
 from headrank_pipeline.experiment.facts import catalogue
 from headrank_pipeline.experiment.judgement import Judgement
@@ -18,7 +19,6 @@ from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.experiment.sources import LocalFiles, Sources, to_download
 from headrank_pipeline.experiment.stages import FirstStageOptions
 from headrank_pipeline.experiment.suite import Row, Suite, local_files, run_suite
-from headrank_pipeline.experiment.supply import supply_from_file
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from faults import running
 from faults.judging import Case, run_case
 
-from headrank_pipeline.experiment import journal
+from headrank_pipeline.experiment import directory
 
 KINDS = {
     "crash": 6, "disk": 4, "journal": 12, "manifest": 10, "inputs": 6, "ids": 8, "qrels": 8, "runs": 8, "topics": 8,
@@ -35,7 +35,7 @@ def test_the_first_cases_of_each_kind_hold(kind, tmp_path):
 
 def test_a_fault_that_comes_to_something_wrong_is_found_and_can_be_repeated(tmp_path, monkeypatch):
     """The same cases without the digests of journal lines: changed scores would pass for the run's."""
-    monkeypatch.setattr(journal, "_digest", lambda body, key: "0" * 16)
+    monkeypatch.setattr(directory, "_digest", lambda body, key: "0" * 16)
     monkeypatch.setattr(running, "_run", cache(running._run.__wrapped__))  # runs of such lines
     monkeypatch.setattr(running, "_home", cache(running._home.__wrapped__))
     found = []

@@ -18,16 +18,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from headrank_pipeline.experiment import manifest as manifest_module
-from headrank_pipeline.experiment.batches import try_batch
+from headrank_pipeline.experiment import directory as directory_module
+from headrank_pipeline.experiment.batches import (
+    CandidateSource,
+    Progress,
+    supply_from_file,
+    supply_from_source,
+    try_batch,
+)
 from headrank_pipeline.experiment.benchmark import Reference
-from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.journal import Entry, Journal
+from headrank_pipeline.experiment.directory import Entry, Journal, RunDirectory, environment, usage
 from headrank_pipeline.experiment.judgement import Judgement
-from headrank_pipeline.experiment.manifest import environment, usage
-from headrank_pipeline.experiment.progress import Progress
 from headrank_pipeline.experiment.runner import RunPlan, execute
-from headrank_pipeline.experiment.supply import CandidateSource, supply_from_file, supply_from_source
 from headrank_pipeline.pipeline import Failure, MissingPrerequisite, Reranker, Source
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import candidate_line, read_candidates, read_run, write_candidates
@@ -360,7 +362,7 @@ def test_the_commit_of_a_checkout_around_an_installed_package_is_not_its_own(tmp
     room = tmp_path / "site-packages" / "headrank_pipeline" / "experiment"
     room.mkdir(parents=True)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    monkeypatch.setattr(manifest_module, "__file__", str(room / "manifest.py"))
+    monkeypatch.setattr(directory_module, "__file__", str(room / "directory.py"))
     assert environment()["git"] is None
 
 

@@ -15,14 +15,13 @@ from click.testing import CliRunner
 from test_runner import FivePassages, Overlap, manifest_of, plan, ranking_of, wait_for_lines
 
 from headrank_pipeline.cli import main
-from headrank_pipeline.experiment.batches import Shard
+from headrank_pipeline.experiment.batches import _CHUNK, Shard, supply_from_file, supply_from_source
 from headrank_pipeline.experiment.benchmark import Reference
-from headrank_pipeline.experiment.journal import Journal, journal_key
+from headrank_pipeline.experiment.directory import Journal, journal_key
 from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.merging import merge
 from headrank_pipeline.experiment.reproduction import recorded_command
 from headrank_pipeline.experiment.runner import execute
-from headrank_pipeline.experiment.supply import _CHUNK, supply_from_file, supply_from_source
 from headrank_pipeline.first_stage import search
 from headrank_pipeline.pipeline import Source, Terminated
 from headrank_pipeline.records import Query, Ranking
