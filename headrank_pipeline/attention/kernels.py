@@ -1,8 +1,8 @@
 """CPU kernels: large products through oneDNN, and causal attention in blocks of rows.
 
-PyTorch multiplies float32 matrices on a CPU with MKL, which on processors of other makers than Intel runs at about half
-the speed of oneDNN; its attention kernel for CPUs is built on the same products, and gains nothing from bfloat16. Both
-come with PyTorch, so the choice costs nothing but this module. Figures are in docs/performance.md.
+PyTorch multiplies float32 matrices on a CPU with MKL, which on AMD's processors with AVX-512 runs at about half the
+speed of oneDNN; its attention kernel for CPUs is built on the same products, and gains nothing from bfloat16. Both come
+with PyTorch, so the choice costs nothing but this module. Figures are in docs/performance.md.
 
 Nothing of a model is replaced: `fast_products` is a block of code inside which `torch.nn.functional.linear` and causal
 `scaled_dot_product_attention` go another way. Results differ from the stock kernels by rounding only.
@@ -44,12 +44,17 @@ _BLOCK_LOGITS = 2**23
 
 
 def has_fast_products(device: torch.device) -> bool:
-    """Return whether `fast_products` changes anything on a device: an AMD processor, with a PyTorch that has oneDNN.
+    """Return whether `fast_products` changes anything: on AMD's processors with AVX-512, if PyTorch has oneDNN.
 
-    MKL is the faster one on Intel's (docs/performance.md); other makers' have not been measured.
+    MKL is the faster one on Intel's, and on AMD's without AVX-512 (docs/performance.md); other makers' have not been
+    measured.
     """
     available = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, _PRODUCT)
-    return device.type == "cpu" and available and processor_maker() == "AuthenticAMD"
+    return device.type == "cpu" and available and processor_maker() == "AuthenticAMD" and _has_avx512()
+
+
+def _has_avx512() -> bool:
+    return bool(torch.cpu._is_avx512_supported())
 
 
 @cache

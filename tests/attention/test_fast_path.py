@@ -52,6 +52,7 @@ def folders(tmp_path_factory):
 def always_worth(monkeypatch):
     """Tiny products go through oneDNN too, in small blocks, whoever made the processor."""
     monkeypatch.setattr(kernels, "processor_maker", lambda: "AuthenticAMD")
+    monkeypatch.setattr(kernels, "_has_avx512", lambda: True)
     monkeypatch.setattr(kernels, "_WORTH_PRODUCT", 0)
     monkeypatch.setattr(kernels, "_WORTH_ATTENTION", 0)
     monkeypatch.setattr(kernels, "_BLOCK_ROWS", 16)
@@ -405,7 +406,7 @@ def test_attention_in_blocks_is_scaled_as_asked(always_worth):
     assert (found - expected).abs().max() <= TOLERANCE
 
 
-def test_large_products_take_the_fast_way_and_small_ones_do_not(monkeypatch):
+def test_large_products_take_the_fast_way_and_small_ones_do_not(always_worth, monkeypatch):
     monkeypatch.setattr(kernels, "_WORTH_PRODUCT", 64 * 64 * 64)
     weight = torch.randn(64, 64)
     with torch.inference_mode(), _Operations() as operations, fast_products(torch.device("cpu")):
@@ -415,9 +416,18 @@ def test_large_products_take_the_fast_way_and_small_ones_do_not(monkeypatch):
     assert operations.count["_linear_pointwise"] == 1
 
 
-@pytest.mark.parametrize(("maker", "takes"), [("AuthenticAMD", True), ("GenuineIntel", False), ("unknown", False)])
-def test_products_go_through_onednn_where_that_was_measured_to_be_faster(folders, monkeypatch, maker, takes):
+@pytest.mark.parametrize(
+    ("maker", "avx512", "takes"),
+    [
+        ("AuthenticAMD", True, True),
+        ("AuthenticAMD", False, False),
+        ("GenuineIntel", True, False),
+        ("unknown", True, False),
+    ],
+)
+def test_products_go_through_onednn_where_that_was_measured_to_be_faster(folders, monkeypatch, maker, avx512, takes):
     monkeypatch.setattr(kernels, "processor_maker", lambda: maker)
+    monkeypatch.setattr(kernels, "_has_avx512", lambda: avx512)
     reader = AttentionReader(load(folders["qwen3"], HEADS, device="cpu"))
     assert reader.origins()["kernels"] == ("oneDNN" if takes else "PyTorch")
     assert (
