@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from scipy.stats import kendalltau
 
-from headrank_pipeline.attention.budget import give_back_memory
+from headrank_pipeline.attention.model import give_back_memory
 from headrank_pipeline.learn.scorer import ndcg
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker

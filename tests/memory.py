@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from headrank_pipeline.attention import budget
+from headrank_pipeline.attention import model as model_module
 
-gives_back = pytest.mark.skipif(budget._malloc_trim() is None, reason="this C library gives nothing back")
+gives_back = pytest.mark.skipif(model_module._malloc_trim() is None, reason="this C library gives nothing back")
 
 
 def held() -> int:
@@ -19,5 +19,5 @@ def held() -> int:
 
 def without_holes() -> int:
     """The same, once what earlier tests left free in the heap is given back: new blocks must not fit into it."""
-    budget.give_back_memory()
+    model_module.give_back_memory()
     return held()

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedTokenizerFast, Qwen3Model
 
-from headrank_pipeline.attention.markup import CHATML
-from headrank_pipeline.attention.recipe import PromptTemplate
+from headrank_pipeline.attention.recipe import CHATML, PromptTemplate
 
 __all__ = ["Frame", "shares"]
 

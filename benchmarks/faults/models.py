@@ -21,10 +21,9 @@ from tiny_models import tiny_model
 
 from faults.judging import DOCUMENTED, EQUAL, REFUSED, Fault, NotHeld, NotJudged, equal_or_refused, mutated, refusal
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.markup import PLAIN
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.passage_cache import PassageCache
-from headrank_pipeline.attention.recipe import HEADRANK
+from headrank_pipeline.attention.recipe import HEADRANK, PLAIN
 from headrank_pipeline.learn.schedule import TrainingConfig
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
 from headrank_pipeline.pipeline import Failure

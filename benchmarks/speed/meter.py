@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from headrank_pipeline.attention.kernels import fast_products
+from headrank_pipeline.attention.tap import fast_products
 
 
 @dataclass(frozen=True)

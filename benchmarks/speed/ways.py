@@ -21,14 +21,12 @@ from typing import Any
 import torch
 from generation_cost import answering
 
-from headrank_pipeline.attention.budget import BATCH_TOKENS, free_memory
 from headrank_pipeline.attention.heads import all_heads
-from headrank_pipeline.attention.kernels import fast_products
-from headrank_pipeline.attention.model import LoadedModel, choose_device, load
+from headrank_pipeline.attention.model import BATCH_TOKENS, LoadedModel, choose_device, free_memory, load
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import HEADRANK, ICR
-from headrank_pipeline.attention.tap import IMPLEMENTATION
+from headrank_pipeline.attention.tap import IMPLEMENTATION, fast_products
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 from headrank_pipeline.rerank.baselines.rankgpt import rankgpt

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headrank_pipeline.attention.budget import is_out_of_memory
+from headrank_pipeline.attention.model import is_out_of_memory
 from headrank_pipeline.attention.prompt import Prompt
 
 __all__ = ["Reading", "check_isolated", "own_attention", "shortcuts_to_leave_out"]

@@ -18,8 +18,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrank_pipeline.attention.markup import begun, chat_of, control_pattern, control_tokens, neutralised
-from headrank_pipeline.attention.recipe import PromptTemplate
+from headrank_pipeline.attention.recipe import (
+    PromptTemplate,
+    begun,
+    chat_of,
+    control_pattern,
+    control_tokens,
+    neutralised,
+)
 from headrank_pipeline.passages import text_of
 from headrank_pipeline.records import Candidate, Ranking
 

@@ -22,26 +22,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrank_pipeline.attention.budget import (
+from headrank_pipeline.attention.canary import check_isolated, shortcuts_to_leave_out
+from headrank_pipeline.attention.contexts import read_contexts, shared_prefix, with_shared_prefix
+from headrank_pipeline.attention.model import (
     BATCH_TOKENS,
+    LoadedModel,
     TokenBudget,
     batch_tokens_for,
     give_back_memory,
     is_out_of_memory,
     tokens_beside,
 )
-from headrank_pipeline.attention.canary import check_isolated, shortcuts_to_leave_out
-from headrank_pipeline.attention.contexts import read_contexts, shared_prefix, with_shared_prefix
-from headrank_pipeline.attention.kernels import (
-    bfloat16_products,
-    fast_products,
-    has_fast_products,
-)
-from headrank_pipeline.attention.model import LoadedModel
 from headrank_pipeline.attention.passage_cache import PassageCache, weights_digest
 from headrank_pipeline.attention.prompt import Prompt
 from headrank_pipeline.attention.recipe import Support
-from headrank_pipeline.attention.tap import DeepestLayerRead, Past, Tap, spared_deepest_layer, to_device
+from headrank_pipeline.attention.tap import (
+    DeepestLayerRead,
+    Past,
+    Tap,
+    bfloat16_products,
+    fast_products,
+    has_fast_products,
+    spared_deepest_layer,
+    to_device,
+)
 
 __all__ = ["SHORTCUTS", "AttentionReader"]
 

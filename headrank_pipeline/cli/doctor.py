@@ -31,7 +31,7 @@ _MISSING, _WRONG = 3, 6
 # What can be left out, by the extra of pyproject.toml that brings it.
 _EXTRAS = {"retrieval": "first stages and indexes", "report": "pictures", "endpoint": "rankgpt through a server"}
 
-# What a CPU does with bfloat16, by what `attention.kernels.bfloat16_products` calls it.
+# What a CPU does with bfloat16, by what `attention.tap.bfloat16_products` calls it.
 _BFLOAT16 = {
     "AMX": "--dtype bfloat16 is about three times as fast on this processor (AMX); its orders differ a little",
     "AVX-512": "--dtype bfloat16 takes about two thirds of the time on this processor; its orders differ a little",
@@ -160,8 +160,8 @@ def _applies(requirement: Requirement, extra: str) -> bool:
 def _accelerator() -> Iterator[Check]:
     import torch
 
-    from headrank_pipeline.attention.kernels import bfloat16_products
     from headrank_pipeline.attention.model import choose_device, choose_dtype
+    from headrank_pipeline.attention.tap import bfloat16_products
 
     device = choose_device("auto")
     if device.type == "cuda":

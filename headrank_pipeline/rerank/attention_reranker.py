@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrank_pipeline.attention.budget import BATCH_TOKENS
 from headrank_pipeline.attention.contexts import cached_passages
 from headrank_pipeline.attention.heads import HeadSet, published_names
-from headrank_pipeline.attention.markup import CHATS
-from headrank_pipeline.attention.model import load
+from headrank_pipeline.attention.model import BATCH_TOKENS, load
 from headrank_pipeline.attention.model_files import HEADS_FILE, TrainedFiles, read_recipe, trained_files
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
-from headrank_pipeline.attention.recipe import RECIPE_OPTIONS, RECIPES, Recipe
+from headrank_pipeline.attention.recipe import CHATS, RECIPE_OPTIONS, RECIPES, Recipe
 from headrank_pipeline.attention.scoring import check_finite, check_places, passage_scores
 from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import Failure, Reranker

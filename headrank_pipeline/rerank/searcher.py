@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from headrank_pipeline.passages import passage_from_raw
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.tie_rule import six_decimal_scores
+from headrank_pipeline.trec import six_decimal_scores
 
 __all__ = ["Hit", "RerankingSearcher", "Searcher"]
 

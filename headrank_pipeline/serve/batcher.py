@@ -144,7 +144,7 @@ class Batcher:
             return self.reranker.attempt_batch(rankings)
         finally:
             if "torch" in sys.modules:  # the engine itself does this between the passes of one call only
-                from headrank_pipeline.attention.budget import give_back_memory
+                from headrank_pipeline.attention.model import give_back_memory
 
                 give_back_memory()
 

@@ -22,18 +22,19 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
-from headrank_pipeline.attention import budget, kernels, tap
+from headrank_pipeline.attention import model as model_module
 from headrank_pipeline.attention import reader as engine
+from headrank_pipeline.attention import tap
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.kernels import (
-    blockwise_causal_attention,
-    fast_products,
-)
 from headrank_pipeline.attention.model import load, prefer_flash_attention
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import SHORTCUTS, AttentionReader
 from headrank_pipeline.attention.recipe import HEADRANK, RECIPES
 from headrank_pipeline.attention.scoring import passage_mass
+from headrank_pipeline.attention.tap import (
+    blockwise_causal_attention,
+    fast_products,
+)
 from headrank_pipeline.pipeline import Failure
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
@@ -51,11 +52,11 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def always_worth(monkeypatch):
     """Tiny products go through oneDNN too, in small blocks, whoever made the processor."""
-    monkeypatch.setattr(kernels, "processor_maker", lambda: "AuthenticAMD")
-    monkeypatch.setattr(kernels, "_has_avx512", lambda: True)
-    monkeypatch.setattr(kernels, "_WORTH_PRODUCT", 0)
-    monkeypatch.setattr(kernels, "_WORTH_ATTENTION", 0)
-    monkeypatch.setattr(kernels, "_BLOCK_ROWS", 16)
+    monkeypatch.setattr(tap, "processor_maker", lambda: "AuthenticAMD")
+    monkeypatch.setattr(tap, "_has_avx512", lambda: True)
+    monkeypatch.setattr(tap, "_WORTH_PRODUCT", 0)
+    monkeypatch.setattr(tap, "_WORTH_ATTENTION", 0)
+    monkeypatch.setattr(tap, "_BLOCK_ROWS", 16)
 
 
 class _Operations(TorchDispatchMode):
@@ -351,7 +352,7 @@ def test_what_was_freed_goes_back_to_the_system():
     last = pieces.pop()  # holds the heap's end, as a pass's readings do
     del pieces
     assert held() - before > 100e6
-    budget.give_back_memory()
+    model_module.give_back_memory()
     assert held() - before < 20e6
     del last
 
@@ -383,15 +384,15 @@ def test_blockwise_attention_equals_pytorchs(batch, key_heads, group, length, wi
 
 
 def test_blocks_hold_few_logits_whatever_the_length(monkeypatch):
-    held, causal_rows = [], kernels._causal_rows
+    held, causal_rows = [], tap._causal_rows
 
     def noted(*given):
         attention = causal_rows(*given)
         held.append(attention.numel())
         return attention
 
-    monkeypatch.setattr(kernels, "_BLOCK_LOGITS", 2000)
-    monkeypatch.setattr(kernels, "_causal_rows", noted)
+    monkeypatch.setattr(tap, "_BLOCK_LOGITS", 2000)
+    monkeypatch.setattr(tap, "_causal_rows", noted)
     query = torch.randn(1, 2, 700, 8)
     expected = F.scaled_dot_product_attention(query, query, query, is_causal=True)
     assert (blockwise_causal_attention(query, query, query) - expected).abs().max() <= TOLERANCE
@@ -407,7 +408,7 @@ def test_attention_in_blocks_is_scaled_as_asked(always_worth):
 
 
 def test_large_products_take_the_fast_way_and_small_ones_do_not(always_worth, monkeypatch):
-    monkeypatch.setattr(kernels, "_WORTH_PRODUCT", 64 * 64 * 64)
+    monkeypatch.setattr(tap, "_WORTH_PRODUCT", 64 * 64 * 64)
     weight = torch.randn(64, 64)
     with torch.inference_mode(), _Operations() as operations, fast_products(torch.device("cpu")):
         F.linear(torch.randn(32, 64), weight)
@@ -426,8 +427,8 @@ def test_large_products_take_the_fast_way_and_small_ones_do_not(always_worth, mo
     ],
 )
 def test_products_go_through_onednn_where_that_was_measured_to_be_faster(folders, monkeypatch, maker, avx512, takes):
-    monkeypatch.setattr(kernels, "processor_maker", lambda: maker)
-    monkeypatch.setattr(kernels, "_has_avx512", lambda: avx512)
+    monkeypatch.setattr(tap, "processor_maker", lambda: maker)
+    monkeypatch.setattr(tap, "_has_avx512", lambda: avx512)
     reader = AttentionReader(load(folders["qwen3"], HEADS, device="cpu"))
     assert reader.origins()["kernels"] == ("oneDNN" if takes else "PyTorch")
     assert (
@@ -443,7 +444,7 @@ def test_products_go_through_onednn_where_that_was_measured_to_be_faster(folders
 def test_bfloat16_of_a_cpu_is_named_with_what_multiplies_it(folders, monkeypatch, amx, avx512, expected):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(kernels, "processor_maker", lambda: "GenuineIntel")
+    monkeypatch.setattr(tap, "processor_maker", lambda: "GenuineIntel")
     exact, half = (
         AttentionReader(load(folders["qwen3"], HEADS, device="cpu", dtype=dtype)) for dtype in ("auto", "bfloat16")
     )
@@ -455,7 +456,7 @@ def test_bfloat16_of_a_cpu_is_named_with_what_multiplies_it(folders, monkeypatch
 def test_how_it_is_computed_is_no_part_of_what_the_reader_is(folders, monkeypatch):
     loaded = load(folders["qwen3"], HEADS, device="cpu")
     before = AttentionReader(loaded).describe()
-    monkeypatch.setattr(kernels, "processor_maker", lambda: "another")
+    monkeypatch.setattr(tap, "processor_maker", lambda: "another")
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     assert AttentionReader(loaded, without=SHORTCUTS).describe() == before
 
@@ -553,13 +554,13 @@ def test_a_prompt_too_large_for_memory_is_an_error_that_says_what_to_do(folders,
 def test_what_the_allocator_of_a_cpu_says_is_understood():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50, dtype=torch.uint8)
-    assert budget.is_out_of_memory(caught.value)
+    assert model_module.is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize("words", ["could not create a primitive", "could not execute a primitive"])
 def test_what_onednn_says_is_understood(words):
-    assert budget.is_out_of_memory(RuntimeError(words))
-    assert not budget.is_out_of_memory(RuntimeError(f"{words} descriptor for the matmul"))
+    assert model_module.is_out_of_memory(RuntimeError(words))
+    assert not model_module.is_out_of_memory(RuntimeError(f"{words} descriptor for the matmul"))
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(folders, monkeypatch):
@@ -571,10 +572,10 @@ def test_other_errors_are_not_taken_for_lack_of_memory(folders, monkeypatch):
 
 def test_automatic_budget_follows_free_memory(folders, monkeypatch, caplog):
     loaded = load(folders["qwen3"], HEADS, device="cpu")
-    per_token = budget.bytes_per_token(loaded.model.config, len(HEADS.heads), torch.float32)
+    per_token = model_module.bytes_per_token(loaded.model.config, len(HEADS.heads), torch.float32)
     made = prompts(builder(), lists=6)
     for free, tokens in ((10**6, int(0.8 * 10**6 / per_token)), (2**60, 65536)):
-        monkeypatch.setattr(budget, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(model_module, "free_memory", lambda device, free=free: free)
         with caplog.at_level(logging.INFO, logger="headrank_pipeline"):
             reader = AttentionReader(loaded, batch_tokens="auto")
         assert f"passes of up to {tokens} tokens" in caplog.text
@@ -585,11 +586,11 @@ def test_automatic_budget_follows_free_memory(folders, monkeypatch, caplog):
 def test_automatic_budget_leaves_room_for_the_keys_that_an_isolated_list_keeps(folders, monkeypatch):
     loaded = load(folders["qwen3"], HEADS, device="cpu")
     sizes = (loaded.model.config, len(HEADS.heads), torch.float32)
-    whole, keeping = budget.bytes_per_token(*sizes), budget.kept_bytes_per_token(*sizes)
+    whole, keeping = model_module.bytes_per_token(*sizes), model_module.kept_bytes_per_token(*sizes)
     made_by = builder(passages="isolated")
     short, long = prompts(made_by, lists=1, passages=3)[0], prompts(made_by, lists=1, passages=60)[0]
     room = len(long) // 3
-    monkeypatch.setattr(budget, "free_memory", lambda device: int(room * whole / 0.8) + 1)
+    monkeypatch.setattr(model_module, "free_memory", lambda device: int(room * whole / 0.8) + 1)
     largest = {}
     for name, prompt in (("short", short), ("long", long)):
         reader = AttentionReader(loaded, batch_tokens="auto")
@@ -610,8 +611,8 @@ def test_automatic_budget_leaves_room_for_the_keys_that_an_isolated_list_keeps(f
 
 def test_automatic_budget_leaves_room_for_the_passage_cache(folders, monkeypatch):
     loaded = load(folders["qwen3"], HEADS, device="cpu")
-    per_token = budget.bytes_per_token(loaded.model.config, len(HEADS.heads), torch.float32)
-    monkeypatch.setattr(budget, "free_memory", lambda device: 10**6)
+    per_token = model_module.bytes_per_token(loaded.model.config, len(HEADS.heads), torch.float32)
+    monkeypatch.setattr(model_module, "free_memory", lambda device: 10**6)
     reader = AttentionReader(loaded, batch_tokens="auto", passage_cache=PassageCache(memory_bytes=500_000))
     assert reader.row_tokens(0) == 300_000 // per_token
     with pytest.raises(ValueError, match=r"may hold 2\.0 GiB more, cpu has 0\.0 GiB free; .*passage_cache_memory"):
@@ -619,15 +620,15 @@ def test_automatic_budget_leaves_room_for_the_passage_cache(folders, monkeypatch
 
 
 def test_free_memory_of_a_cpu_is_known(monkeypatch):
-    assert 2**20 < budget.free_memory(torch.device("cpu")) < 2**50
-    monkeypatch.setattr(budget, "_left_in_control_group", lambda: 2**63)
+    assert 2**20 < model_module.free_memory(torch.device("cpu")) < 2**50
+    monkeypatch.setattr(model_module, "_left_in_control_group", lambda: 2**63)
     unused = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # caches, which can be given up, left aside
-    assert budget.free_memory(torch.device("cpu")) > unused / 2
+    assert model_module.free_memory(torch.device("cpu")) > unused / 2
 
 
 def test_free_memory_that_cannot_be_told_is_an_error():
     with pytest.raises(ValueError, match="free memory of device meta cannot be told here; give a number"):
-        budget.free_memory(torch.device("meta"))
+        model_module.free_memory(torch.device("meta"))
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "all", True, 2.5])
@@ -647,7 +648,7 @@ def test_4b_with_100_passages_fits_a_card_of_24_gb():
     layer = 2560 * 128 * (32 + 8 + 8 + 32) + 3 * 2560 * 9728
     weights = 2 * (36 * layer + 151936 * 2560)
     tokens = 15_420  # 100 passages of 100 words of SciFact in Qwen3's tokens, with the prompt around them
-    assert weights + tokens * budget.bytes_per_token(shape, 1152, torch.bfloat16) < 24 * 10**9
+    assert weights + tokens * model_module.bytes_per_token(shape, 1152, torch.bfloat16) < 24 * 10**9
 
 
 @pytest.mark.parametrize("support", ["all", "passages"])

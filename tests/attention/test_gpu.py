@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from tiny_models import tiny_model
 from transformers import masking_utils
 
-from headrank_pipeline.attention import budget
+from headrank_pipeline.attention import model as model_module
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.passage_cache import PassageCache
@@ -170,7 +170,7 @@ def test_nothing_of_size_n_by_n_is_held(folder, device, dtype):
     taken = torch.cuda.max_memory_allocated() - held
     assert taken < len(prompt) ** 2 * reader.model.dtype.itemsize  # of one head; there are four
     sizes = (reader.model.config, len(HEADS.heads), reader.model.dtype)
-    assert taken < 2 * len(prompt) * budget.bytes_per_token(*sizes)
+    assert taken < 2 * len(prompt) * model_module.bytes_per_token(*sizes)
 
 
 @gpu_only

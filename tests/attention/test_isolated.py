@@ -17,11 +17,10 @@ from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.markup import PLAIN
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
-from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRRANKER
+from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, PLAIN, QRRANKER
 from headrank_pipeline.cli import main
 from headrank_pipeline.learn.lists import save_lists
 from headrank_pipeline.learn.movable import checkpointed_activations

@@ -13,9 +13,18 @@ from tiny_models import CONTROLS, tiny_tokenizer
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from headrank_pipeline.attention.markup import LLAMA3, PLAIN, neutralised
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
-from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER, PromptTemplate
+from headrank_pipeline.attention.recipe import (
+    CORE,
+    HEADRANK,
+    ICR,
+    LLAMA3,
+    PLAIN,
+    QRHEAD,
+    QRRANKER,
+    PromptTemplate,
+    neutralised,
+)
 from headrank_pipeline.records import Candidate, Query, Ranking
 
 RECIPES = [HEADRANK, ICR, QRHEAD, CORE, QRRANKER]

@@ -10,8 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.tie_rule import run_scores, six_decimal_scores
-from headrank_pipeline.trec import read_run, run_lines, write_run
+from headrank_pipeline.trec import read_run, run_lines, run_scores, six_decimal_scores, write_run
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 AWKWARD = [0.0, -0.0, 1.0, 1.0 + 1e-9, 16.0, 1e308, -1e308, 1e-320, -1e-320, 5e-324, 1e-45, FLOAT32_MAX, -FLOAT32_MAX]

@@ -14,10 +14,9 @@ from graded_lists import overlap_lists
 from tiny_models import tiny_model
 
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.markup import PLAIN
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
-from headrank_pipeline.attention.recipe import HEADRANK
+from headrank_pipeline.attention.recipe import HEADRANK, PLAIN
 from headrank_pipeline.learn.checkpoint import TrainingDirectory
 from headrank_pipeline.learn.export import export
 from headrank_pipeline.learn.lists import GradedList, sublist

@@ -13,9 +13,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.markup import CHATS, PLAIN, chat_of
 from headrank_pipeline.attention.prompt import PromptBuilder
-from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER
+from headrank_pipeline.attention.recipe import CHATS, CORE, HEADRANK, ICR, PLAIN, QRHEAD, QRRANKER, chat_of
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.systems import core, icr, qrhead, qrranker
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from headrank_pipeline.attention.markup import control_pattern
+from headrank_pipeline.attention.recipe import control_pattern
 from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from headrank_pipeline.attention.markup import check_vocabulary
 from headrank_pipeline.attention.model import (
     choose_device,
     choose_dtype,
@@ -25,6 +24,7 @@ from headrank_pipeline.attention.model import (
     weights_origin,
 )
 from headrank_pipeline.attention.model_files import load_config
+from headrank_pipeline.attention.recipe import check_vocabulary
 from headrank_pipeline.rerank.baselines.decoding import Decoding
 from headrank_pipeline.rerank.named_models import named_model
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from headrank_pipeline.attention.markup import control_pattern
+from headrank_pipeline.attention.recipe import control_pattern
 from headrank_pipeline.rerank.baselines.chat import ChatFormat
 from headrank_pipeline.rerank.baselines.conversation import Conversation, Message
 from headrank_pipeline.rerank.baselines.decoding import Decoding

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from headrank_pipeline.attention.markup import neutralised
+from headrank_pipeline.attention.recipe import neutralised
 from headrank_pipeline.passages import text_of
 from headrank_pipeline.records import Candidate, Ranking
 

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.attention.markup import control_pattern, neutralised
+from headrank_pipeline.attention.recipe import control_pattern, neutralised
 from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
