@@ -36,8 +36,8 @@ import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers import logging as transformers_logging
 
+from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.experiment.directory import RunDirectory, read_json
-from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.trec import read_candidates, read_qrels, read_run
 
 COLLECTIONS = {"dl19": "candidates.jsonl.gz", "noveleval": "candidates_bm25order.jsonl.gz"}

@@ -172,8 +172,8 @@ def random_model(arguments: argparse.Namespace, *, selects: bool, dtype=None):
         choose_dtype,
         prefer_flash_attention,
     )
+    from headrank_pipeline.attention.model_files import embedded_model
     from headrank_pipeline.attention.tap import IMPLEMENTATION, register
-    from headrank_pipeline.rerank.named_models import embedded_model
 
     shape = dict(SHAPES[arguments.shape])
     whole, heads = shape["num_hidden_layers"], shape["num_attention_heads"]

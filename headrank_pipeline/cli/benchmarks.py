@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from headrank_pipeline.cli.reporting import CommandWithMovedFlags, echo_json, table
+from headrank_pipeline.cli.commands import CommandWithMovedFlags, echo_json, table
 from headrank_pipeline.experiment import facts
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def benchmarks(definitions: tuple[str, ...], suite: str | None, data: Path | Non
 
     BENCHMARK is what `headrank run` takes: a name, the file of a definition, a folder of them, or ir_datasets:ID.
     """
-    from headrank_pipeline.experiment.names import find_named, find_suite, named_suites
+    from headrank_pipeline.experiment.benchmark import find_named, find_suite, named_suites
     from headrank_pipeline.experiment.sources import Sources, to_download
     from headrank_pipeline.experiment.suite import local_files
 

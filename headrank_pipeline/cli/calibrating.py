@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.reporting import echo_json, table
+from headrank_pipeline.cli.commands import echo_json, table
 from headrank_pipeline.cli.reranking import RERANKER_OPTIONS, path_option, reranker_spec, with_options
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.reporting import command_line, echo_json
+from headrank_pipeline.cli.commands import command_line, echo_json
 
 if TYPE_CHECKING:
     from headrank_pipeline.comparison.tables import Table

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from headrank_pipeline.cli.reporting import command_line, echo_json, table
+from headrank_pipeline.cli.commands import command_line, echo_json, table
 
 if TYPE_CHECKING:
     from headrank_pipeline.experiment.directory import RunDirectory
@@ -65,7 +65,7 @@ def demo(output: Path, examples: int, model: str | None, device: str, as_json: b
 
 
 def _best_model() -> str:
-    from headrank_pipeline.rerank.named_models import SMOLLM2
+    from headrank_pipeline.attention.model_files import SMOLLM2
 
     if SMOLLM2.find() is not None and SMOLLM2.ships_adapter:
         return "smollm2"
@@ -80,13 +80,13 @@ def _best_model() -> str:
 def _plans(output: Path, model: str, device: str) -> list[RunPlan]:
     """ICR's rule, HeadRank and HeadRank + BM25; the first one retrieves, the others read what it found."""
     from headrank_pipeline.attention.model import fast_dtype
+    from headrank_pipeline.attention.model_files import first_stage_weight, named_model
     from headrank_pipeline.attention.passage_cache import PassageCache
     from headrank_pipeline.experiment.benchmark import embedded_benchmark
     from headrank_pipeline.experiment.directory import RunDirectory
     from headrank_pipeline.experiment.runner import RunPlan
     from headrank_pipeline.experiment.sources import LocalFiles, Sources
     from headrank_pipeline.rerank.interpolation import interpolated
-    from headrank_pipeline.rerank.named_models import first_stage_weight, named_model
     from headrank_pipeline.rerank.systems import headrank, icr
 
     benchmark = embedded_benchmark("demo")

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from headrank_pipeline.cli.reporting import echo_json, refuse_typed, table
+from headrank_pipeline.attention import model_files
+from headrank_pipeline.attention.model_files import named_model
+from headrank_pipeline.attention.packaged_model import cache_folder
+from headrank_pipeline.cli.commands import echo_json, refuse_typed, table
 from headrank_pipeline.experiment.facts import datasets_home
 from headrank_pipeline.pipeline import MissingPrerequisite
-from headrank_pipeline.rerank import named_models
-from headrank_pipeline.rerank.named_models import named_model
-from headrank_pipeline.rerank.packaged_model import cache_folder
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -180,7 +180,7 @@ def _accelerator() -> Iterator[Check]:
 
 
 def _smollm2() -> Check:
-    model = named_models.SMOLLM2
+    model = model_files.SMOLLM2
     kept, file = model.plain_folder, model.find()
     alone = "" if model.ships_adapter else "; no training of it ships: it reranks with --heads"
     if kept.is_dir():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from headrank_pipeline.cli.reporting import echo_json, table
+from headrank_pipeline.cli.commands import echo_json, table
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES
 from headrank_pipeline.experiment.evaluate import evaluate as evaluate_run

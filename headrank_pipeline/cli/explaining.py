@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.reporting import command_line, echo_json
+from headrank_pipeline.cli.commands import command_line, echo_json
 from headrank_pipeline.cli.reranking import SYSTEM_OPTIONS, path_option, reranker_spec, with_options
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from headrank_pipeline.cli.reporting import table
+from headrank_pipeline.cli.commands import table
 
 __all__ = ["push"]
 

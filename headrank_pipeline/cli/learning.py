@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from headrank_pipeline.attention.model_files import named_model
 from headrank_pipeline.attention.recipe import RECIPES, Recipe
-from headrank_pipeline.cli.reporting import ASSIGNMENT, assigned, command_line, echo_json, table
+from headrank_pipeline.cli.commands import ASSIGNMENT, assigned, command_line, echo_json, table
 from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, path_option
 from headrank_pipeline.experiment.batches import Progress
 from headrank_pipeline.experiment.directory import environment
@@ -17,7 +18,6 @@ from headrank_pipeline.files import open_input
 from headrank_pipeline.learn.lists import describe_file, read_lists, write_lists
 from headrank_pipeline.learn.schedule import TrainingConfig, configured
 from headrank_pipeline.learn.settings import CRITERIA, MOVES, SelectionConfig
-from headrank_pipeline.rerank.named_models import named_model
 
 if TYPE_CHECKING:
     from headrank_pipeline.learn.selection import Selection

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from headrank_pipeline.cli.reporting import echo_json, table
+from headrank_pipeline.cli.commands import echo_json, table
 from headrank_pipeline.experiment.reproduction import Reproduction, compare_runs, recorded_command, recorded_folder
 
 __all__ = ["reproduce"]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from headrank_pipeline.cli.reporting import (
+from headrank_pipeline.attention.model_files import first_stage_weight
+from headrank_pipeline.cli.commands import (
     ASSIGNMENT,
     PARTIAL,
     CommandWithMovedFlags,
@@ -30,7 +31,6 @@ from headrank_pipeline.experiment.judgement import Judged, Judgement
 from headrank_pipeline.experiment.runner import Outcome, RunPlan, execute
 from headrank_pipeline.files import atomic_writer
 from headrank_pipeline.rerank.long_lists import summary
-from headrank_pipeline.rerank.named_models import first_stage_weight
 from headrank_pipeline.rerank.systems import OWN_SYSTEMS, SystemSpec, check_system, forbid_hub
 
 if TYPE_CHECKING:

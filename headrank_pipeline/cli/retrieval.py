@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.reporting import ASSIGNMENT, assigned, echo_json, refuse_typed
+from headrank_pipeline.cli.commands import ASSIGNMENT, assigned, echo_json, refuse_typed
 from headrank_pipeline.pipeline import Source
 from headrank_pipeline.records import Query, Ranking
 from headrank_pipeline.trec import CandidateLayout, read_topics, write_candidates, write_run

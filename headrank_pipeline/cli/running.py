@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from headrank_pipeline.cli.benchmarks import amount, need_lines
-from headrank_pipeline.cli.reporting import (
+from headrank_pipeline.cli.commands import (
     ASSIGNMENT,
     PARTIAL,
     CommandWithMovedFlags,
@@ -34,9 +34,8 @@ from headrank_pipeline.cli.reranking import (
     with_options,
 )
 from headrank_pipeline.experiment.batches import Shard, Workers
-from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_files
+from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_files, find_named, find_suite
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.names import find_named, find_suite
 from headrank_pipeline.experiment.runner import Outcome, RunPlan, execute
 from headrank_pipeline.experiment.sources import LocalFiles, Sources, to_download
 from headrank_pipeline.experiment.stages import BM25, FirstStageOptions

@@ -19,7 +19,7 @@ from headrank_pipeline.comparison.costs import Cost, cost_of
 from headrank_pipeline.comparison.finished import FinishedRun, read_finished_runs
 from headrank_pipeline.comparison.significance import bootstrap_means, holm, paired_tests
 from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluate
-from headrank_pipeline.experiment.headroom import in_order_of_grades
+from headrank_pipeline.experiment.judgement import in_order_of_grades
 from headrank_pipeline.files import Input, open_input
 from headrank_pipeline.trec import read_qrels
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from headrank_pipeline.experiment.benchmark import Benchmark
+from headrank_pipeline.experiment.benchmark import DATASETS, Benchmark, benchmark_of_dataset, find_named
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.evaluate import Evaluation, evaluated
-from headrank_pipeline.experiment.names import DATASETS, benchmark_of_dataset, find_named
 from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.experiment.sources import LocalFiles, Sources
 from headrank_pipeline.options import nearest

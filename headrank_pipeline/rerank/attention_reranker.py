@@ -17,7 +17,7 @@ import numpy as np
 from headrank_pipeline.attention.contexts import cached_passages
 from headrank_pipeline.attention.heads import HeadSet, published_names
 from headrank_pipeline.attention.model import BATCH_TOKENS, load
-from headrank_pipeline.attention.model_files import HEADS_FILE, TrainedFiles, read_recipe, trained_files
+from headrank_pipeline.attention.model_files import HEADS_FILE, TrainedFiles, named_model, read_recipe, trained_files
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
@@ -28,7 +28,6 @@ from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.explanation import Explanation, explained
 from headrank_pipeline.rerank.long_lists import LongLists, Scale
-from headrank_pipeline.rerank.named_models import named_model
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,14 +20,13 @@ from torch import Tensor
 
 from headrank_pipeline.attention.canary import own_attention
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.model_files import trained_files
+from headrank_pipeline.attention.model_files import named_model, trained_files
 from headrank_pipeline.attention.prompt import Prompt
 from headrank_pipeline.attention.reader import SHORTCUTS, AttentionReader
 from headrank_pipeline.attention.scoring import pool_tokens, token_scores
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.named_models import named_model
 from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import read_qrels, read_topics
 

@@ -18,13 +18,13 @@ import torch
 from click.testing import CliRunner, Result
 from tiny_models import tiny_model
 
+from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.cli import main
+from headrank_pipeline.cli.commands import ReportingGroup, _exit_status
 from headrank_pipeline.cli.doctor import checks
-from headrank_pipeline.cli.reporting import ReportingGroup, _exit_status
 from headrank_pipeline.cli.reranking import MOVED_FLAGS, RERANKER_OPTIONS, open_reranker, reranker_spec
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.rerank.systems import SystemSpec
 from headrank_pipeline.trec import read_candidates, read_run, write_candidates
 
@@ -212,7 +212,7 @@ def test_a_broken_pipe_of_something_else_is_told(monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise BrokenPipeError(32, "a worker is gone")
 
-    monkeypatch.setattr("headrank_pipeline.experiment.names.find_suite", broken)
+    monkeypatch.setattr("headrank_pipeline.experiment.benchmark.find_suite", broken)
     result = invoke("benchmarks")
     assert (result.exit_code, "a worker is gone" in result.stderr) == (6, True)
 

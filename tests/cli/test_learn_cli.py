@@ -13,13 +13,13 @@ from graded_lists import overlap_lists
 from tiny_models import tiny_model
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.cli import learning, main
 from headrank_pipeline.comparison.learning_figures import head_map, training_curves
 from headrank_pipeline.learn.lists import read_lists, save_lists
 from headrank_pipeline.learn.schedule import TrainingConfig
 from headrank_pipeline.learn.settings import CRITERIA
-from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import write_candidates
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from headrank_pipeline.experiment.benchmark import Benchmark, load_benchmark
-from headrank_pipeline.experiment.names import find_suite, named_suites
+from headrank_pipeline.experiment.benchmark import Benchmark, find_suite, load_benchmark, named_suites
 from headrank_pipeline.first_stage.jvm import start_jvm, versions
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,9 +13,8 @@ from tiny_models import tiny_model
 
 from headrank_pipeline.cli import main
 from headrank_pipeline.experiment import facts
-from headrank_pipeline.experiment.benchmark import Benchmark, load_benchmark
+from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_dataset, load_benchmark
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.names import benchmark_of_dataset
 from headrank_pipeline.experiment.sources import LocalFiles, Sources
 from headrank_pipeline.experiment.stages import BM25, FirstStageOptions
 from headrank_pipeline.first_stage import dense

@@ -11,10 +11,14 @@ from tiny_models import tiny_model
 
 from headrank_pipeline.cli import main
 from headrank_pipeline.experiment.batches import supply_from_file
-from headrank_pipeline.experiment.benchmark import benchmark_of_files, load_benchmark
+from headrank_pipeline.experiment.benchmark import (
+    benchmark_of_dataset,
+    benchmark_of_files,
+    find_benchmark,
+    load_benchmark,
+)
 from headrank_pipeline.experiment.facts import catalogue
 from headrank_pipeline.experiment.judgement import Judgement
-from headrank_pipeline.experiment.names import benchmark_of_dataset, find_benchmark
 from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.experiment.sources import LocalFiles, Sources, to_download
 from headrank_pipeline.experiment.stages import FirstStageOptions

@@ -9,8 +9,7 @@ from run_directories import Scripted, write_qrels
 from headrank_pipeline.experiment.batches import supply_from_file
 from headrank_pipeline.experiment.benchmark import benchmark_of_files
 from headrank_pipeline.experiment.evaluate import evaluate
-from headrank_pipeline.experiment.headroom import Headroom, headroom
-from headrank_pipeline.experiment.judgement import Judgement
+from headrank_pipeline.experiment.judgement import Headroom, Judgement, headroom
 from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.experiment.suite import Row, Suite, run_suite
 from headrank_pipeline.records import Candidate, Query, Ranking

@@ -11,7 +11,7 @@ from run_directories import Scripted
 from headrank_pipeline import evaluate, saved_candidates
 from headrank_pipeline.cli import main
 from headrank_pipeline.experiment import facts
-from headrank_pipeline.experiment.names import benchmark_of_dataset
+from headrank_pipeline.experiment.benchmark import benchmark_of_dataset
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import write_candidates

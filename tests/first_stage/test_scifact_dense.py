@@ -10,12 +10,12 @@ from pathlib import Path
 import faiss
 import pytest
 
+from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.experiment.evaluate import evaluate
 from headrank_pipeline.first_stage import bm25, build_dense_index, dense
 from headrank_pipeline.first_stage.lucene_vectors import write_lucene_vectors
 from headrank_pipeline.pipeline import Source
 from headrank_pipeline.records import Query
-from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import Qrels, read_qrels, read_topics
 

@@ -15,10 +15,10 @@ import pytest
 from graded_lists import overlap_lists
 from tiny_models import tiny_model
 
+from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.learn.lists import GradedList
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Ranking
-from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.trec import read_qrels, read_topics, write_candidates
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from embedded_model.in_batch import Frame, shares
 
+from headrank_pipeline.attention.model_files import embedded_first_stage_weight, embedded_model
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-from headrank_pipeline.rerank.named_models import embedded_first_stage_weight, embedded_model
 from headrank_pipeline.rerank.systems import core, headrank, icr, qrhead, qrranker
 
 PASSAGES = {

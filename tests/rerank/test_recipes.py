@@ -16,10 +16,10 @@ from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.pipeline import Failure
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank import systems as all_systems
-from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.rerank.systems import core, headrank, icr, qrhead, qrranker
 
 HEADS = HeadSet("some", ((1, 0), (2, 3)))

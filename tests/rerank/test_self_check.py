@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from tiny_models import tiny_model
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.cli import main
 from headrank_pipeline.rerank import self_check
-from headrank_pipeline.rerank.named_models import embedded_model
 from headrank_pipeline.rerank.self_check import check_model, shipped_lists
 
 WAYS = [

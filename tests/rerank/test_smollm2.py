@@ -23,15 +23,15 @@ pytest.importorskip("accelerate", reason="GGUF files need accelerate: pip instal
 from gguf_files import write_gguf
 from tiny_models import tiny_model
 
+from headrank_pipeline.attention import model_files
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.model_files import SMOLLM2, first_stage_weight, smollm2
+from headrank_pipeline.attention.packaged_model import PackagedModel, cache_folder
 from headrank_pipeline.cli import main
 from headrank_pipeline.cli.doctor import checks
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank import named_models
 from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
-from headrank_pipeline.rerank.named_models import SMOLLM2, first_stage_weight, smollm2
-from headrank_pipeline.rerank.packaged_model import PackagedModel, cache_folder
 from headrank_pipeline.rerank.systems import headrank, icr
 
 RANKING = Ranking(
@@ -88,7 +88,7 @@ def tiny(made, tmp_path, monkeypatch):
     model = PackagedModel(
         "smollm2", "tiny-llm", file.stat().st_size, sha256(file), "pip install tiny-llm", made / "alignment"
     )
-    monkeypatch.setattr(named_models, "SMOLLM2", model)
+    monkeypatch.setattr(model_files, "SMOLLM2", model)
     return model
 
 
@@ -213,7 +213,7 @@ def test_a_wheel_that_is_missing_or_another_is_told_with_the_command(tiny, tmp_p
 
 
 def test_no_alignment_is_told_as_such(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(named_models, "SMOLLM2", replace(tiny, resources=tmp_path))
+    monkeypatch.setattr(model_files, "SMOLLM2", replace(tiny, resources=tmp_path))
     with pytest.raises(
         ValueError,
         match=r"smollm2: this version of headrank_pipeline ships no training.*name heads to read the plain model",
@@ -246,7 +246,7 @@ def test_doctor_says_how_to_get_it_and_what_is_there(tiny, tmp_path, monkeypatch
     folder = tiny.plain()
     assert told().found == f"unpacked: {folder}"
     absent = replace(tiny, distribution="no-such-llm", sha256="00" * 32, resources=tmp_path)
-    monkeypatch.setattr(named_models, "SMOLLM2", absent)
+    monkeypatch.setattr(model_files, "SMOLLM2", absent)
     assert (told().status, told().action) == ("none", "for --model smollm2: pip install tiny-llm")
 
 

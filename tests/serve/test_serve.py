@@ -449,7 +449,7 @@ WAITS_FOR_A_FILE = """
     import sys
     import time
     from pathlib import Path
-    from headrank_pipeline.cli.reporting import start_logging
+    from headrank_pipeline.cli.commands import start_logging
     from headrank_pipeline.pipeline import Reranker
     from headrank_pipeline.serve.batcher import Limits
     from headrank_pipeline.serve.server import bound_socket, serve

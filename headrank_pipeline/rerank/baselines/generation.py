@@ -11,24 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from headrank_pipeline.attention.model import (
     choose_device,
     choose_dtype,
+    load_causal,
     load_tokenizer,
     prefer_flash_attention,
     quiet_transformers,
-    reading_weights,
     source_of,
-    weights_origin,
 )
-from headrank_pipeline.attention.model_files import load_config
+from headrank_pipeline.attention.model_files import load_config, named_model
 from headrank_pipeline.attention.recipe import check_vocabulary
 from headrank_pipeline.rerank.baselines.decoding import Decoding
-from headrank_pipeline.rerank.named_models import named_model
 
-__all__ = ["CausalModel", "Generated", "ModelSettings", "load_causal"]
+__all__ = ["CausalModel", "Generated", "ModelSettings"]
 
 logger = logging.getLogger(__name__)
 
@@ -220,29 +218,6 @@ class CausalModel:
 
     def _cuda(self) -> list[torch.device]:
         return [self._model.device] if self._model.device.type == "cuda" else []
-
-
-def load_causal(name: str, config: Any, revision: str | None, dtype: torch.dtype) -> Any:
-    """Return a whole model with its language-model head, frozen.
-
-    Raises:
-        FileNotFoundError: no weights.
-        ValueError: a checkpoint that is damaged or lacks weights.
-    """
-    with reading_weights(name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **weights_origin(name, revision),
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-        )
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"model {name}: the checkpoint lacks {len(missing)} weights ({', '.join(missing[:3])}, …), which would be "
-            f"random; a folder saved for reading attention heads has no language-model head, name the whole model"
-        )
-    return model.eval().requires_grad_(False)
 
 
 def _ends(*given: int | list[int] | None) -> frozenset[int]:

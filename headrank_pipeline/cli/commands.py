@@ -1,4 +1,4 @@
-"""What the user sees: one line per error with its exit status, logs on standard error, aligned tables."""
+"""The commands, and what users see of them: one line per error with its exit status, logs on stderr, aligned tables."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import select
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import click
@@ -26,6 +27,7 @@ __all__ = [
     "command_line",
     "echo_json",
     "in_flags",
+    "main",
     "refuse_typed",
     "start_logging",
     "table",
@@ -33,6 +35,30 @@ __all__ = [
 
 PARTIAL = 7  # some queries failed; the others are there
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+# Each command's module, in the order of the help.
+_MODULES = {
+    "demo": "demo",
+    "benchmarks": "benchmarks",
+    "index": "retrieval",
+    "retrieve": "retrieval",
+    "rerank": "reranking",
+    "explain": "explaining",
+    "run": "running",
+    "merge": "merging",
+    "reproduce": "reproducing",
+    "evaluate": "evaluation",
+    "compare": "comparison",
+    "analyze": "comparison",
+    "lists": "learning",
+    "select-heads": "learning",
+    "train": "learning",
+    "push": "hub",
+    "calibrate": "calibrating",
+    "mcp": "mcp",
+    "serve": "serving",
+    "doctor": "doctor",
+}
 
 
 class ReportingGroup(click.Group):
@@ -68,6 +94,23 @@ class ReportingGroup(click.Group):
                 raise
             click.echo(f"error: {message}", err=True)
             ctx.exit(_exit_status(error))
+
+
+class _Commands(ReportingGroup):
+    """Imports a command's module when it is asked for, so that one command does not wait for the others' imports."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the help."""
+        return list(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None where there is none of this name."""
+        if cmd_name not in _MODULES:
+            return None
+        command: click.Command = getattr(
+            import_module(f"{__package__}.{_MODULES[cmd_name]}"), cmd_name.replace("-", "_")
+        )
+        return command
 
 
 # An argument as Python has it, in a message of the package: overwrite=True, qrels=FILE, option shuffle_seed=1.
@@ -261,3 +304,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _is_number(cell: str) -> bool:
     return not cell or cell.lstrip("+-").replace(".", "", 1).replace(",", "").isdigit()
+
+
+# ----------------------------------------------------------------------------------------------------- the command line
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Log every step, and show the traceback of an error.")
+@click.version_option(package_name="headrank-pipeline")
+def main(debug: bool) -> None:
+    """Rerank Pyserini's candidates with selected attention heads of a language model.
+
+    Results go to standard output, progress and logs to standard error. Exit status: 0 done, 2 bad arguments, 3 missing
+    prerequisite (Java, GPU), 4 missing file or resource, 5 invalid data, 6 failure at run time, 7 some queries failed.
+    """
+    start_logging(debug=debug)
