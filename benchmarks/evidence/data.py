@@ -20,7 +20,17 @@ from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import Qrels, read_candidates, read_qrels, read_topics, write_candidates
 
-__all__ = ["LEARNED", "UNSEEN", "Judged", "Split", "judged_collections", "learned_lists", "shortened", "split_lists"]
+__all__ = [
+    "LEARNED",
+    "UNSEEN",
+    "Judged",
+    "Split",
+    "judged_collections",
+    "learned_lists",
+    "retrieve_apart",
+    "shortened",
+    "split_lists",
+]
 
 UNSEEN = ("scifact", "dl19", "noveleval")
 GRADED = ("antique_graded", "cranfield", "nfcorpus_preproc")  # lists of what BM25 finds
@@ -82,8 +92,8 @@ def judged_collections(data: Path, output: Path) -> list[Judged]:
         Judged("noveleval", data / "noveleval/candidates_bm25order.jsonl.gz", data / "noveleval/qrels.txt", 20),
         Judged("demo", output / "demo.jsonl", demo / "qrels.tsv", 20),
     ]
-    _retrieve_apart(data / "scifact", data / "scifact/corpus.jsonl.gz", table[0].qrels, table[0].candidates, 100)
-    _retrieve_apart(demo, demo / "corpus.jsonl", table[3].qrels, table[3].candidates, 20)
+    retrieve_apart(data / "scifact", data / "scifact/corpus.jsonl.gz", table[0].qrels, table[0].candidates, 100)
+    retrieve_apart(demo, demo / "corpus.jsonl", table[3].qrels, table[3].candidates, 20)
     return table
 
 
@@ -167,7 +177,7 @@ def _lists_of_bm25(data: Path, output: Path, name: str) -> list[GradedList]:
     corpus = folder / "corpus.jsonl.gz"
     if not lists.exists():
         _write_qrels(qrels, _graded_enough(name, folder, {passage.docid for passage in read_corpus(corpus)}))
-        _retrieve_apart(folder, corpus, qrels, candidates, TRAINING_HITS)
+        retrieve_apart(folder, corpus, qrels, candidates, TRAINING_HITS)
         write_lists(candidates, qrels, lists)
     return list(read_lists(lists))
 
@@ -199,7 +209,7 @@ def _write_qrels(path: Path, qrels: Qrels) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _retrieve_apart(folder: Path, corpus: Path, qrels: Path, output: Path, hits: int) -> None:
+def retrieve_apart(folder: Path, corpus: Path, qrels: Path, output: Path, hits: int) -> None:
     """Run BM25 in a process of its own, so that Java's memory is free again when models are read."""
     if output.exists():
         return

@@ -24,10 +24,12 @@ from headrank_pipeline.options import nearest
 from headrank_pipeline.pipeline import MissingPrerequisite, require_extra
 
 __all__ = [
+    "CALIBRATION_FILE",
     "HEADS_FILE",
     "RECIPE_FILE",
     "SMOLLM2",
     "TrainedFiles",
+    "calibration_of",
     "check_folder",
     "check_hub",
     "commit_of",
@@ -52,6 +54,7 @@ _HUB_SECONDS = 5.0  # for its first answer
 # learn/export.py writes them.
 HEADS_FILE = "heads.json"
 RECIPE_FILE = "recipe.json"
+CALIBRATION_FILE = "calibration.json"  # headrank calibrate does; a model need not have one
 
 
 def check_folder(name: str) -> None:
@@ -243,6 +246,23 @@ def trained_files(model: str | Path, revision: str | None = None) -> TrainedFile
     load_config(name, revision)  # says what there is no model behind
     commit = commit_of(name, revision)
     return TrainedFiles(hub_file(name, RECIPE_FILE, commit), hub_file(name, HEADS_FILE, commit), commit)
+
+
+def calibration_of(model: str | Path, commit: str | None) -> Path:
+    """Return the calibration that a model brings: in its folder, or at a commit on the Hugging Face hub.
+
+    Raises:
+        ValueError: it brings none.
+    """
+    name, found = str(model), Path(model) / CALIBRATION_FILE
+    if not Path(model).is_dir() and "/" in name and not name.endswith(".gguf"):
+        found = hub_file(name, CALIBRATION_FILE, commit) or found
+    if not found.is_file():
+        raise ValueError(
+            f"model {name}: it brings no {CALIBRATION_FILE}, without which scores are no probabilities; fit one with "
+            f"headrank calibrate and name the file: calibration=FILE"
+        )
+    return found
 
 
 def recipe_of(model: str | Path, revision: str | None = None) -> Recipe:

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_FILE, CARD_FILE = "adapter.safetensors", "card.json"
 _COPIED = ("heads.json", "recipe.json", CARD_FILE, "README.md")
+_COPIED_IF_THERE = ("calibration.json",)
 _STATE_FILE = "made.state"
 _SHOWN_DIGITS = 12  # of a digest, in the names of folders
 
@@ -50,7 +51,8 @@ class PackagedModel:
         size: bytes of the file.
         sha256: digest of the file.
         install: the command that installs the wheel and what reads its file.
-        resources: folder of ``adapter.safetensors``, ``heads.json``, ``recipe.json``, ``card.json`` and ``README.md``.
+        resources: folder of ``adapter.safetensors``, ``heads.json``, ``recipe.json``, ``card.json``, ``README.md``,
+            and maybe ``calibration.json``.
     """
 
     name: str
@@ -101,11 +103,16 @@ class PackagedModel:
                 f"{self.resources}); name heads to read the plain model (a JSON file, 'all' or 'layers:10-13')"
             )
         digest = hashlib.sha256()
-        for file in (ADAPTER_FILE, *_COPIED):
+        for file in (ADAPTER_FILE, *self._copied):
             digest.update(hashlib.sha256((self.resources / file).read_bytes()).digest())
         parts = (self.name, "trained", self.sha256[:_SHOWN_DIGITS], digest.hexdigest()[:_SHOWN_DIGITS])
         plain = self.plain()  # before the cache is held for the other folder
         return _made_once(cache_folder() / "-".join(parts), lambda folder: self._add_updates(plain, folder))
+
+    @property
+    def _copied(self) -> tuple[str, ...]:
+        """Names of the files that go into the folder of the reranker beside its weights."""
+        return (*_COPIED, *(name for name in _COPIED_IF_THERE if (self.resources / name).is_file()))
 
     def first_stage_weight(self) -> float:
         """Return the first stage's weight beside the logarithm of the reranker's scores, as chosen in training."""
@@ -160,7 +167,7 @@ class PackagedModel:
         _add_updates(loaded.model, self.resources / ADAPTER_FILE)
         save_weights(loaded.model, folder, torch.float32)
         loaded.tokenizer.save_pretrained(folder)
-        for file in _COPIED:
+        for file in self._copied:
             shutil.copyfile(self.resources / file, folder / file)
 
 

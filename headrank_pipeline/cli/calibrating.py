@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.commands import echo_json, table
+from headrank_pipeline.cli.commands import command_line, echo_json, table
 from headrank_pipeline.cli.reranking import RERANKER_OPTIONS, path_option, reranker_spec, with_options
 
 if TYPE_CHECKING:
@@ -26,8 +26,14 @@ _log = logging.getLogger(__name__)
 @click.command()
 @path_option("--lists", "Graded lists to fit on, as headrank lists writes them; never those of a test set.")
 @path_option("--calibration", "Checks this calibration instead of fitting one.")
-@path_option("--check", "Graded lists that the fit does not see, to measure how far its probabilities are off.")
+@click.option(
+    "--check",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Graded lists that the fit does not see, to measure how far its probabilities are off; repeatable.",
+)
 @path_option("--output", "Calibration (JSON) to write.")
+@path_option("--figure", "Reliability diagram (PNG) of the lists of --check.")
 @with_options(*RERANKER_OPTIONS)
 @click.option("--relevance-level", "-l", default=1, show_default=True, help="Lowest grade that counts as relevant.")
 @click.option("--list-size", type=click.IntRange(min=2), help="Passages drawn from each list.  [default: all]")
@@ -37,8 +43,9 @@ _log = logging.getLogger(__name__)
 def calibrate(
     lists: Path | None,
     calibration: Path | None,
-    check: Path | None,
+    check: tuple[Path, ...],
     output: Path | None,
+    figure: Path | None,
     relevance_level: int,
     list_size: int | None,
     max_lists: int | None,
@@ -51,13 +58,8 @@ def calibrate(
     from headrank_pipeline.rerank.attention_reranker import AttentionReranker
     from headrank_pipeline.rerank.calibrated import Calibration, reading_of
 
-    if (lists is None) == (calibration is None):
-        raise click.UsageError("give --lists to fit a calibration, or --calibration to check one")
-    if lists is not None and output is None:
-        raise click.UsageError("--output is missing: the file that the fitted calibration goes to")
-    if calibration is not None and check is None:
-        raise click.UsageError("--check is missing: the lists to check the calibration on")
-    given = {path: read_lists(path)[:max_lists] for path in (lists, check) if path is not None}
+    _check_files(lists, calibration, check, output, figure)
+    given = {path: read_lists(path)[:max_lists] for path in (*check, *filter(None, [lists]))}
     checked_file = None if calibration is None else _of_level(Calibration.load(calibration), relevance_level)
     opened = reranker_spec(reranker).open()
     if not isinstance(opened, AttentionReranker):
@@ -75,16 +77,47 @@ def calibrate(
     else:
         assert checked_file is not None
         found = checked_file
-    checked = None if check is None else _examples(opened, drawn[check]).checked(found)
+    checked = {path.name: _examples(opened, drawn[path]).checked(found) for path in check}
+    if figure is not None:
+        _draw(figure, checked)
     if as_json:
         echo_json({"calibration": asdict(found), "output": None if output is None else str(output), "check": checked})
         return
     if output is not None:
         click.echo(f"{output}: fitted on {found.fitted['passages']} passages of {found.fitted['lists']} lists")
-    for name, told in (checked or {}).items():
-        click.echo(f"{name}: expected calibration error {told['ece']:.3f} over {told['examples']} examples")
-        rows = [[f"{b['probability']:.3f}", f"{b['share']:.3f}", str(b["count"])] for b in told["bins"]]
-        click.echo(table(["mean probability", "share relevant" if name == "passages" else "share", "count"], rows))
+    _report(checked)
+
+
+def _check_files(
+    lists: Path | None, calibration: Path | None, check: Sequence[Path], output: Path | None, figure: Path | None
+) -> None:
+    """Raise UsageError where files do not go together, before a model is loaded."""
+    if (lists is None) == (calibration is None):
+        raise click.UsageError("give --lists to fit a calibration, or --calibration to check one")
+    if lists is not None and output is None:
+        raise click.UsageError("--output is missing: the file that the fitted calibration goes to")
+    if not check and (calibration is not None or figure is not None):
+        raise click.UsageError("--check is missing: the lists to check the calibration on")
+    if len({path.name for path in check}) < len(check):
+        raise click.UsageError("--check: two files have the same name, by which results are told apart; rename one")
+    if figure is not None:
+        from headrank_pipeline.comparison.canvas import require_pictures
+
+        require_pictures()
+
+
+def _report(checked: Mapping[str, Mapping[str, Any]]) -> None:
+    for file, parts in checked.items():
+        for name, told in parts.items():
+            click.echo(f"{file}, {name}: expected calibration error {told['ece']:.3f} over {told['examples']} examples")
+            rows = [[f"{b['probability']:.3f}", f"{b['share']:.3f}", str(b["count"])] for b in told["bins"]]
+            click.echo(table(["mean probability", "share relevant" if name == "passages" else "share", "count"], rows))
+
+
+def _draw(path: Path, checked: Mapping[str, Any]) -> None:
+    from headrank_pipeline.comparison.learning_figures import reliability_diagram
+
+    path.write_bytes(reliability_diagram(checked, origin=f"Made by: {command_line()}").captioned_png)
 
 
 def _of_level(calibration: Calibration, relevance_level: int) -> Calibration:

@@ -268,11 +268,10 @@ def _without_threshold(spec: SystemSpec) -> tuple[SystemSpec, float | None]:
     from headrank_pipeline.rerank.calibrated import check_threshold  # imports torch
 
     check_threshold(threshold)
-    if options.get("calibration") is None or spec.first_stage_weight is not None:
-        raise click.UsageError(
-            "threshold is a probability, which scores are with --option calibration=FILE and without "
-            "--first-stage-weight"
-        )
+    if spec.first_stage_weight is not None:
+        raise click.UsageError("threshold is a probability, which scores are without --first-stage-weight only")
+    if options.get("calibration") is None:
+        options["calibration"] = "own"
     return replace(spec, options=options), float(threshold)
 
 

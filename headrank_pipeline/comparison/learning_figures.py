@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.comparison.canvas import BLUE, GREEN, GREY, ORANGE, Picture, draw
+from headrank_pipeline.comparison.canvas import BLUE, GREEN, GREY, ORANGE, Picture, draw, shortened
 from headrank_pipeline.files import json_object_lines, open_text
 
-__all__ = ["head_map", "training_curves"]
+__all__ = ["head_map", "reliability_diagram", "training_curves"]
 
 _SMOOTH = 9  # steps of the running mean in training curves
 
@@ -72,6 +72,58 @@ def training_curves(log: str | Path, *, origin: str = "") -> Picture:
         f"mark is the evaluation whose weights were kept. {origin}"
     )
     return draw("training-curves", "Training", caption, (7.0, 4.4), content)
+
+
+def reliability_diagram(checked: Mapping[str, Mapping[str, Any]], *, origin: str = "") -> Picture:
+    """Return how often what had a probability came true: a column for each file of lists, a row for each probability.
+
+    Args:
+        checked: file -> kind of probability -> what ``headrank calibrate --json`` says: ece, examples and bins.
+        origin: the sentence that says what made it.
+    """
+    kinds = list(dict.fromkeys(kind for parts in checked.values() for kind in parts))
+
+    def content(figure: Any) -> None:
+        panels = figure.subplots(len(kinds), len(checked), squeeze=False, sharex=True, sharey=True)
+        for row, kind in zip(panels, kinds, strict=True):
+            row[0].set_ylabel(f"share that came true\n({kind})")
+            for axes, (file, parts) in zip(row, checked.items(), strict=True):
+                _draw_reliability(axes, parts[kind])
+                axes.set_title(f"{shortened(file)}\nECE {parts[kind]['ece']:.3f}, {parts[kind]['examples']} examples")
+        for axes in panels[-1]:
+            axes.set_xlabel("mean probability")
+
+    caption = (
+        "Share of the examples that came true, by their mean probability, in ten bins of equal width. On the dashed "
+        "line probabilities are right; below it they are too high. The area of a mark is the share of the examples in "
+        f"its bin, the line through it a 95 % interval (Wilson). {origin}"
+    )
+    size = (max(4.0, 2.5 * len(checked)), 2.5 * len(kinds))
+    return draw("reliability", "Probabilities and what came true", caption, size, content)
+
+
+def _draw_reliability(axes: Any, told: Mapping[str, Any]) -> None:
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=0.8)
+    for part in told["bins"]:
+        low, high = _wilson(part["share"], part["count"])
+        axes.plot([part["probability"]] * 2, [low, high], color=BLUE, linewidth=0.8)
+        area = 12 + 240 * part["count"] / told["examples"]
+        axes.scatter(part["probability"], part["share"], s=area, color=BLUE, alpha=0.6, linewidths=0)
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_aspect("equal")
+
+
+def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the interval of a share by Wilson's score, which stays within 0 and 1 for few examples, too.
+
+    Examples:
+        >>> [round(bound, 3) for bound in _wilson(0.5, 10)]
+        [0.237, 0.763]
+    """
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return middle - half, middle + half
 
 
 def _head_rows(table: str | Path, measure: str) -> list[dict[str, str]]:

@@ -17,7 +17,14 @@ import numpy as np
 from headrank_pipeline.attention.contexts import cached_passages
 from headrank_pipeline.attention.heads import HeadSet, published_names
 from headrank_pipeline.attention.model import BATCH_TOKENS, load
-from headrank_pipeline.attention.model_files import HEADS_FILE, TrainedFiles, named_model, read_recipe, trained_files
+from headrank_pipeline.attention.model_files import (
+    HEADS_FILE,
+    TrainedFiles,
+    calibration_of,
+    named_model,
+    read_recipe,
+    trained_files,
+)
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
@@ -54,9 +61,10 @@ class EngineSettings:
         long_lists: how lists are read that take more tokens than that (`rerank.long_lists.LongLists`).
         duplicates: whether passages of the same title and text are read ``once``, or ``each``. None: once by
             ``headrank``, each by the published systems, as their code does.
-        calibration: makes scores probabilities (`rerank.calibrated`): a file that headrank calibrate wrote.
-            None leaves them as they are.
-        threshold: leaves out passages whose probability is below it; needs a calibration. None keeps all.
+        calibration: makes scores probabilities (`rerank.calibrated`): a file that headrank calibrate wrote, or ``own``,
+            the one that a model brings. None leaves them as they are.
+        threshold: leaves out passages whose probability is below it, by the model's own calibration where none is
+            named. None keeps all.
         chat: turn markup; ``auto`` is what the tokenizer knows.
         passage_cache: folder that keeps the keys of isolated passages from query to query, or a `PassageCache`.
         passage_cache_memory: GiB of cached keys kept on the device, with or without a folder; None for 2 GiB with a
@@ -92,8 +100,8 @@ class EngineSettings:
         sized = [name for name in ("passage_cache_memory", "passage_cache_limit") if getattr(self, name) is not None]
         if sized and isinstance(self.passage_cache, PassageCache):
             raise ValueError(f"{sized[0]}: the PassageCache has its own size; name a folder, or leave it out")
-        if self.threshold is not None and self.calibration is None:
-            raise ValueError("threshold is a probability, which scores are with a calibration only; name its file, too")
+        if self.threshold is not None and self.calibration is None:  # a threshold is a probability
+            object.__setattr__(self, "calibration", "own")
         if self.passage_cache_limit is not None and self.passage_cache is None:
             raise ValueError("passage_cache_limit bounds a folder; name it as passage_cache")
 
@@ -300,6 +308,8 @@ def open_attention(spec: SystemSpec) -> Reranker:
     model = named_model(spec.model, trained=own_heads)
     trained = trained_files(model, settings.revision)
     recipe = _varied(spec, read_recipe(trained.recipe))
+    own = settings.calibration == "own"
+    calibration = calibration_of(model, trained.revision) if own else settings.calibration
     loaded = load(
         model,
         _own_heads(model, trained) if heads is None else heads,
@@ -316,11 +326,11 @@ def open_attention(spec: SystemSpec) -> Reranker:
         long_lists=settings.long_lists,
         duplicates=settings.duplicates or ("once" if spec.system == "headrank" else "each"),
     )
-    if settings.calibration is None:
+    if calibration is None:
         return reranker
     from headrank_pipeline.rerank.calibrated import calibrated  # which knows this module
 
-    return calibrated(reranker, settings.calibration, threshold=settings.threshold)
+    return calibrated(reranker, calibration, threshold=settings.threshold)
 
 
 def _varied(spec: SystemSpec, trained: Recipe) -> Recipe:

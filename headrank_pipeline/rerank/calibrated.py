@@ -70,7 +70,8 @@ class Calibration:
             probabilities keep the order of the scores.
         nothing: coefficients of the probability that no passage of the list is relevant.
         relevance_level: lowest grade that counted as relevant.
-        reading: what the numbers belong to, as `reading_of` gives it.
+        reading: what the numbers belong to, as `reading_of` gives it. A fingerprint of None stands for the weights
+            that the file lies beside: each machine makes those of a packaged model, maybe with other last digits.
         fitted: what it was fitted on, for the record.
 
     Raises:
@@ -80,7 +81,7 @@ class Calibration:
     passage: tuple[float, float, float]
     nothing: tuple[float, float, float]
     relevance_level: int
-    reading: Mapping[str, str]
+    reading: Mapping[str, str | None]
     fitted: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -114,7 +115,8 @@ class Calibration:
     def check_reading(self, reranker: AttentionReranker) -> None:
         """Raise ValueError unless the numbers belong to what a reranker reads."""
         reading = reading_of(reranker)
-        if differ := [name for name in reading if name != "model" and self.reading.get(name) != reading[name]]:
+        free = {"model"} if self.reading.get("fingerprint", "") is not None else {"model", "fingerprint"}
+        if differ := [name for name in reading if name not in free and self.reading.get(name) != reading[name]]:
             raise ValueError(
                 f"the calibration was fitted for another reading: {', '.join(differ)} differ (model "
                 f"{self.reading.get('model')!r} there, {reading['model']!r} here); fit one with headrank calibrate"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from tiny_models import tiny_model
 
 from headrank_pipeline.attention.heads import HeadSet
+from headrank_pipeline.attention.model_files import SMOLLM2
 from headrank_pipeline.cli import main
 from headrank_pipeline.learn.calibration import expected_calibration_error, fit_logistic, reliability
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -167,12 +170,22 @@ def test_the_commands_fit_check_and_apply(folder, tmp_path):
     (tmp_path / "lists.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     model = ["--model", folder, "--heads", tmp_path / "heads.json", "--device", "cpu", "--passages", "isolated"]
     lists, output = tmp_path / "lists.jsonl", tmp_path / "calibration.json"
-    told = invoke("calibrate", "--lists", lists, "--check", lists, "--output", output, *model, "--json")
+    other = shutil.copy(lists, tmp_path / "other.jsonl")
+    fit = ["calibrate", "--lists", lists, "--check", lists, "--output", output, *model, "--json"]
+    told = invoke(*fit)
     assert told.exit_code == 0, told.output
-    assert json.loads(told.stdout)["check"]["passages"]["ece"] < 0.3
-    again = invoke("calibrate", "--calibration", output, "--check", lists, *model, "--json")
+    assert json.loads(told.stdout)["check"]["lists.jsonl"]["passages"]["ece"] < 0.3
+    same = invoke(*fit, "--check", other)
+    assert json.loads(same.stdout)["check"] == {
+        name: json.loads(told.stdout)["check"]["lists.jsonl"] for name in ("lists.jsonl", "other.jsonl")
+    }
+    picture = tmp_path / "reliability.png"
+    again = invoke("calibrate", "--calibration", output, "--check", lists, "--figure", picture, *model, "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["check"] == json.loads(told.stdout)["check"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    twice = invoke("calibrate", "--calibration", output, "--check", lists, "--check", folder / "lists.jsonl", *model)
+    assert (twice.exit_code, "two files have the same name" in twice.output) == (2, True)
     other = invoke("calibrate", "--calibration", output, "--check", lists, *model, "--option", "passage_words=3")
     assert other.exit_code == 5
     assert "fitted for another reading: template differ" in other.stderr
@@ -195,10 +208,8 @@ def test_the_commands_fit_check_and_apply(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        (["--option", "threshold=0.5"], 2, "with --option calibration=FILE and without --first-stage-weight"),
+        (["--option", "threshold=0.5", "--first-stage-weight", "0.5"], 2, "without --first-stage-weight"),
         (["--option", "threshold=2", "--option", "calibration=c.json"], 5, "threshold 2: expected a probability"),
-        (["--option", "threshold=0.5", "--option", "calibration=c.json", "--first-stage-weight", "0.5"], 2,
-         "without --first-stage-weight"),
     ],
 )  # fmt: skip
 def test_a_threshold_that_means_nothing_is_refused(options, status, message, folder, tmp_path):
@@ -208,9 +219,39 @@ def test_a_threshold_that_means_nothing_is_refused(options, status, message, fol
     assert message in " ".join(told.output.split())
 
 
-def test_a_threshold_in_python_needs_a_calibration(folder):
-    with pytest.raises(ValueError, match="threshold is a probability"):
-        headrank(folder, HEADS, device="cpu", threshold=0.5)
+def test_a_threshold_takes_the_calibration_that_a_model_brings(folder, reranker, tmp_path):
+    for asked in ({"threshold": 0.5}, {"calibration": "own"}):
+        with pytest.raises(ValueError, match=r"brings no calibration.json.* calibration=FILE"):
+            headrank(folder, HEADS, device="cpu", **asked)
+    model = shutil.copytree(folder, tmp_path / "model")
+    calibration(reranker, reading={**reading_of(reranker), "fingerprint": None}).save(model / "calibration.json")
+    given = {"device": "cpu", "dtype": "float32", "passages": "isolated"}
+    found = headrank(model, HEADS, calibration="own", **given).rerank(ranking())
+    assert found.scores == calibrated(reranker, calibration(reranker)).rerank(ranking()).scores
+    cut = headrank(model, HEADS, threshold=found.scores[2], **given).rerank(ranking())
+    assert cut.docids == found.docids[:3]
+    with pytest.raises(ValueError, match="heads differ"):
+        headrank(model, HeadSet("others", ((1, 1),)), threshold=0.5, **given)
+
+
+def test_weights_made_on_another_machine_are_told_from_others_by_no_fingerprint_alone(reranker):
+    strange = {**reading_of(reranker), "fingerprint": "another"}
+    with pytest.raises(ValueError, match="fingerprint differ"):
+        calibration(reranker, reading=strange).check_reading(reranker)
+    lacking = {name: value for name, value in strange.items() if name != "fingerprint"}
+    with pytest.raises(ValueError, match="fingerprint differ"):
+        calibration(reranker, reading=lacking).check_reading(reranker)
+
+
+def test_the_calibration_that_smollm2_brings_was_fitted_with_its_weights():
+    shipped = SMOLLM2.resources / "calibration.json"
+    if not shipped.exists():
+        pytest.skip("this version ships none")
+    fitted = Calibration.load(shipped).fitted
+    for name in ("adapter.safetensors", "heads.json", "recipe.json"):
+        assert fitted["with"][name] == hashlib.sha256((SMOLLM2.resources / name).read_bytes()).hexdigest(), (
+            f"{name} is not what the calibration was fitted with: run benchmarks/smollm2_calibration.py"
+        )
 
 
 def invoke(*arguments):
