@@ -14,8 +14,10 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -114,10 +116,10 @@ class SystemSpec:
             MissingPrerequisite: a GPU was named and there is none, or a package that the system needs is missing.
             ValueError: an unknown system or option, or a value that one refuses.
         """
-        opener = _opener(self.system)
         if self.offline:
             forbid_hub()
-        reranker = opener(self)
+        with _uncollected():
+            reranker = _opener(self.system)(self)
         if not isinstance(reranker, Reranker):
             raise TypeError(f"system {self.system!r}: its opener returned {type(reranker).__name__}, not a Reranker")
         if self.first_stage_weight is None:
@@ -154,6 +156,22 @@ def check_system(system: str) -> None:
     known = system_names()
     if system not in known:
         raise ValueError(f"no system {system!r}; {nearest(system, known, what='systems')}")
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Leave out garbage collections inside the block: torch's and transformers' 2,000 modules make no garbage.
+
+    They make objects, and Python would look through all of them again and again (docs/performance.md).
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _opener(system: str) -> Opener:
