@@ -17,6 +17,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from headrank_pipeline.attention.model_files import check_hub
 from headrank_pipeline.attention.places import Places
 from headrank_pipeline.files import atomic_writer
 from headrank_pipeline.options import nearest
@@ -258,6 +259,7 @@ def _hub_heads(name: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
+    check_hub(f"heads {name!r}", name, "heads.json")
     try:
         return Path(hf_hub_download(name, "heads.json"))
     except (OSError, ValueError) as error:  # the library's own errors are of these kinds

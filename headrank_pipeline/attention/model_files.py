@@ -167,7 +167,7 @@ def check_hub(what: str, repository: str, file: str, revision: str | None = None
     except HTTPError as error:
         raise FileNotFoundError(
             f"{what}: there is no such folder or file here, and the Hugging Face hub ({constants.ENDPOINT}) cannot be "
-            f"reached ({error}); download it where there is a network, and name the folder"
+            f"reached ({error}); download it where there is a network, and name the folder or file"
         ) from error
 
 

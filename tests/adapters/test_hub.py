@@ -91,14 +91,19 @@ for model in ("me/ranker", "me/files/ranker.gguf"):
               "--output", "run"], standalone_mode=False)
     except FileNotFoundError as error:
         print(error)
+try:
+    main(["rerank", "--candidates", {str(tmp_path / "c.jsonl")!r}, "--model", "embedded", "--heads", "me/heads",
+          "--output", "run"], standalone_mode=False)
+except FileNotFoundError as error:
+    print(error)
 """
     graded_candidates(tmp_path, queries=1, passages=2)[0].rename(tmp_path / "c.jsonl")
     hub = Hub()
     hub.url = "http://127.0.0.1:9"
     printed = in_fresh_python(hub, tmp_path / "home", code)
     assert "error: me/ranker: http://127.0.0.1:9 cannot be reached" in printed
-    for model in ("me/ranker", "me/files/ranker.gguf"):
-        assert f"model '{model}': there is no such folder or file here, and the Hugging Face hub" in printed
+    for what in ("model 'me/ranker'", "model 'me/files/ranker.gguf'", "heads 'me/heads'"):
+        assert f"{what}: there is no such folder or file here, and the Hugging Face hub" in printed
     assert "Retrying" not in printed
 
 
