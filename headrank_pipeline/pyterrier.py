@@ -31,9 +31,9 @@ class HeadRank(pt.Transformer):
     ``title`` is read where the prompt has a place for it.
 
     Args:
-        model: as in `headrank_pipeline.rank`: a name, a path, or any `Reranker`.
-        heads: as in `headrank_pipeline.headrank`.
-        system: which reranker; ``headrank``, ``icr``, ``rankgpt``, …
+        model: what `headrank_pipeline.rank` takes: a name, a path, or any `Reranker`.
+        heads: what `headrank_pipeline.headrank` takes.
+        system: the reranker's name: ``headrank``, ``icr``, ``rankgpt``, …
         first_stage_weight: mix in the frame's own scores, 0 to 1; then ``score`` is required.
         log_scores: mix with the logarithm of the reranker's scores.
         batch_size: queries handed to the reranker at once.

@@ -21,9 +21,9 @@ class HeadRankRanker:
     """Returns the documents best first with new scores; their content is read.
 
     Args:
-        model: as in `headrank_pipeline.rank`: a name, a path, or any `Reranker`.
-        heads: as in `headrank_pipeline.headrank`.
-        system: which reranker; ``headrank``, ``icr``, ``rankgpt``, …
+        model: what `headrank_pipeline.rank` takes: a name, a path, or any `Reranker`.
+        heads: what `headrank_pipeline.headrank` takes.
+        system: the reranker's name: ``headrank``, ``icr``, ``rankgpt``, …
         top_k: how many documents are returned; None for all.
         options: what the system takes, such as ``{"device": "cuda"}``.
 

@@ -37,7 +37,7 @@ class CardFacts:
 
     Args:
         base_model: ``owner/name`` of the model that it was made from, or whose heads they are.
-        license: as the hub spells it, such as ``apache-2.0``; of derived weights that of the base model.
+        license: its name on the hub, such as ``apache-2.0``; derived weights have that of the base model.
         datasets: names on the hub of what it was trained on.
         runs: finished run directories with an evaluation, made with this model or these heads.
     """
@@ -55,7 +55,7 @@ def prepare(source: Path, target: Path, repository: str, facts: CardFacts) -> li
         source: a model folder with its heads, as `headrank train` writes it, or a head set's JSON file.
         target: a folder that does not exist yet, or is empty.
         repository: ``owner/name``; the card shows how it is used by it.
-        facts: for the card.
+        facts: what the card says.
 
     Raises:
         FileExistsError: a target with files in it.

@@ -25,9 +25,9 @@ class HeadRankCompressor(BaseDocumentCompressor):
     The page content is read, and the documents that come in stay as they are.
 
     Args:
-        model: as in `headrank_pipeline.rank`: a name, a path, or any `Reranker`.
-        heads: as in `headrank_pipeline.headrank`.
-        system: which reranker; ``headrank``, ``icr``, ``rankgpt``, …
+        model: what `headrank_pipeline.rank` takes: a name, a path, or any `Reranker`.
+        heads: what `headrank_pipeline.headrank` takes.
+        system: the reranker's name: ``headrank``, ``icr``, ``rankgpt``, …
         top_n: how many documents are returned; None for all.
         options: what the system takes, such as ``{"device": "cuda"}``.
 

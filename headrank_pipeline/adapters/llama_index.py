@@ -24,9 +24,9 @@ class HeadRankPostprocessor(BaseNodePostprocessor):
     What LlamaIndex would embed of a node is read: its text, and the metadata that are not excluded from embeddings.
 
     Args:
-        model: as in `headrank_pipeline.rank`: a name, a path, or any `Reranker`.
-        heads: as in `headrank_pipeline.headrank`.
-        system: which reranker; ``headrank``, ``icr``, ``rankgpt``, …
+        model: what `headrank_pipeline.rank` takes: a name, a path, or any `Reranker`.
+        heads: what `headrank_pipeline.headrank` takes.
+        system: the reranker's name: ``headrank``, ``icr``, ``rankgpt``, …
         top_n: how many nodes are returned; None for all.
         options: what the system takes, such as ``{"device": "cuda"}``.
 

@@ -20,7 +20,7 @@ def rerank_server(reranker: Reranker, *, name: str = "headrank") -> FastMCP[Any]
     """Return a server whose one tool, ``rerank``, orders documents for a query.
 
     Args:
-        reranker: with its model loaded.
+        reranker: any, its model loaded.
         name: what clients call the server.
     """
     server: FastMCP[Any] = FastMCP(name)

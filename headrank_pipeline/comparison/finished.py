@@ -68,7 +68,7 @@ class FinishedRun:
 
     @property
     def order(self) -> str:
-        """In which order the prompt gives the candidates, in words."""
+        """The order in which the prompt gives the candidates, in words."""
         seed, reranker = self.template.get("shuffle_seed"), self.identity["reranker"]
         order = "as given" if seed is None else f"shuffled, seed {seed}"
         rule = reranker.get("rule") if isinstance(reranker, Mapping) else None

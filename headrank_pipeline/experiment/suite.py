@@ -32,9 +32,9 @@ class Row:
 
     Args:
         status: ``partial`` where queries failed, ``missing`` where data is not at hand, ``failed`` for anything else.
-        queries: that were run.
+        queries: how many were run.
         judged: queries that the means are taken over.
-        missing: of these, queries that the run lacks; they count 0.
+        missing: judged queries that the run lacks; they count 0.
         first_stage: measure -> mean.
         reranked: measure -> mean.
         best: measure -> mean with the reranked candidates in the best order.
@@ -145,7 +145,7 @@ def local_files(folder: Path | None, name: str, *, offline: bool) -> LocalFiles:
         folder: holds one folder per benchmark, named as the benchmark with or without ``beir-``, in BEIR's layout
             (``corpus.jsonl``, ``queries.jsonl``, ``qrels/test.tsv``) or with ``candidates.jsonl`` and ``qrels.txt``;
             each may be gzipped.
-        name: of the benchmark.
+        name: the benchmark's name.
         offline: passed on.
 
     Raises:

@@ -172,7 +172,7 @@ def _json(path: Path) -> Any:
 
 
 def _digests(path: Path) -> Path:
-    """Beside a file: the digests that it may have."""
+    """Return the path of the digests that a file may have, beside it."""
     return path.with_name(f"{path.name}.sha256.json")
 
 

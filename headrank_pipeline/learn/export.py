@@ -40,7 +40,7 @@ def export(
     Args:
         loaded: model and heads, LoRA folded in (`Trainer.run` does that at its end).
         reading: template and rule that belong to the weights.
-        folder: where to.
+        folder: receives the files; made if missing.
         dtype: type of the weights: ``auto`` (as loaded), ``float32``, ``bfloat16`` or ``float16``.
         name: name of the model in heads.json and in the card; None takes the folder's name.
         made_by: what made it, JSON-ready: data, configuration, figures; goes into the card.

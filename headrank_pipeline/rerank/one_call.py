@@ -45,9 +45,9 @@ class RankedPassage:
 
     Args:
         index: its place in the input, from 0.
-        id: as it was given, or the index as a string where none was given.
+        id: what was given, or the index as a string where none was.
         score: higher is better; what it means depends on the system (`headrank`: shares of attention, which sum to 1).
-        text: as it was given.
+        text: the passage, unchanged.
     """
 
     index: int
@@ -72,12 +72,12 @@ def rank(
     loaded. One whose files have changed is loaded again.
 
     Args:
-        query: at least one character that is not white space.
+        query: words to rank by; white space alone is refused.
         passages: texts, ``(id, text)`` pairs, dictionaries (text, and if there are any: id, title), ``{id: text}``, or
             a data frame with a column ``text`` (and ``docno`` or another id, ``title``). Ids are strings, and may
             repeat.
         model: a folder, a Hugging Face name, a GGUF file, ``embedded`` or ``smollm2``; or a `Reranker`. Must be given.
-        heads: as in `headrank`; None for the heads that the model brings, or the system's own.
+        heads: what `headrank` takes; None for the heads that the model brings, or the system's own.
         system: a name of `headrank_pipeline.rerank.systems.system_names`.
         **options: what the system takes, such as ``device="cuda"`` or ``passage_words=100``.
 

@@ -72,8 +72,8 @@ def check_model(
 
     Args:
         model: what `rerank.systems.headrank` takes.
-        heads: likewise; None for those that a trained model brings, else all.
-        device: where to run.
+        heads: what `rerank.systems.headrank` takes; None for those that a trained model brings, else all.
+        device: what the model runs on.
         dtype: type of weights and activations.
 
     Raises:

@@ -52,7 +52,7 @@ def create_app(batcher: Batcher, *, model: str, system: str, key: str | None = N
         batcher: the reranker and its queue; closed with the application.
         model: the served model's name.
         system: its method, told by ``/health``.
-        key: that requests must bear; None asks for none.
+        key: what requests must bear; None asks for none.
     """
 
     @asynccontextmanager

@@ -35,10 +35,10 @@ class Limits:
 
     Args:
         waiting: requests that may wait at once; one more gets 429.
-        call_tokens: about how many tokens of requests go into one call of the reranker; a larger request goes alone.
-            None for 16384 on a GPU, 2048 elsewhere.
+        call_tokens: tokens of requests that go into one call of the reranker, counted roughly; a larger request goes
+            alone. None for 16384 on a GPU, 2048 elsewhere.
         timeout: seconds until a request is answered, from when its headers are read; then it gets 504.
-        body_bytes: of a request's body.
+        body_bytes: size of a request's body.
 
     Raises:
         ValueError: a limit that nothing passes.
@@ -75,7 +75,7 @@ class Batcher:
 
     Attributes:
         scores_are_probabilities: whether the reranker is calibrated.
-        calls: of the reranker, so far.
+        calls: how often the reranker was called so far.
     """
 
     def __init__(self, open_reranker: Callable[[], Reranker], limits: Limits) -> None:

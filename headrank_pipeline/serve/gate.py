@@ -29,11 +29,11 @@ class Gate:
 
     Args:
         app: the service.
-        limits: of size and time.
+        limits: bounds on a request's size and time.
         metrics: count each request.
         open_paths: need no key.
-        known_paths: under which requests are counted; all others are ``other``.
-        key: that requests must bear; None asks for none.
+        known_paths: paths that requests are counted by; all others are ``other``.
+        key: what requests must bear; None asks for none.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ def bound_socket(host: str, port: int, *, key: str | None, insecure: bool = Fals
     Args:
         host: an address or a name of this machine.
         port: 0 takes a free one.
-        key: as `read_key` returns it.
+        key: what `read_key` returns.
         insecure: allow addresses that others reach without a key.
 
     Raises:
@@ -84,10 +84,10 @@ def serve(
 
     Args:
         open_reranker: loads it, in the thread that will own it.
-        bound: as `bound_socket` returns it.
+        bound: what `bound_socket` returns.
         model: the name by which clients ask for it.
         system: its method.
-        key: that requests must bear.
+        key: what requests must bear.
         limits: how much is taken.
 
     The process ends here, with status 0.

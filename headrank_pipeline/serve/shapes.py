@@ -39,9 +39,9 @@ class Refusal(Exception):
     """A request that gets an error.
 
     Args:
-        status: of HTTP.
+        status: HTTP's number.
         message: what was wrong, expected and to do.
-        headers: of the reply.
+        headers: the reply's.
     """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
