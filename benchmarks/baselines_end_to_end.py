@@ -95,14 +95,19 @@ def with_model(arguments: argparse.Namespace) -> dict[str, list[Any]]:
         source = arguments.data / "dl23"
         headrank(["lists", "--candidates", source / "candidates.jsonl.gz", "--qrels", source / "qrels.txt",
                   "--unjudged", "drop", "--output", lists], allowed=(0,))  # fmt: skip
-    model = ["--model", arguments.model, "--dtype", arguments.dtype]
+    model = ["--model", arguments.model]
+    typed = ["--option", f"dtype={arguments.dtype}"]
     commands: dict[str, list[Any]] = {}
     for system in arguments.systems:
         chooser = "qrhead" if system == "qrranker" else system
-        heads = ["--heads", selected(chooser, model, lists, arguments.output)] if chooser in SELECTED else []
-        commands[system] = ["--system", system, *model, *heads]
+        heads = (
+            ["--heads", selected(chooser, [*model, "--dtype", arguments.dtype], lists, arguments.output)]
+            if chooser in SELECTED
+            else []
+        )
+        commands[system] = ["--system", system, *model, *typed, *heads]
     if arguments.model == SHIPPED:
-        commands[SHIPPED] = [*model, "--tag", SHIPPED]
+        commands[SHIPPED] = [*model, *typed, "--tag", SHIPPED]
     return commands
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/bfloat16.py --data ../shared/data --output runs/bfloat16 --queries 20
 
-Every list is read three times with the same weights. *float32*: all in float32. *bfloat16*: as ``--dtype bfloat16``
+Every list is read three times with the same weights. *float32*: all in float32. *bfloat16*: as ``dtype=bfloat16``
 reads, weights and activations in bfloat16, logits and softmax of the heads that are read in float32. *products*: only
 linear layers take and give bfloat16; norms, residual stream and attention stay float32.
 

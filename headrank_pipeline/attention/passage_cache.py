@@ -79,7 +79,7 @@ class PassageCache:
         for size_name, size in (("memory_bytes", memory_bytes), ("folder_bytes", folder_bytes)):
             if size < 0:
                 raise ValueError(f"{size_name} {size}: expected 0 or more")
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else Path(folder).expanduser()  # in NAME=~/… shells do not
         self.memory_bytes = memory_bytes
         self.held_bytes = 0
         self.folder_bytes = folder_bytes

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.commands import command_line, echo_json, table
-from headrank_pipeline.cli.reranking import RERANKER_OPTIONS, path_option, reranker_spec, with_options
+from headrank_pipeline.cli.commands import CommandWithMovedFlags, command_line, echo_json, table
+from headrank_pipeline.cli.reranking import MOVED_FLAGS, RERANKER_OPTIONS, path_option, reranker_spec, with_options
 
 if TYPE_CHECKING:
     from headrank_pipeline.learn.lists import GradedList
@@ -23,7 +23,7 @@ __all__ = ["calibrate"]
 _log = logging.getLogger(__name__)
 
 
-@click.command()
+@click.command(cls=CommandWithMovedFlags, moved=MOVED_FLAGS)
 @path_option("--lists", "Graded lists to fit on, as headrank lists writes them; never those of a test set.")
 @path_option("--calibration", "Checks this calibration instead of fitting one.")
 @click.option(

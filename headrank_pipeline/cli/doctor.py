@@ -33,8 +33,8 @@ _EXTRAS = {"retrieval": "first stages and indexes", "report": "pictures", "endpo
 
 # What a CPU does with bfloat16, by what `attention.tap.bfloat16_products` calls it.
 _BFLOAT16 = {
-    "AMX": "--dtype bfloat16 is about three times as fast on this processor (AMX); its orders differ a little",
-    "AVX-512": "--dtype bfloat16 takes about two thirds of the time on this processor; its orders differ a little",
+    "AMX": "--option dtype=bfloat16 is about three times as fast on this processor (AMX); its orders differ a little",
+    "AVX-512": "--option dtype=bfloat16 takes about two thirds of the time on this processor; orders differ a little",
     "converted": "",
 }
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.commands import command_line, echo_json
-from headrank_pipeline.cli.reranking import SYSTEM_OPTIONS, path_option, reranker_spec, with_options
+from headrank_pipeline.cli.commands import CommandWithMovedFlags, command_line, echo_json
+from headrank_pipeline.cli.reranking import MOVED_FLAGS, SYSTEM_OPTIONS, path_option, reranker_spec, with_options
 
 if TYPE_CHECKING:
     from headrank_pipeline.records import Ranking
@@ -26,7 +26,7 @@ _TONES = (None, 153, 117, 75, 33)  # backgrounds of the 256 colours, from nothin
 _FAITHFULNESS = 5
 
 
-@click.command()
+@click.command(cls=CommandWithMovedFlags, moved=MOVED_FLAGS)
 @path_option("--candidates", "Candidates with texts (JSONL), as headrank retrieve writes them.", required=True)
 @with_options(*SYSTEM_OPTIONS)
 @click.option("--qid", help="The list to explain.  [default: the file's only one; with --faithfulness, all]")

@@ -11,7 +11,7 @@ import click
 from headrank_pipeline.attention.model_files import named_model
 from headrank_pipeline.attention.recipe import RECIPES, Recipe
 from headrank_pipeline.cli.commands import ASSIGNMENT, assigned, command_line, echo_json, table
-from headrank_pipeline.cli.reranking import PASSAGES_OPTION, model_option, path_option
+from headrank_pipeline.cli.reranking import model_option, path_option
 from headrank_pipeline.experiment.batches import Progress
 from headrank_pipeline.experiment.directory import environment
 from headrank_pipeline.files import open_input
@@ -30,6 +30,12 @@ __all__ = ["lists", "select_heads", "train"]
 _DETECTION = {"core": {"content_free": None, "filter_deviations": None, "trailing_columns": 0}}
 
 _TRAINING = TrainingConfig()
+_PASSAGES = click.option(
+    "--passages",
+    type=click.Choice(["causal", "isolated"]),
+    help="What a passage attends to. causal: the passages before it, too; isolated: the opening words and itself "
+    "only.  [default: as the model was trained, else causal]",
+)
 
 
 @click.command()
@@ -96,7 +102,7 @@ def lists(
 @click.option("--seed", default=0, show_default=True, help="Seed of the draws and orders.")
 @click.option("--system", type=click.Choice(list(RECIPES)), default="headrank", show_default=True,
               help="System whose prompt and rule the heads are measured with.")  # fmt: skip
-@PASSAGES_OPTION
+@_PASSAGES
 @click.option("--figure/--no-figure", default=True, show_default=True, help="Draws a map of layers and heads (.png).")
 @click.option("--device", default="auto", show_default=True, help="Device that computes: auto, cpu, cuda, cuda:1, …")
 @click.option("--dtype", default="auto", show_default=True,
@@ -202,7 +208,7 @@ def _costs(found: Selection) -> dict[str, Any]:
 @click.option("--set", "settings", multiple=True, type=ASSIGNMENT,
               help="Sets any other training setting, such as objective.beta=4 or patience=3; repeatable.")  # fmt: skip
 @click.option("--max-lists", type=click.IntRange(min=1), help="Uses only the first so many training lists.")
-@PASSAGES_OPTION
+@_PASSAGES
 @click.option("--export-dtype", default="auto", show_default=True, help="Type of the weights that are written.")
 @click.option("--figure/--no-figure", default=True, show_default=True, help="Draws the curves (training/curves.png).")
 @click.option("--device", default="auto", show_default=True, help="Device that computes: auto, cpu, cuda, cuda:1, …")

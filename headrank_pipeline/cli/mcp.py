@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from headrank_pipeline.cli.reranking import SYSTEM_OPTIONS, reranker_spec, with_options
+from headrank_pipeline.cli.commands import CommandWithMovedFlags
+from headrank_pipeline.cli.reranking import MOVED_FLAGS, SYSTEM_OPTIONS, reranker_spec, with_options
 
 __all__ = ["mcp"]
 
 
-@click.command()
+@click.command(cls=CommandWithMovedFlags, moved=MOVED_FLAGS)
 @with_options(*SYSTEM_OPTIONS)
 def mcp(**reranker: Any) -> None:
     """Serve one tool, rerank, over the Model Context Protocol, on standard input and output.

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MOVED_FLAGS",
-    "PASSAGES_OPTION",
     "RERANKER_OPTIONS",
     "RUN_OPTIONS",
     "SYSTEM_OPTIONS",
@@ -63,13 +62,16 @@ _OPTIONS = {
     "api_key_env": "NAME",
     "batch_tokens": "N",
     "chat": "NAME",
+    "dtype": "TYPE",
     "endpoint": "URL",
     "max_new_tokens": "N",
     "max_prompt_tokens": "N",
     "num_passes": "N",
+    "passage_cache": "DIR",
     "passage_cache_limit": "GIB",
     "passage_cache_memory": "GIB",
     "passage_words": "N",
+    "passages": "isolated",
     "revision": "NAME",
     "stride": "N",
     "thinking": "true",
@@ -86,14 +88,6 @@ MOVED_FLAGS = {
 def path_option(name: str, text: str, *, required: bool = False) -> Callable[[Command], Command]:
     """Return a click option that takes a path."""
     return click.option(name, type=click.Path(path_type=Path), required=required, help=text)
-
-
-PASSAGES_OPTION = click.option(
-    "--passages",
-    type=click.Choice(["causal", "isolated"]),
-    help="What a passage attends to. causal: the passages before it, too; isolated: the opening words and itself "
-    "only.  [default: as the model was trained, else causal]",
-)
 
 
 def model_option(*, required: bool) -> Callable[[Command], Command]:
@@ -134,14 +128,10 @@ SYSTEM_OPTIONS = (
         "options",
         multiple=True,
         type=ASSIGNMENT,
-        help="Sets one option of the system, such as passage_words=100; repeatable. docs/options.md lists them.",
-    ),
-    PASSAGES_OPTION,
-    path_option(
-        "--passage-cache", "Folder that keeps what was computed for isolated passages, for later queries and runs."
+        help="Sets one option of the system, such as passages=isolated, dtype=bfloat16 or passage_words=100; "
+        "repeatable. docs/options.md lists them.",
     ),
     click.option("--device", help="Device that computes: auto, cpu, cuda, cuda:1, …  [default: auto]"),
-    click.option("--dtype", help="Type of the weights: auto, float32, bfloat16 or float16.  [default: auto]"),
 )
 RERANKER_OPTIONS = (
     *SYSTEM_OPTIONS,
@@ -306,13 +296,10 @@ def reranker_spec(given: Mapping[str, Any]) -> SystemSpec:
     if log_scores and weight is None:
         raise click.UsageError("--log-scores says how --first-stage-weight mixes; give that, too")
     options = assigned(given["options"], "--option")
-    named = {name: given[name] for name in ("passages", "passage_cache", "device", "dtype")}
-    for name, value in named.items():
-        if value is None:
-            continue  # a flag that was not given
-        if name in options:
-            raise click.UsageError(f"{name} is set by --option and by a flag of its own; set it once")
-        options[name] = value
+    if given["device"] is not None:
+        if "device" in options:
+            raise click.UsageError("device is set by --option and by a flag of its own; set it once")
+        options["device"] = given["device"]
     return SystemSpec(
         given["system"],
         given["model"],

@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from headrank_pipeline.cli.reranking import SYSTEM_OPTIONS, reranker_spec, with_options
+from headrank_pipeline.cli.commands import CommandWithMovedFlags
+from headrank_pipeline.cli.reranking import MOVED_FLAGS, SYSTEM_OPTIONS, reranker_spec, with_options
 from headrank_pipeline.pipeline import require_extra
 
 __all__ = ["serve"]
 
 
-@click.command()
+@click.command(cls=CommandWithMovedFlags, moved=MOVED_FLAGS)
 @with_options(*SYSTEM_OPTIONS)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 for all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True,

@@ -308,6 +308,6 @@ def test_a_model_is_trained_and_reranks_with_isolated_passages(folders, tmp_path
     made_by = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert made_by["identity"]["reranker"]["template"]["passages"] == "isolated"
     other = ["rerank", "--candidates", candidates, "--model", folders["qwen3"], "--heads", heads, "--device", "cpu"]
-    invoke(*other, "--passages", "isolated", "--output", tmp_path / "other")
+    invoke(*other, "--option", "passages=isolated", "--output", tmp_path / "other")
     made_by = json.loads((tmp_path / "other" / "manifest.json").read_text())
     assert made_by["identity"]["reranker"]["template"]["passages"] == "isolated"

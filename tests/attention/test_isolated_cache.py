@@ -321,9 +321,10 @@ def test_command_line_counts_hits_in_the_manifest(folder, tmp_path):
     command = ["rerank", "--candidates", tmp_path / "candidates.jsonl", "--model", folder, "--device", "cpu"]
     said = invoke(*command, "--option", "passage_cache_limit=1", "--output", tmp_path / "other", code=5)
     assert "passage_cache_limit bounds a folder" in said
-    command += ["--passage-cache", tmp_path / "cache", "--option", "passage_cache_memory=0.01", "--batch-size", 1]
+    command += ["--option", f"passage_cache={tmp_path / 'cache'}", "--option", "passage_cache_memory=0.01"]
+    command += ["--batch-size", 1]
     reads = ["--heads", tmp_path / "heads.json"]
-    invoke(*command, *reads, "--passages", "isolated", "--output", tmp_path / "run")
+    invoke(*command, *reads, "--option", "passages=isolated", "--output", tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["environment"]["passage_cache"] == str(tmp_path / "cache")  # reported, and part of no identity
     assert "passage_cache" not in json.dumps(manifest["identity"]) + json.dumps(manifest["origins"])
@@ -331,9 +332,9 @@ def test_command_line_counts_hits_in_the_manifest(folder, tmp_path):
     assert (notes["passages"], notes["passages_cached"]) == (2 * DISTINCT, DISTINCT)
     assert files(tmp_path / "cache")
     limited = ["--option", "passage_cache_limit=0", "--option", "label=* "]
-    invoke(*command, *reads, *limited, "--passages", "isolated", "--output", tmp_path / "none")
+    invoke(*command, *reads, *limited, "--option", "passages=isolated", "--output", tmp_path / "none")
     assert not files(tmp_path / "cache")
     said = invoke(*command, *reads, "--output", tmp_path / "other", code=5)
     assert "a passage cache needs isolated passages" in said
     said = invoke(*command, "--system", "rankgpt", "--output", tmp_path / "other", code=5)
-    assert "rankgpt has no option 'passage_cache_memory'" in said
+    assert "rankgpt has no option 'passage_cache'" in said

@@ -168,7 +168,7 @@ def test_the_commands_fit_check_and_apply(folder, tmp_path):
                  for n, t in enumerate(chance.sample(TEXTS, 5))]  # fmt: skip
         lines.append({"query": {"qid": f"q{number}", "text": "how do birds fly?"}, "candidates": found})
     (tmp_path / "lists.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    model = ["--model", folder, "--heads", tmp_path / "heads.json", "--device", "cpu", "--passages", "isolated"]
+    model = ["--model", folder, "--heads", tmp_path / "heads.json", "--device", "cpu", "--option", "passages=isolated"]
     lists, output = tmp_path / "lists.jsonl", tmp_path / "calibration.json"
     other = shutil.copy(lists, tmp_path / "other.jsonl")
     fit = ["calibrate", "--lists", lists, "--check", lists, "--output", output, *model, "--json"]
