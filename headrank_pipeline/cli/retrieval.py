@@ -171,29 +171,20 @@ def retrieve(
         from headrank_pipeline.first_stage.lexical import bm25
 
         method = "bm25"
-        source = bm25(
-            index,
-            k1=k1,
-            b=b,
-            texts=texts,
-            hits=hits,
-            threads=threads,
-            fields=_boosts(fields),
-            language=language,
-            remove_query=remove_query,
-        )
+        scoring: dict[str, Any] = {"k1": k1, "b": b, "fields": _boosts(fields), "language": language}
+        source = bm25(index, **scoring, texts=texts, hits=hits, threads=threads, remove_query=remove_query)
     sizes: list[int] = []
     rankings = _telling_of_empty(source.retrieve(queries), sizes)
     if as_candidates:
         write_candidates(output, rankings, layout)
     else:
         write_run(output, rankings, tag or method)
+    counts = {"queries": len(queries), "candidates": sum(sizes)}
     if as_json:
-        counts = {"queries": len(queries), "candidates": sum(sizes)}
         echo_json({"output": str(output), **counts, "source": source.describe()})
     else:
         form = "" if as_candidates else " in a TREC run"
-        click.echo(f"{output}: {len(queries)} queries, {sum(sizes)} candidates{form}")
+        click.echo(f"{output}: {counts['queries']} queries, {counts['candidates']} candidates{form}")
 
 
 def _refuse_idle_flags(*, run: bool, dense: bool, as_candidates: bool) -> None:

@@ -183,20 +183,19 @@ def evaluate(
     """Return the effectiveness of a run, a reranker or a pipeline, per query and as means over all judged queries.
 
     A reranker or a pipeline is evaluated on a benchmark, which gives queries, judgments, measures and relevance level:
-    ``evaluate(icr(model), "beir-scifact")``, ``evaluate(icr(model), "msmarco-passage/trec-dl-2019/judged")``.
-    A reranker needs candidates: those that are given, else what the benchmark's BM25 finds (Pyserini's index where a
-    definition names one, else an index of the documents that ir_datasets has).
+    ``evaluate(icr(model), "beir-scifact")``. A reranker needs candidates: those that are given, else what the
+    benchmark's BM25 finds (Pyserini's index where a definition names one, else one of ir_datasets' documents).
 
-    Scores are compared as float32 and ties broken by docid descending, whatever the rank column says: that is
-    trec_eval, and `trec.write_run` writes scores that survive it. Rankings are evaluated in their own order.
+    As in trec_eval, scores are compared as float32 and ties broken by docid descending, whatever the rank column says;
+    `trec.write_run` writes scores that survive it. Rankings are evaluated in their own order.
 
     Args:
         run: a run file, ``{qid: {docid: score}}``, rankings, or a data frame with qid, docno and score (or query_id and
             doc_id). Ids that are whole numbers become strings; a file keeps '007' apart from '7', numbers do not.
             Or a reranker, or a pipeline.
-        qrels: a qrels file (TREC or BEIR form), ``{qid: {docid: grade}}``, or a data frame with qid, docno and label
-            (or relevance), or ``ir_datasets:ID``. For a reranker or a pipeline: the name of a benchmark as `headrank
-            run` takes it, or an id of ir_datasets.
+        qrels: a qrels file (TREC or BEIR form), ``{qid: {docid: grade}}``, a data frame with qid, docno and label (or
+            relevance), or ``ir_datasets:ID``. For a reranker or a pipeline: a benchmark as `headrank run` takes it,
+            or an id of ir_datasets such as ``msmarco-passage/trec-dl-2019/judged``.
         measures: one or several of nDCG@k, R@k, P@k, MAP, MAP@k, RR, RR@k (also MRR), Success@k, trec_eval's names
             (``ndcg_cut_10``), and for what it lacks ir_measures' (``Judged@10``, ``RBP(p=0.8)``, ``ERR@20``). None for
             the benchmark's, or nDCG@10 and R@100.
@@ -207,8 +206,6 @@ def evaluate(
         output: run directory of a reranker, as `headrank run` writes it; the same call continues an interrupted one.
             None keeps nothing, an index that had to be built included.
 
-    A run and qrels of the same queries that share no docid give 0 everywhere; a warning then shows docids of both.
-
     Raises:
         TypeError: an id that is neither a string nor a whole number, a score that is no number, anything but a run.
         ValueError: an unknown measure, no query in common, a score that is not finite, a grade that is no whole number
@@ -216,25 +213,15 @@ def evaluate(
         FileNotFoundError: a missing file.
 
     Examples:
-        >>> result = evaluate({"q1": {"d1": 2.0, "d2": 1.0}}, {"q1": {"d2": 1}, "q2": {"d9": 1}}, ["RR", "R@1"])
-        >>> result.means
+        >>> evaluate({"q1": {"d1": 2.0, "d2": 1.0}}, {"q1": {"d2": 1}, "q2": {"d9": 1}}, ["RR", "R@1"]).means
         {'RR': 0.25, 'R@1': 0.0}
-        >>> result.missing
-        ('q2',)
     """
+    given: dict[str, Any] = {"candidates": candidates, "depth": depth, "output": output}
     if isinstance(run, Reranker | Source):
         from headrank_pipeline.experiment.on_benchmark import evaluate_on  # it evaluates with what is defined here
 
-        return evaluate_on(
-            run,
-            qrels,
-            measures=measures,
-            relevance_level=relevance_level,
-            candidates=candidates,
-            depth=depth,
-            output=output,
-        )
-    if candidates is not None or depth is not None or output is not None:
+        return evaluate_on(run, qrels, measures=measures, relevance_level=relevance_level, **given)
+    if any(value is not None for value in given.values()):
         raise TypeError("candidates, depth and output are for a reranker; a run has its candidates, in its own order")
     wanted = DEFAULT_MEASURES if measures is None else measures
     level = 1 if relevance_level is None else relevance_level

@@ -118,21 +118,13 @@ def build_index(
         shards, draft = Path(scratch) / "corpus", Path(scratch) / "index"
         shards.mkdir()
         docs, empty = _write_shards(opened, shards, threads)
-        collection = "BeirMultifieldCollection" if multifield else "BeirFlatCollection"
-        options = ["-storePositions", "-storeDocvectors", "-storeRaw", *(["-fields", "title"] if multifield else [])]
-        if language != ENGLISH:
-            options += ["-language", language]
+        collection, options = _layout(multifield, language)
         command = [str(runtime.home / "bin" / "java"), "-cp", str(anserini_jar()), "io.anserini.index.IndexCollection"]
         command += ["-collection", collection, "-generator", "DefaultLuceneDocumentGenerator"]
         command += ["-threads", str(threads), "-input", str(shards), "-index", str(draft), *options]
         run_indexer(command, docs - empty)
-        identity = {
-            "corpus": Path(corpus).name,
-            "corpus_sha256": opened.sha256,
-            "docs": docs - empty,
-            "empty_docs": empty,
-        }
-        identity |= {"collection": collection, "options": options, **versions()}
+        identity = {"corpus": Path(corpus).name, "corpus_sha256": opened.sha256, "docs": docs - empty}
+        identity |= {"empty_docs": empty, "collection": collection, "options": options, **versions()}
         if language != ENGLISH:
             identity["language"] = language
         (draft / IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
@@ -140,6 +132,14 @@ def build_index(
     summary = IndexSummary(target, docs - empty, empty, time.perf_counter() - started, opened.sha256)
     _log.info("%s: %d documents indexed in %.1f s", target, summary.docs, summary.seconds)
     return summary
+
+
+def _layout(multifield: bool, language: str) -> tuple[str, list[str]]:
+    """Return Anserini's name of the layout, and the options that say what is stored and how words are split."""
+    options = ["-storePositions", "-storeDocvectors", "-storeRaw", *(["-fields", "title"] if multifield else [])]
+    if language != ENGLISH:
+        options += ["-language", language]
+    return "BeirMultifieldCollection" if multifield else "BeirFlatCollection", options
 
 
 def check_language(language: str) -> None:

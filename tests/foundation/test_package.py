@@ -1,5 +1,6 @@
 """What importing costs, what is public, and which processes see Java."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -105,3 +106,23 @@ def test_shipped_demo_definition_is_the_one_in_pipelines():
     root = Path(headrank_pipeline.__file__).resolve().parent
     view, file = root.parent / "pipelines" / "demo.yaml", root / "resources" / "demo" / "pipeline.yaml"
     assert view.read_text(encoding="utf-8") == file.read_text(encoding="utf-8")
+
+
+def lines_of_functions(source):
+    """Lines of each function, docstring included; decorators (a command's flags) are not."""
+    functions = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    return {function.name: function.end_lineno - function.lineno + 1 for function in functions}
+
+
+def test_no_function_is_longer_than_60_lines_and_no_file_much_longer_than_600():
+    sources = {path: path.read_text(encoding="utf-8") for path in Path(headrank_pipeline.__file__).parent.rglob("*.py")}
+    assert lines_of_functions("def f():\n    def g():\n        pass\n\n    return g\n") == {"f": 5, "g": 2}
+    assert [
+        (path.name, name, lines)
+        for path, source in sources.items()
+        for name, lines in lines_of_functions(source).items()
+        if lines > 60
+    ] == []
+    assert [path.name for path, source in sources.items() if source.count("\n") > 640] == []
