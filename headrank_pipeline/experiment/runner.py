@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 # Of what a reranker says of its origins: may change a score's last digits, so it is told where versions are.
 _OF_ENVIRONMENT = ("passage_cache", "kernels")
+# Candidates with no more text are held in memory; of more, each reading parses the file again (three in all).
+_HELD_CHARACTERS = 2**26
 # Notes that a user must hear about.
 _LOSSES = ("passages_cut", "tokens_dropped", "control_tokens_neutralised", "unknown_tokens")
 
@@ -149,11 +151,11 @@ def execute(plan: RunPlan, *, overwrite: bool = False, command: str | None = Non
         directory.recover()
         if not overwrite or not directory.work() or _continues(plan, directory):
             return _executed(plan, directory, command, of_shard)
-        if not plan.supply.retrieves:  # what can be read without a trace is read before the old run moves
-            _checked_lists(plan, plan.supply.rankings)
+        # What can be read without a trace is read before the old run moves.
+        lists = None if plan.supply.retrieves else _checked_lists(plan, plan.supply.rankings)
         directory.set_aside()
         try:
-            outcome = _executed(plan, directory, command, of_shard)
+            outcome = _executed(plan, directory, command, of_shard, lists)
         except BaseException:
             if directory.has_aside:
                 directory.restore()
@@ -179,12 +181,18 @@ def _narrowed(plan: RunPlan) -> tuple[RunPlan, dict[str, Any]]:
     return replace(plan, supply=plan.supply.between(start, stop)), {"shard": {"queries": part, "judgement": judged}}
 
 
-def _executed(plan: RunPlan, directory: RunDirectory, command: str | None, of_shard: Mapping[str, Any]) -> Outcome:
+def _executed(
+    plan: RunPlan,
+    directory: RunDirectory,
+    command: str | None,
+    of_shard: Mapping[str, Any],
+    lists: _Lists | None = None,
+) -> Outcome:
     manifest = {**_opened_manifest(plan, directory, command), **of_shard}
     write_json(directory.manifest, manifest)
     rankings = _candidates(plan, directory, manifest)
     journal = Journal(directory.scores, journal_key(manifest["identity"]))
-    lists = _checked_lists(plan, rankings)
+    lists = _checked_lists(plan, rankings) if lists is None else lists
     if strangers := [qid for qid in journal.scored_qids() if qid not in lists.digests]:
         raise ValueError(
             f"{journal.path}: holds scores of {len(strangers)} queries that are not in the candidates "
@@ -306,11 +314,13 @@ class _Lists:
         rankings: gives them, in topic order.
         digests: qid -> digest of what was read first, in topic order.
         without_candidates: qids.
+        held: what was read first, where it is little enough to be held; None: read again each time.
     """
 
     rankings: Callable[[], Iterator[Ranking]]
     digests: Mapping[str, bytes]
     without_candidates: Sequence[str]
+    held: Sequence[Ranking] | None
 
     def __call__(self) -> Iterator[Ranking]:
         """Yield the candidates of each query.
@@ -318,6 +328,9 @@ class _Lists:
         Raises:
             ValueError: others than at the first reading, or fewer.
         """
+        if self.held is not None:
+            yield from self.held
+            return
         expected = iter(self.digests.items())
         for ranking in self.rankings():
             if next(expected, None) != (ranking.query.qid, _digest(ranking)):
@@ -337,6 +350,8 @@ def _checked_lists(plan: RunPlan, rankings: Callable[[], Iterator[Ranking]]) -> 
     """Read all candidates once, and fail now where that would come after hours of reranking."""
     digests: dict[str, bytes] = {}
     empty: list[str] = []
+    held: list[Ranking] | None = []
+    characters = 0
     for ranking in rankings():
         qid = ranking.query.qid
         if qid in digests:
@@ -344,11 +359,16 @@ def _checked_lists(plan: RunPlan, rankings: Callable[[], Iterator[Ranking]]) -> 
         digests[qid] = _digest(ranking)
         if not ranking.candidates:
             empty.append(qid)
+        characters += sum(len(candidate.text or "") for candidate in ranking.candidates)
+        if held is not None:
+            held.append(ranking)
+        if characters > _HELD_CHARACTERS:
+            held = None
     if not digests:
         raise ValueError("no queries: the candidates are empty, or none of them is judged")
     if plan.judgement is not None and plan.shard is None:
         plan.judgement.check([*digests])
-    return _Lists(rankings, digests, empty)
+    return _Lists(rankings, digests, empty, held)
 
 
 def _digest(ranking: Ranking) -> bytes:

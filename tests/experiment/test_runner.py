@@ -618,7 +618,10 @@ def test_candidates_replaced_during_a_run_are_read_as_they_were_digested(candida
     assert (tmp_path / "run" / "run.trec").read_bytes() == (tmp_path / "whole" / "run.trec").read_bytes()
 
 
-def test_candidates_changed_in_place_during_a_run_are_never_scored_under_the_old_digest(candidates, tmp_path):
+def test_candidates_changed_in_place_during_a_run_are_never_scored_under_the_old_digest(
+    candidates, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("headrank_pipeline.experiment.runner._HELD_CHARACTERS", 0)
     whole, before = execute(plan(candidates, tmp_path / "whole")).directory, candidates.read_bytes()
     meddling = Meddling(meddle=lambda: other_texts(candidates))
     with pytest.raises(ValueError, match="changed"):
@@ -629,9 +632,16 @@ def test_candidates_changed_in_place_during_a_run_are_never_scored_under_the_old
     assert (tmp_path / "run" / "run.trec").read_bytes() == whole.run.read_bytes()
 
 
+def test_candidates_that_are_held_are_scored_as_they_were_read(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "whole"))
+    execute(plan(candidates, tmp_path / "run", Meddling(meddle=lambda: other_texts(candidates))))
+    assert (tmp_path / "run" / "run.trec").read_bytes() == (tmp_path / "whole" / "run.trec").read_bytes()
+
+
 @pytest.mark.parametrize("readings", [2, 3])
-def test_candidates_that_become_fewer_end_the_run(tmp_path, readings):
+def test_candidates_that_become_fewer_end_the_run(tmp_path, monkeypatch, readings):
     """Whatever gives them: the first reading says what there is, the others must give the same."""
+    monkeypatch.setattr("headrank_pipeline.experiment.runner._HELD_CHARACTERS", 0)
     calls: list[int] = []
 
     def rankings():
@@ -645,7 +655,9 @@ def test_candidates_that_become_fewer_end_the_run(tmp_path, readings):
     assert len(calls) == readings
 
 
-def test_a_run_reads_its_candidates_three_times(tmp_path):
+@pytest.mark.parametrize(("held", "readings"), [(2**26, 1), (0, 3)])
+def test_a_run_reads_its_candidates_once_and_what_cannot_be_held_three_times(tmp_path, monkeypatch, held, readings):
+    monkeypatch.setattr("headrank_pipeline.experiment.runner._HELD_CHARACTERS", held)
     calls: list[int] = []
 
     def rankings():
@@ -654,7 +666,7 @@ def test_a_run_reads_its_candidates_three_times(tmp_path):
 
     supply = CandidateSource(identity={}, rankings=rankings, retrieves=False)
     execute(plan(tmp_path, tmp_path / "run", supply=supply))
-    assert len(calls) == 3  # to know what there is, to rerank, to write
+    assert len(calls) == readings  # to know what there is, to rerank, to write
 
 
 def test_retrieved_candidates_that_were_changed_before_a_resume_are_refused(tmp_path):
