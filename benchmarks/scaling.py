@@ -5,7 +5,7 @@
     python benchmarks/scaling.py price --flops 990e12 --utilisation 0.3 --data ../shared/data
 
 `measure` times whole queries (prompt, forward pass, pooling) and fits ``seconds = a + FLOPs / throughput``, FLOPs being
-those of `learn.cost.truncation_cost`; `price` applies these to each benchmark's number of queries and length of
+those of `learn.selection.truncation_cost`; `price` applies these to each benchmark's number of queries and length of
 passages. Seconds are CPU time of the process, in which a busy machine shows less than in those on the wall.
 """
 
@@ -34,7 +34,7 @@ from headrank_pipeline.attention.tap import IMPLEMENTATION, register
 from headrank_pipeline.experiment.benchmark import find_benchmarks
 from headrank_pipeline.experiment.facts import known_of
 from headrank_pipeline.files import open_text
-from headrank_pipeline.learn.cost import truncation_cost
+from headrank_pipeline.learn.selection import truncation_cost
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 from headrank_pipeline.trec import read_candidates

@@ -41,6 +41,7 @@ __all__ = [
     "Reranker",
     "Source",
     "Terminated",
+    "all_reranked",
     "as_queries",
     "fuse",
     "require_extra",
@@ -103,6 +104,16 @@ class Failure:
     query: Query
     error: Exception
     notes: Mapping[str, float] = field(default_factory=dict)
+
+
+def all_reranked(attempts: Iterable[Ranking | Failure]) -> list[Ranking]:
+    """Return what `Reranker.attempt_batch` gave, or raise the error of the first query that failed."""
+    reranked = []
+    for attempt in attempts:
+        if isinstance(attempt, Failure):
+            raise attempt.error
+        reranked.append(attempt)
+    return reranked
 
 
 def as_queries(queries: Queries) -> Iterator[Query]:

@@ -15,8 +15,7 @@ from headrank_pipeline.cli.reranking import MOVED_FLAGS, SYSTEM_OPTIONS, path_op
 if TYPE_CHECKING:
     from headrank_pipeline.records import Ranking
     from headrank_pipeline.rerank.attention_reranker import AttentionReranker
-    from headrank_pipeline.rerank.deletion import Deletion
-    from headrank_pipeline.rerank.explanation import ExplainedPassage, Explanation
+    from headrank_pipeline.rerank.explanation import Deletion, ExplainedPassage, Explanation
     from headrank_pipeline.rerank.systems import SystemSpec
 
 __all__ = ["explain"]
@@ -180,7 +179,7 @@ def _looked_most(explanation: Explanation, word: Any) -> str:
 def _test(reranker: AttentionReranker, lists: Sequence[Ranking], words: int, *, as_json: bool) -> None:
     from tqdm import tqdm
 
-    from headrank_pipeline.rerank.deletion import deletion_test
+    from headrank_pipeline.rerank.explanation import deletion_test
 
     found: dict[str, list[Deletion]] = {}
     for ranking in tqdm(lists, desc="deletion test", disable=None):  # None: off where no terminal is

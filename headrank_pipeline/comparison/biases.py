@@ -15,8 +15,13 @@ import pandas as pd
 from headrank_pipeline.comparison.analysis import Grades
 from headrank_pipeline.comparison.compare import FIRST_STAGE
 from headrank_pipeline.comparison.finished import FinishedRun
-from headrank_pipeline.comparison.rank_agreement import kendall_tau, overlap, rank_biased_overlap, spearman
-from headrank_pipeline.comparison.significance import bootstrap_means
+from headrank_pipeline.comparison.significance import (
+    bootstrap_means,
+    kendall_tau,
+    overlap,
+    rank_biased_overlap,
+    spearman,
+)
 from headrank_pipeline.experiment.evaluate import evaluate
 
 __all__ = ["length_bias", "order_sensitivity"]

@@ -1,7 +1,8 @@
-"""Effectiveness of a run against judgments, with trec_eval's own code; the only module that sees pytrec_eval.
+"""Effectiveness of a run against judgments, with trec_eval's own code; what it lacks, with that of ir_measures.
 
 Means are taken over every query of the qrels (``trec_eval -c``): a query that is missing from the run counts 0 and is
 listed, because pytrec_eval on its own would leave it out and so reward a run that lost its hard queries.
+No other module sees pytrec_eval or ir_measures.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import logging
 import math
 import os
 import re
+import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from headrank_pipeline.experiment.further_measures import further_values, is_further_measure
 from headrank_pipeline.options import nearest
 from headrank_pipeline.pipeline import Reranker, Source
 from headrank_pipeline.records import Ranking, check_id
@@ -25,7 +26,16 @@ from headrank_pipeline.trec import LARGEST_GRADE, check_grade, read_qrels, read_
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DEFAULT_MEASURES", "Evaluation", "Measure", "evaluate", "evaluated", "parse_measure"]
+__all__ = [
+    "DEFAULT_MEASURES",
+    "Evaluation",
+    "Measure",
+    "evaluate",
+    "evaluated",
+    "further_values",
+    "is_further_measure",
+    "parse_measure",
+]
 
 DEFAULT_MEASURES = ("nDCG@10", "R@100")
 
@@ -472,3 +482,57 @@ def _results(
         for qid, values in further_values(scores, grades, others).items():
             found[qid] |= values
     return found
+
+
+# ---------------------------------------------------------------------------------------- measures that trec_eval lacks
+
+
+def is_further_measure(name: str) -> bool:
+    """Whether ir_measures knows a measure of that name (``Judged@10``, ``RBP(p=0.8)``, ``ERR@20``)."""
+    return _parsed(name) is not None
+
+
+def further_values(
+    scores: Mapping[str, Mapping[str, float]], grades: Mapping[str, Mapping[str, int]], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Return qid -> measure -> value for the queries of the grades that the run has.
+
+    Args:
+        scores: qid -> docid -> score; equal scores go by docid, descending, as trec_eval has it.
+        grades: qid -> docid -> grade.
+        names: measures that `is_further_measure` knows.
+
+    Raises:
+        ValueError: ir_measures has the measure and nothing installed computes it.
+    """
+    import ir_measures
+
+    qids = [qid for qid in grades if qid in scores]
+    short = {qid: str(number) for number, qid in enumerate(qids, start=1)}  # gdeval takes numbers only
+    qrels = [ir_measures.Qrel(short[qid], docid, grade) for qid in qids for docid, grade in grades[qid].items()]
+    run = []
+    for qid in qids:
+        order = sorted(scores[qid], key=lambda docid: (scores[qid][docid], docid), reverse=True)
+        run += [ir_measures.ScoredDoc(short[qid], docid, float(-rank)) for rank, docid in enumerate(order)]
+    found: dict[str, dict[str, float]] = {qid: {} for qid in qids}
+    for name in names:
+        measure = _parsed(name)
+        try:
+            values = {metric.query_id: float(metric.value) for metric in ir_measures.iter_calc([measure], qrels, run)}
+        except (ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+            raise ValueError(
+                f"measure {name!r}: nothing installed computes it ({' '.join(str(error).split())[:120]}); RBP needs "
+                f"pip install cwl-eval, ERR a Perl interpreter"
+            ) from error
+        for qid in qids:
+            found[qid][name] = values.get(short[qid], 0.0)
+    return found
+
+
+def _parsed(name: str) -> Any:
+    import ir_measures
+
+    try:
+        return ir_measures.parse_measure(name)
+    except (NameError, ValueError, SyntaxError, TypeError, AttributeError):
+        return None

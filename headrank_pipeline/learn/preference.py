@@ -3,22 +3,26 @@
 Written for log-scores [P] of one list: with the documents-only softmax a list's scores sum to 1, and differences of
 their logarithms do not change when all attention is multiplied by a constant. The paper's formulas are not available
 to us; these are METHOD 1.4's, and `group_contrastive_loss` is QRRanker's (arXiv 2602.12192).
+`list_loss` puts together one of the losses and its regulariser, as an `Objective` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from headrank_pipeline.learn.settings import Steps
+from headrank_pipeline.learn.settings import Objective, Steps
 
 __all__ = [
+    "ListLoss",
     "distillation_loss",
     "grade_divergence",
     "group_contrastive_loss",
+    "list_loss",
     "listwise_loss",
     "log_scores",
     "middle_zone",
@@ -246,3 +250,107 @@ def distillation_loss(
     target = torch.log_softmax(teacher.to(logs.dtype) / teacher_temperature, dim=0)
     found = torch.log_softmax(logs / score_temperature, dim=0)
     return (target.exp() * (target - found)).sum()
+
+
+# --------------------------------------------------------------------------------------------------------- an objective
+
+
+@dataclass(frozen=True, slots=True)
+class ListLoss:
+    """The loss of one list and what it was made of.
+
+    Attributes:
+        loss: scalar, differentiable.
+        main: value of the loss without regulariser.
+        regulariser: value of the regulariser, before its weight.
+        pairs: preference pairs used.
+        violations: number of these that the present scores order wrongly.
+    """
+
+    loss: Tensor
+    main: float
+    regulariser: float = 0.0
+    pairs: int = 0
+    violations: int = 0
+
+
+def list_loss(
+    objective: Objective,
+    scores: Tensor,
+    grades: Tensor,
+    *,
+    teacher: Tensor | None = None,
+    seed: int = 0,
+    texts: Tensor | None = None,
+) -> ListLoss:
+    """Return the loss of one list.
+
+    Args:
+        objective: what the scores should become.
+        scores: [P] as the rule gives them, in the order of the prompt or its reverse.
+        grades: [P] int64.
+        teacher: [P], for distillation.
+        seed: seed of the random pairs.
+        texts: [P] int64, equal where passages are: these are never paired.
+
+    Raises:
+        ValueError: distillation of a list without teacher scores.
+    """
+    logs = log_scores(scores)
+    if objective.kind == "preference":
+        return _preference(objective, logs, grades, seed, texts)
+    if objective.kind == "group-contrastive":
+        loss = group_contrastive_loss(scores, grades, scale=objective.scale, relevance_level=objective.relevance_level)
+    elif objective.kind == "listwise":
+        loss = listwise_loss(logs, grades, temperature=objective.score_temperature)
+    else:
+        if teacher is None:
+            raise ValueError("distillation needs a 'teacher' score beside every candidate of the list")
+        loss = distillation_loss(
+            logs,
+            teacher,
+            teacher_temperature=objective.teacher_temperature,
+            score_temperature=objective.score_temperature,
+        )
+    return ListLoss(loss, float(loss.detach()))
+
+
+def _preference(objective: Objective, logs: Tensor, grades: Tensor, seed: int, texts: Tensor | None) -> ListLoss:
+    generator = None if objective.hard else torch.Generator().manual_seed(seed)
+    pairs = preference_pairs(
+        grades,
+        logs,
+        limit=objective.pairs,
+        steps=objective.steps,
+        hard=objective.hard,
+        generator=generator,
+        texts=texts,
+    )
+    margins = pair_margins(grades, pairs, objective.margins) if objective.margins else 0.0
+    main = pair_loss(logs, pairs, beta=objective.beta, margins=margins)
+    extra = _regulariser(objective, logs, grades)
+    loss = main if extra is None else main + objective.weight * extra
+    wrong = logs.detach()[pairs[:, 0]] < logs.detach()[pairs[:, 1]]
+    return ListLoss(
+        loss,
+        float(main.detach()),
+        0.0 if extra is None else float(extra.detach()),
+        len(pairs),
+        int(wrong.sum()),
+    )
+
+
+def _regulariser(objective: Objective, logs: Tensor, grades: Tensor) -> Tensor | None:
+    if objective.regulariser == "none" or not objective.weight:
+        return None
+    everywhere = torch.ones(len(logs), dtype=torch.bool, device=logs.device)
+    zone = everywhere if objective.zone == "all" else middle_zone(len(logs), logs.device)
+    if objective.regulariser == "variance":
+        return negative_variance(logs, zone)
+    return grade_divergence(
+        logs,
+        grades,
+        zone,
+        grade_temperature=objective.grade_temperature,
+        score_temperature=objective.score_temperature,
+    )

@@ -32,7 +32,7 @@ from headrank_pipeline.learn.movable import (
     movable_weights,
     set_movable,
 )
-from headrank_pipeline.learn.objective import ListLoss, list_loss
+from headrank_pipeline.learn.preference import ListLoss, list_loss
 from headrank_pipeline.learn.schedule import Draw, TrainingConfig, learning_rate, plan
 from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 

@@ -31,7 +31,7 @@ from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import CHATS, RECIPE_OPTIONS, RECIPES, Recipe
 from headrank_pipeline.attention.scoring import check_finite, check_places, passage_scores
 from headrank_pipeline.options import read_settings, refuse_unknown
-from headrank_pipeline.pipeline import Failure, Reranker
+from headrank_pipeline.pipeline import Failure, Reranker, all_reranked
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.explanation import Explanation, explained
 from headrank_pipeline.rerank.long_lists import LongLists, Scale
@@ -172,12 +172,7 @@ class AttentionReranker(Reranker):
             ValueError: a candidate without text, a query that leaves no room for passages, or attention that is not
                 finite, with the layer and head.
         """
-        reranked = []
-        for attempt in self._attempts(rankings):
-            if isinstance(attempt, Failure):
-                raise attempt.error
-            reranked.append(attempt)
-        return reranked
+        return all_reranked(self._attempts(rankings))
 
     def explain(self, ranking: Ranking, *, by_query_word: bool = False) -> Explanation:
         """Return which words of each passage the heads looked at: sums of words are the scores that `rerank` gives.

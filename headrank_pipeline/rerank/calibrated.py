@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from headrank_pipeline.files import atomic_writer
-from headrank_pipeline.pipeline import Failure, Reranker
+from headrank_pipeline.pipeline import Failure, Reranker, all_reranked
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 
@@ -243,12 +243,7 @@ class _Calibrated(Reranker):
     threshold: float | None
 
     def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
-        reranked = []
-        for attempt in self._attempts(rankings):
-            if isinstance(attempt, Failure):
-                raise attempt.error
-            reranked.append(attempt)
-        return reranked
+        return all_reranked(self._attempts(rankings))
 
     def _attempts(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
         found = iter(lifts(self.reranker, [ranking for ranking in rankings if ranking.candidates]))

@@ -16,8 +16,7 @@ from starlette.exceptions import HTTPException
 
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.serve.batcher import Batcher
-from headrank_pipeline.serve.gate import Gate, refused
-from headrank_pipeline.serve.metrics import CONTENT_TYPE, Metrics
+from headrank_pipeline.serve.gate import CONTENT_TYPE, Gate, Metrics, refused
 from headrank_pipeline.serve.shapes import (
     TEI_PATH,
     CohereError,

@@ -20,7 +20,7 @@ from headrank_pipeline.comparison.analysis_report import ANALYSES, analyze, save
 from headrank_pipeline.comparison.biases import length_bias, order_sensitivity
 from headrank_pipeline.comparison.compare import FIRST_STAGE
 from headrank_pipeline.comparison.finished import read_finished_runs
-from headrank_pipeline.comparison.rank_agreement import kendall_tau, overlap, rank_biased_overlap, spearman
+from headrank_pipeline.comparison.significance import kendall_tau, overlap, rank_biased_overlap, spearman
 from headrank_pipeline.experiment.batches import supply_from_file
 from headrank_pipeline.experiment.runner import RunPlan, execute
 from headrank_pipeline.records import Candidate, Query, Ranking

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrank_pipeline.learn.objective import list_loss
 from headrank_pipeline.learn.preference import (
     distillation_loss,
     grade_divergence,
     group_contrastive_loss,
+    list_loss,
     listwise_loss,
     log_scores,
     middle_zone,

@@ -20,12 +20,11 @@ from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import HEADRANK, ICR
 from headrank_pipeline.attention.scoring import passage_mass, pool_tokens, token_scores
 from headrank_pipeline.experiment.evaluate import evaluate
-from headrank_pipeline.learn.cost import truncation_cost
 from headrank_pipeline.learn.head_table import HeadTable, measure_heads
 from headrank_pipeline.learn.lists import GradedList
 from headrank_pipeline.learn.measures import contrastive_score, discrimination, normalised_entropy, qr_score
 from headrank_pipeline.learn.scorer import ListScorer, ndcg
-from headrank_pipeline.learn.selection import choose_heads, criterion_scores, select_heads
+from headrank_pipeline.learn.selection import choose_heads, criterion_scores, select_heads, truncation_cost
 from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.records import Candidate, Query, Ranking
 

@@ -21,7 +21,7 @@ from headrank_pipeline.learn.checkpoint import TrainingDirectory
 from headrank_pipeline.learn.export import export
 from headrank_pipeline.learn.lists import GradedList, sublist
 from headrank_pipeline.learn.movable import checkpointed_activations, fold_lora, movable_weights, set_movable
-from headrank_pipeline.learn.objective import list_loss
+from headrank_pipeline.learn.preference import list_loss
 from headrank_pipeline.learn.schedule import TrainingConfig, configured, learning_rate, plan
 from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.settings import Objective

@@ -10,7 +10,7 @@ from tiny_models import tiny_model
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.places import Places
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.deletion import deletion_test
+from headrank_pipeline.rerank.explanation import deletion_test
 from headrank_pipeline.rerank.systems import open_system
 
 TEXTS = {

@@ -10,13 +10,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank.baselines.chat import ChatFormat
-from headrank_pipeline.rerank.baselines.conversation import Conversation
+from headrank_pipeline.rerank.baselines.conversation import ChatFormat, Conversation
 from headrank_pipeline.rerank.baselines.decoding import Decoding, Reasoning
 from headrank_pipeline.rerank.baselines.first_token import first_token
-from headrank_pipeline.rerank.baselines.fitting import fitted_words
 from headrank_pipeline.rerank.baselines.generation import CausalModel, Generated, ModelSettings
-from headrank_pipeline.rerank.baselines.passage_text import PassageText
+from headrank_pipeline.rerank.baselines.passage_text import PassageText, fitted_words
 from headrank_pipeline.rerank.baselines.rankgpt import RankGPT, conversation_of, rankgpt
 from headrank_pipeline.rerank.baselines.replies import NOTES, Reply, parse_reply
 from headrank_pipeline.rerank.baselines.windows import Window, Windowing

@@ -17,11 +17,9 @@ from headrank_pipeline.attention.recipe import control_pattern
 from headrank_pipeline.options import read_settings, refuse_unknown
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Ranking
-from headrank_pipeline.rerank.baselines.chat import ChatFormat
-from headrank_pipeline.rerank.baselines.conversation import Message
-from headrank_pipeline.rerank.baselines.fitting import fitted_words
+from headrank_pipeline.rerank.baselines.conversation import ChatFormat, Message
 from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
-from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown
+from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown, fitted_words
 from headrank_pipeline.rerank.baselines.windows import Ordered, Window, Windowing, slide
 from headrank_pipeline.rerank.systems import SystemSpec
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrank_pipeline.attention.recipe import control_pattern
-from headrank_pipeline.rerank.baselines.chat import ChatFormat
-from headrank_pipeline.rerank.baselines.conversation import Conversation, Message
+from headrank_pipeline.rerank.baselines.conversation import ChatFormat, Conversation, Message
 from headrank_pipeline.rerank.baselines.decoding import Decoding
 from headrank_pipeline.rerank.baselines.generation import CausalModel, Generated
 from headrank_pipeline.rerank.baselines.replies import Reply

@@ -1,17 +1,23 @@
-"""The words of a passage as the published listwise prompts show them: title and text in one line, cut to words."""
+"""The words of a passage as the published listwise prompts show them: title and text in one line, as many as fit."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from headrank_pipeline.attention.recipe import neutralised
 from headrank_pipeline.passages import text_of
 from headrank_pipeline.records import Candidate, Ranking
+from headrank_pipeline.rerank.baselines.windows import Window
 
-__all__ = ["PassageText", "Shown", "passage_of"]
+__all__ = [
+    "PassageText",
+    "Shown",
+    "fitted_words",
+    "passage_of",
+]
 
 _BRACKETED = re.compile(r"\[(\d+|[A-Z])\]")
 
@@ -89,3 +95,28 @@ def passage_of(qid: str, candidate: Candidate, title: str) -> str:
         ValueError: a candidate without text.
     """
     return (title.format(title=candidate.title) if candidate.title else "") + text_of(qid, candidate)
+
+
+# ----------------------------------------------------------------------------------- how many words of each passage fit
+
+
+def fitted_words(window: Window, longest: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest number of words per passage, up to `longest`, with which a window fits.
+
+    RankGPT takes words off one by one until it fits; halving the range finds the same number.
+
+    Raises:
+        ValueError: it does not fit with a single word of each passage.
+    """
+    if fits(longest):
+        return longest
+    lowest, highest = 0, longest - 1
+    while lowest < highest:
+        middle = (lowest + highest + 1) // 2
+        lowest, highest = (middle, highest) if fits(middle) else (lowest, middle - 1)
+    if lowest < 1:
+        raise ValueError(
+            f"qid {window.query.qid}: a window of {len(window.candidates)} passages does not fit the model with a "
+            f"single word of each; lower window_size (or max_new_tokens), or raise max_prompt_tokens"
+        )
+    return lowest

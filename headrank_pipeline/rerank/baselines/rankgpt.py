@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from headrank_pipeline.options import read_settings, refuse_unknown
-from headrank_pipeline.pipeline import Failure, Reranker, require_extra
+from headrank_pipeline.pipeline import Failure, Reranker, all_reranked, require_extra
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.baselines.conversation import Conversation, Message, Writer
 from headrank_pipeline.rerank.baselines.decoding import Decoding, Reasoning
-from headrank_pipeline.rerank.baselines.fitting import fitted_words
-from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown
+from headrank_pipeline.rerank.baselines.passage_text import PassageText, Shown, fitted_words
 from headrank_pipeline.rerank.baselines.replies import NoReply, Reply, parse_reply
 from headrank_pipeline.rerank.baselines.windows import Ordered, Window, Windowing, slide
 from headrank_pipeline.rerank.systems import SystemSpec
@@ -63,7 +62,7 @@ class RankGPT(Reranker):
             ValueError: a candidate without text, a window that does not fit the model, or a query none of whose
                 replies named a passage: its order would be the first stage's, which is nobody's judgement.
         """
-        return [_unless_failed(attempt) for attempt in self._attempts(rankings)]
+        return all_reranked(self._attempts(rankings))
 
     def _attempts(self, rankings: Sequence[Ranking]) -> list[Ranking | Failure]:
         """A query that failed is not asked about again, the others go on."""
@@ -87,12 +86,6 @@ class RankGPT(Reranker):
     def origins(self) -> dict[str, str]:
         """Return where the model lies."""
         return self.writer.origins()
-
-
-def _unless_failed(attempt: Ranking | Failure) -> Ranking:
-    if isinstance(attempt, Failure):
-        raise attempt.error
-    return attempt
 
 
 class _Batch:
