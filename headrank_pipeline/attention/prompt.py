@@ -3,7 +3,7 @@
 A prompt is joined from pieces while their character offsets are noted, and tokenised once (with isolated passages:
 piece by piece); token spans follow from the tokenizer's own offsets. Nothing is ever searched for in the text, so
 duplicate, nested and quoted passages get their own spans. What is written and read is the template's to say
-(attention/template.py).
+(attention/recipe.py).
 """
 
 from __future__ import annotations

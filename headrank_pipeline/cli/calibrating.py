@@ -147,7 +147,7 @@ class _Drawn:
             without = without_relevant(graded, relevance_level)
             if max(graded.grades) < relevance_level or without is None or len(without) < 2:
                 continue
-            # Of one size, as the largest of many scores is larger than that of few.
+            # All of one size, as the largest of many scores is larger than that of few.
             kept = min(len(without), size or len(without))
             full.append(sublist(graded, kept, seed=seed))
             empty.append(sublist(without, kept, seed=seed))

@@ -53,7 +53,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Of what a reranker says of its origins: may change a score's last digits, so it is told where versions are.
+# Parts of a reranker's origins that may change a score's last digits; they are told where versions are.
 _OF_ENVIRONMENT = ("passage_cache", "kernels")
 # Candidates with no more text are held in memory; of more, each reading parses the file again (three in all).
 _HELD_CHARACTERS = 2**26
