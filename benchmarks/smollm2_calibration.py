@@ -51,7 +51,7 @@ def main() -> None:
         for path in (dl19(chosen.data, chosen.output), noveleval(chosen.data, chosen.output), demo(chosen.output))
     ]
     SHIPPED.unlink(missing_ok=True)  # what is fitted is the reranker without it
-    command = ["headrank", "calibrate", "--model", "smollm2", "--device", "cpu", "--dtype", "float32"]
+    command = ["headrank", "calibrate", "--model", "smollm2", "--device", "cpu", "--option", "dtype=float32"]
     command += ["--option", "passage_cache_memory=1", "-l", str(RELEVANT), "--list-size", str(chosen.list_size)]
     command += ["--lists", str(train), "--output", str(chosen.output / "calibration.json")]
     command += ["--figure", str(chosen.output / "reliability.png"), "--json"]
