@@ -7,7 +7,7 @@
    used.
 2. Six heads of SmolLM2-135M-Instruct learn the encoder's order of isolated passages (low-rank updates).
 3. For each seed heads are selected on graded lists, aligned with 211 others (`--without-alignment`: not), and BM25's
-   weight is chosen on more.
+   weight is chosen on train queries of SciFact, whose texts are in none of this (`smollm2_weight.py`).
 4. What changed is factored into an adapter, OUTPUT/rerankers/seed-N/adapter (3.0 MB at rank 12 without alignment).
    What ships is that of seed 0, made with `--seeds 0 --without-alignment`.
 
@@ -27,14 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence.experiment import KnownScores
-from evidence.learned import WEIGHTS
 from evidence.settings import setting
 from smollm2.adapter import factored, save_adapter
 from smollm2.distillation import Distillation, Settings, encoded, folded
 from smollm2.in_batch import Frame
 from smollm2.lists import Lists, drawn
 from smollm2.texts import Texts, gathered
+from smollm2_weight import weight_on_unseen
 from transformers import LlamaModel
 
 from headrank_pipeline.attention.heads import HeadSet
@@ -43,7 +42,6 @@ from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.experiment.directory import environment, write_json
-from headrank_pipeline.experiment.evaluate import evaluate
 from headrank_pipeline.learn.export import export
 from headrank_pipeline.learn.lists import describe_file
 from headrank_pipeline.learn.schedule import TrainingConfig, configured
@@ -51,8 +49,6 @@ from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.selection import select_heads
 from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
-from headrank_pipeline.rerank.interpolation import interpolated
-from headrank_pipeline.rerank.systems import headrank
 
 ISOLATED = HEADRANK.varied({"passages": "isolated"})
 TRAINING_WORDS = 80
@@ -98,7 +94,7 @@ def main() -> None:
         heads = _selected(chosen, distilled, lists, seed)
         folder = _aligned(chosen, distilled, heads, lists, seed, command)
         _adapter(chosen, folder, command)
-        _weight(folder, lists)
+        _weight(chosen, folder)
 
 
 def _distilled(chosen: argparse.Namespace, command: str) -> Path:
@@ -181,27 +177,16 @@ def _dev(model: Path, heads: HeadSet | Path, lists: Lists) -> dict[str, float]:
     return {**found, "mean": sum(found.values()) / len(found)}
 
 
-def _weight(folder: Path, lists: Lists) -> None:
-    """Choose BM25's weight beside log scores: the one with the largest mean over dev collections."""
+def _weight(chosen: argparse.Namespace, folder: Path) -> None:
+    """Choose BM25's weight beside log scores on queries of a collection that no part of the training has seen."""
     path = folder / "first-stage-weight.json"
     if path.exists():
         return
-    of_bm25 = [one for one in lists.dev if one.qid.partition("/")[0] in ("dl23", "antique_graded", "cranfield")]
-    reranked = headrank(folder, dtype="bfloat16", passage_words=120).rerank_batch([one.ranking for one in of_bm25])
-    scores = {ranking.query.qid: dict(zip(ranking.docids, ranking.scores, strict=True)) for ranking in reranked}
-    means: dict[float, dict[str, float]] = {}
-    for weight in WEIGHTS:
-        mixed = interpolated(KnownScores(scores, {}), weight, logs=True).rerank_batch([one.ranking for one in of_bm25])
-        grades = {one.qid: dict(zip(one.ranking.docids, one.grades, strict=True)) for one in of_bm25}
-        values: dict[str, list[float]] = {}
-        for qid, found in evaluate(mixed, grades, ["nDCG@10"]).per_query.items():
-            values.setdefault(qid.partition("/")[0], []).append(found["nDCG@10"])
-        means[weight] = {name: sum(part) / len(part) for name, part in values.items()}
-    best = max(means, key=lambda weight: sum(means[weight].values()))
-    write_json(path, {"first_stage_weight": best, "dev_by_weight": {str(w): means[w] for w in means}})
+    found = weight_on_unseen(folder, chosen.data, chosen.output / "weight")
+    write_json(path, found)
     about = json.loads((folder / "adapter/factors.json").read_text(encoding="utf-8"))
-    write_json(folder / "adapter/card.json", {"first_stage_weight": best, **about})
-    print(f"{folder.name}: BM25's weight {best}", flush=True)
+    write_json(folder / "adapter/card.json", {**about, **found})
+    print(f"{folder.name}: BM25's weight {found['first_stage_weight']}", flush=True)
 
 
 def _adapter(chosen: argparse.Namespace, folder: Path, command: str) -> None:
