@@ -14,10 +14,8 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -118,8 +116,7 @@ class SystemSpec:
         """
         if self.offline:
             forbid_hub()
-        with _uncollected():
-            reranker = _opener(self.system)(self)
+        reranker = _opener(self.system)(self)
         if not isinstance(reranker, Reranker):
             raise TypeError(f"system {self.system!r}: its opener returned {type(reranker).__name__}, not a Reranker")
         if self.first_stage_weight is None:
@@ -156,22 +153,6 @@ def check_system(system: str) -> None:
     known = system_names()
     if system not in known:
         raise ValueError(f"no system {system!r}; {nearest(system, known, what='systems')}")
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Leave out garbage collections inside the block: torch's and transformers' 2,000 modules make no garbage.
-
-    They make objects, and Python would look through all of them again and again (docs/performance.md).
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _opener(system: str) -> Opener:

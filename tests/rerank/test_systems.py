@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import logging
@@ -22,7 +21,6 @@ from headrank_pipeline.attention.recipe import PromptTemplate, ScoringRule
 from headrank_pipeline.cli import main
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.rerank import systems
 from headrank_pipeline.rerank.attention_reranker import EngineSettings
 from headrank_pipeline.rerank.baselines.decoding import Decoding, Reasoning
 from headrank_pipeline.rerank.baselines.endpoint import Connection
@@ -169,25 +167,6 @@ def test_opener_that_returns_no_reranker_is_refused(installed):
     installed({"nothing": "overlap_system:open_nothing"})
     with pytest.raises(TypeError, match="system 'nothing': its opener returned NoneType, not a Reranker"):
         open_system("nothing", "none")
-
-
-def test_garbage_waits_until_a_system_is_open_or_could_not_be_opened(monkeypatch):
-    seen = []
-
-    def opener(_spec):
-        seen.append(gc.isenabled())
-        raise OSError("no model")
-
-    monkeypatch.setattr(systems, "_opener", lambda _name: opener)
-    for enabled in (True, False):
-        (gc.enable if enabled else gc.disable)()
-        try:
-            with pytest.raises(OSError, match="no model"):
-                SystemSpec("icr", "x").open()
-            assert gc.isenabled() == enabled
-        finally:
-            gc.enable()
-    assert seen == [False, False]
 
 
 @pytest.mark.parametrize(
