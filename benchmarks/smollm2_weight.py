@@ -25,6 +25,7 @@ from evidence.learned import WEIGHTS
 
 from headrank_pipeline.experiment.directory import write_json
 from headrank_pipeline.experiment.evaluate import evaluate
+from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.interpolation import interpolated
 from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import read_candidates, read_qrels
@@ -56,10 +57,7 @@ def weight_on_unseen(model: str | Path, data: Path, output: Path, *, dtype: str 
 
     The model's scores enter as logarithms; both sides are scaled within the list to the range from 0 to 1.
     """
-    qrels = _drawn_judgments(data / "scifact/qrels/train.tsv", output / "scifact-train.qrels")
-    candidates = output / "scifact-train.jsonl"
-    retrieve_apart(data / "scifact", data / "scifact/corpus.jsonl.gz", qrels, candidates, DEPTH)
-    lists, grades = list(read_candidates(candidates)), read_qrels(qrels)
+    lists, grades = unseen_lists(data, output)
     reranked = headrank(model, dtype=dtype, passage_words=WORDS).rerank_batch(lists)
     scores = {ranking.query.qid: dict(zip(ranking.docids, ranking.scores, strict=True)) for ranking in reranked}
     means = {}
@@ -69,6 +67,14 @@ def weight_on_unseen(model: str | Path, data: Path, output: Path, *, dtype: str 
     best = max(means, key=lambda weight: means[weight])
     shown = {str(weight): round(mean, 4) for weight, mean in means.items()}
     return {"first_stage_weight": best, "chosen_on": f"{len(lists)} train queries of SciFact", "ndcg_by_weight": shown}
+
+
+def unseen_lists(data: Path, output: Path) -> tuple[list[Ranking], dict[str, dict[str, int]]]:
+    """Return BM25's first 20 passages for each train query that is drawn, and the grades."""
+    qrels = _drawn_judgments(data / "scifact/qrels/train.tsv", output / "scifact-train.qrels")
+    candidates = output / "scifact-train.jsonl"
+    retrieve_apart(data / "scifact", data / "scifact/corpus.jsonl.gz", qrels, candidates, DEPTH)
+    return list(read_candidates(candidates)), read_qrels(qrels)
 
 
 def _drawn_judgments(judgments: Path, drawn: Path) -> Path:

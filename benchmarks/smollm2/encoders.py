@@ -1,0 +1,60 @@
+"""The sentence encoders that SmolLM2 is distilled from, and the vectors in which they agree.
+
+On training lists the two together order passages better than either does (mean nDCG@10 over seven collections: 0.723
+all-MiniLM-L6-v2, 0.738 multilingual-e5-small, 0.750 both; `python benchmarks/smollm2/teachers.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smollm2.e5 import PASSAGE, QUERY, e5
+
+__all__ = ["encoded", "vectors"]
+
+# One over the temperature of each: cosines of e5 lie in a sixth of the range of MiniLM's.
+SHARPNESS = {"minilm": 1 / 0.07, "e5": 1 / 0.021}
+_TOKENS_AT_ONCE = 8192
+
+
+def vectors(passages: Sequence[str], queries: Sequence[str], minilm: str) -> tuple[Tensor, Tensor]:
+    """Return [passages, width] and [queries, width], whose products are the sum of both encoders' sharpened cosines.
+
+    Args:
+        passages: texts; the first 128 tokens count.
+        queries: texts; the first 48 tokens count.
+        minilm: folder of all-MiniLM-L6-v2.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    first = AutoTokenizer.from_pretrained(minilm), AutoModel.from_pretrained(minilm).eval()
+    parts = []
+    for name, (tokenizer, model), before in (("minilm", first, ("", "")), ("e5", e5(), (PASSAGE, QUERY))):
+        model = model.bfloat16()
+        for texts, prefix, length in ((passages, before[0], 128), (queries, before[1], 48)):
+            found = encoded(tokenizer, model, [prefix + text for text in texts], length=length + 4 * bool(prefix))
+            parts.append(found * SHARPNESS[name] ** 0.5)
+    return torch.cat(parts[::2], 1), torch.cat(parts[1::2], 1)
+
+
+def encoded(tokenizer: Any, model: Any, texts: Sequence[str], *, length: int) -> Tensor:
+    """Return [texts, width]: unit vectors, the mean over tokens; texts of about one length run together."""
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    found = torch.zeros(len(texts), model.config.hidden_size)
+    start = 0
+    while start < len(order):
+        longest = len(texts[order[min(start + 64, len(order) - 1)]]) // 3
+        places = order[start : start + max(8, min(256, _TOKENS_AT_ONCE // max(12, min(length, longest))))]
+        start += len(places)
+        tokens = tokenizer([texts[place] for place in places], padding=True, truncation=True, max_length=length,
+                           return_tensors="pt")  # fmt: skip
+        mask = tokens["attention_mask"]
+        with torch.no_grad():
+            hidden = model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state.float()
+        weight = mask[..., None].float()
+        found[places] = torch.nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
+    return found
