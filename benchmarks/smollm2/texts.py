@@ -11,17 +11,18 @@ import gzip
 import random
 import re
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from embedded_model.texts import Passage, asked_of, gather
 
-from headrank_pipeline.records import Ranking
+from headrank_pipeline.learn.lists import GradedList
+from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates
 from smollm2.lists import COLLECTIONS, all_lists
 
-__all__ = ["Question", "Texts", "drawn", "gathered"]
+__all__ = ["Question", "Texts", "drawn", "gathered", "with_judged"]
 
 # Test collections are not among them, not even their passages.
 _WITH_CANDIDATES = ("dl23", "rankzephyr_sample")  # whole candidate files; of the others the graded lists
@@ -40,11 +41,12 @@ _ASKED = 2
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A query: made of a passage, or of a collection and then with the candidates of its first stage."""
+    """A query: made of a passage, or of a collection and then with candidates and, if it is judged, their grades."""
 
     text: str
     passage: int | None
     candidates: tuple[int, ...] = ()
+    grades: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,27 @@ def drawn(texts: Texts, *, seed: int) -> Texts:
     return Texts([texts.passages[place] for place in order], [texts.sources[place] for place in order], questions)
 
 
+def with_judged(texts: Texts, lists: Sequence[GradedList]) -> Texts:
+    """Return the texts with grades for the collections' queries that are judged, as far as all passages are there."""
+    index: dict[str, int] = {}
+    for place, shown in enumerate(texts.passages):
+        index.setdefault(shown, place)
+    grades: dict[str, dict[int, int]] = {}
+    for graded in lists:
+        found: dict[int, int] = {}
+        for candidate, grade in zip(graded.ranking.candidates, graded.grades, strict=True):
+            found.setdefault(index.get(_shown(candidate), -1), grade)
+        if -1 not in found and len(set(found.values())) > 1:
+            grades[graded.ranking.query.text] = found
+    questions = [
+        replace(question, candidates=tuple(known), grades=tuple(known.values()))
+        if question.passage is None and (known := grades.get(question.text))
+        else question
+        for question in texts.questions
+    ]
+    return replace(texts, questions=questions)
+
+
 def _of_debian(chance: random.Random) -> Iterator[tuple[Passage, list[str]]]:
     """Yield passages, each with what it can be asked for by: its headword, or its synopsis."""
     for name, wanted in _OF_DICTIONARIES.items():
@@ -175,8 +198,7 @@ def _add(texts: Texts, index: dict[str, int], name: str, ranking: Ranking, chanc
     """Add a collection's query with its candidates, and questions made of passages that are new."""
     places = []
     for candidate in ranking.candidates:
-        body = " ".join((candidate.text or "").split()[:_WORDS])
-        shown = f"{candidate.title}\n{body}" if candidate.title else body
+        shown = _shown(candidate)
         if shown not in index:
             index[shown] = len(texts.passages)
             texts.passages.append(shown)
@@ -187,3 +209,8 @@ def _add(texts: Texts, index: dict[str, int], name: str, ranking: Ranking, chanc
     distinct = tuple(dict.fromkeys(places))
     if len(distinct) >= _FEWEST_CANDIDATES:
         texts.questions.append(Question(ranking.query.text, None, distinct))
+
+
+def _shown(candidate: Candidate) -> str:
+    body = " ".join((candidate.text or "").split()[:_WORDS])
+    return f"{candidate.title}\n{body}" if candidate.title else body

@@ -15,15 +15,16 @@ from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import HEADRANK
-from headrank_pipeline.learn.scorer import ListScorer
+from headrank_pipeline.learn.lists import GradedList
+from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.records import Candidate, Query, Ranking
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from smollm2.adapter import factored, save_adapter
-from smollm2.distillation import changes
+from smollm2.distillation import Distillation, Settings, changes, folded
 from smollm2.in_batch import Frame, InBatch, LowRank, with_low_rank
-from smollm2.texts import Question, Texts, drawn
+from smollm2.texts import Question, Texts, drawn, with_judged
 
 ISOLATED = HEADRANK.varied({"passages": "isolated"})
 HEADS = ((3, 1), (3, 2), (2, 0))
@@ -147,3 +148,42 @@ def test_the_second_encoder_gives_the_vectors_of_its_own_runtime():
         found = encoded(tokenizer, model, [prefix + text for text in (*TEXTS, *QUERIES)], length=64)
         same = (found * torch.from_numpy(own([*TEXTS, *QUERIES]))).sum(1)
         assert same.min() > 0.99
+
+
+def _graded(query, texts, grades):
+    candidates = tuple(Candidate(f"d{place}", -float(place), text) for place, text in enumerate(texts))
+    return GradedList(Ranking(Query("q", query), candidates), grades)
+
+
+def test_queries_get_the_grades_of_their_lists_when_all_passages_are_there():
+    asked = [Question("made", 1), Question("judged", None, (0, 1)), Question("no text", None, (0, 1))]
+    texts = Texts(["one", "two", "three"], ["dl23"] * 3, asked)
+    lists = [
+        _graded("judged", ("three", "one", "three"), (2, 0, 1)),
+        _graded("no text", ("one", "four"), (1, 0)),
+        _graded("made", ("one", "two"), (1, 0)),
+    ]
+    made, judged, same = with_judged(texts, lists).questions
+    assert (made, same) == (asked[0], asked[2])
+    # A text that stands twice counts where it stands first.
+    assert dict(zip(judged.candidates, judged.grades, strict=True)) == {2: 2, 0: 0}
+
+
+def test_judged_queries_pull_the_heads_towards_what_people_prefer(folder, tmp_path):
+    words = ("birds", "query", "paragraphs", "relevant", "fish", "information", "find", "following")
+    passages = [f"{one} {other}" for one in words for other in words if one != other]
+    lists = [_graded(word, passages[7 * at : 7 * at + 7], (0, 0, 0, 2, 0, 1, 0)) for at, word in enumerate(words[:3])]
+    asked = [Question(passages[0], 0), *(Question(word, None) for word in words[:3])]
+    texts = with_judged(Texts(passages, ["gcide"] * len(passages), asked), lists)
+    # An encoder without an opinion: what is learned comes from the grades.
+    vectors = torch.ones(len(passages), 4), torch.ones(len(texts.questions), 4)
+    frame = Frame(PromptBuilder(tiny_tokenizer(), ISOLATED.template, max_prompt_tokens=8192))
+    settings = Settings(heads=HEADS, steps=30, rank=4, learning_rate=0.02, trained_from=1, passages=12, group=7,
+                        passage_tokens=(16,), question_tokens=48, seen=(2,), judged=1.0, warm_up=1)  # fmt: skip
+    plain = LlamaModel.from_pretrained(folder)
+    Distillation(plain, frame, texts, *vectors, settings).run(tmp_path)
+    loaded = load(folder, HeadSet("some", HEADS), device="cpu")
+    scorer = ListScorer(AttentionReader(loaded), ISOLATED)
+    before = mean_ndcg(scorer, lists)
+    folded(loaded.model, tmp_path)
+    assert before < 0.9 < mean_ndcg(scorer, lists)
