@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import pytest
 
+import headrank_pipeline
 from headrank_pipeline.attention.model_files import first_stage_weight
 from headrank_pipeline.cli import main
 
@@ -151,6 +152,11 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Rerank" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_reference_has_every_public_name():
+    page = set(re.findall(r"\w+", (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")))
+    assert [name for name in headrank_pipeline.__all__ if name != "__version__" and name not in page] == []
 
 
 def test_the_page_of_errors_quotes_what_the_package_says():
