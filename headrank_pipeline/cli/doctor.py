@@ -29,7 +29,17 @@ __all__ = ["Check", "checks", "doctor"]
 _MISSING, _WRONG = 3, 6
 
 # What can be left out, by the extra of pyproject.toml that brings it.
-_EXTRAS = {"retrieval": "first stages and indexes", "report": "pictures", "endpoint": "rankgpt through a server"}
+_EXTRAS = {
+    "retrieval": "first stages and indexes",
+    "report": "pictures",
+    "endpoint": "rankgpt through a server",
+    "train": "LoRA",
+    "ray": "--workers",
+    "gguf": "GGUF files",
+    "server": "headrank serve",
+    "mcp": "headrank mcp",
+    "calibrate": "headrank calibrate",
+}
 
 # What a CPU does with bfloat16, by what `attention.tap.bfloat16_products` calls it.
 _BFLOAT16 = {

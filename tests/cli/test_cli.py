@@ -16,12 +16,13 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from packaging.requirements import Requirement
 from tiny_models import tiny_model
 
 from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.cli import main
 from headrank_pipeline.cli.commands import ReportingGroup, _exit_status
-from headrank_pipeline.cli.doctor import checks
+from headrank_pipeline.cli.doctor import _EXTRAS, checks
 from headrank_pipeline.cli.reranking import MOVED_FLAGS, RERANKER_OPTIONS, open_reranker, reranker_spec
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -524,6 +525,13 @@ def test_doctor_finds_this_machine_fit():
     assert "java" in result.stdout
     by_name = {check["name"]: check for check in json.loads(invoke("doctor", "--json").stdout)}
     assert by_name["pyserini"]["status"] == by_name["java"]["status"] == by_name["dtype"]["status"] == "ok"
+
+
+def test_doctor_looks_at_every_extra_of_all():
+    needs = map(Requirement, metadata.requires("headrank-pipeline"))
+    ours = [need for need in needs if need.name == "headrank-pipeline"]
+    [everything] = [need for need in ours if need.marker.evaluate({"extra": "all"})]
+    assert everything.extras <= {*_EXTRAS}
 
 
 @pytest.mark.parametrize(("amx", "advice"), [(True, "three times as fast on this processor (AMX)"), (False, "")])
