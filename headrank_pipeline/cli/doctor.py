@@ -84,7 +84,7 @@ class Check:
 def doctor(ctx: click.Context, model: str | None, heads: str | None, device: str, dtype: str, as_json: bool) -> None:
     """Look at Java, GPU, dtype, versions and cache folders, and say what is missing; with --model, read lists with it.
 
-    With --model nothing else is looked at. Ends with status 6 where scores differ by more than rounding.
+    With --model it looks at nothing else, and ends with status 6 if scores differ by more than rounding.
     """
     if model is None:
         refuse_typed("heads", "device", "dtype", because="no model is read without --model")

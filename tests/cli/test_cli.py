@@ -463,7 +463,7 @@ def test_the_embedded_model_comes_with_the_weight_that_was_chosen_for_it(files, 
         (["run", "beir-nq", "--rrf-k", 60], "--rrf-k is no flag any more; write --first-stage-option rrf_k=N"),
         (["run", "--dataset", "beir/nq"], "--dataset is no flag any more; write ir_datasets:ID in the place of"),
         (["run", "beir-nq", "--dry-run", *["--first-stage-option", "texts=a"] * 2], "texts is given twice"),
-        (["retrieve", "--index", "i", "--output", "o", "--layout", "pyserini"], "--layout: of candidates"),
+        (["retrieve", "--index", "i", "--output", "o", "--layout", "pyserini"], "--layout: the form of candidates"),
         (["retrieve", "--index", "i", "--output", "o.jsonl", "--tag", "t"], "--tag: the last column of a TREC run"),
         (["retrieve", "--index", "i", "--output", "o", "--dense", "--b", 0.4], "--b: for BM25; leave these or --dense"),
         (["retrieve", "--run", "r", "--output", "o", "--k1", 0.9, "--dense"], "--k1, --dense: --run is taken as it is"),
@@ -602,6 +602,13 @@ def test_a_flag_that_became_an_option_says_so(command, flag):
     assert result.exit_code == 2
     assert f"{flag} is no flag any more; write --option " in result.stderr
     assert MOVED_FLAGS[flag] in result.stderr
+
+
+@pytest.mark.parametrize("name", main.list_commands(click.Context(main)))
+def test_every_flag_says_what_it_does(name):
+    command = main.get_command(click.Context(main), name)
+    flags = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert [flag.opts[0] for flag in flags if not flag.help] == []
 
 
 def test_an_unknown_flag_is_refused_as_ever():
