@@ -249,7 +249,7 @@ class PromptTemplate:
         passage_tokens: keep that many tokens of a text. None: four times `passage_words` (64 at least) where that is
             given, which cuts what has few words for its length, such as Chinese, Japanese and Thai; else all.
         passages: ``causal``: a passage sees those before it. ``isolated``: it sees the opening and itself only, and all
-            of them start at the same position (attention/isolated.py); its place must not show, so `label` has no rank.
+            of them start at the same position (attention/contexts.py); its place must not show, so `label` has no rank.
         families: name of a family's markup -> the fields that are written otherwise for it, as published.
     """
 

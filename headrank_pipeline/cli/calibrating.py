@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrank_pipeline.cli.commands import CommandWithMovedFlags, command_line, echo_json, table
-from headrank_pipeline.cli.reranking import MOVED_FLAGS, RERANKER_OPTIONS, path_option, reranker_spec, with_options
+from headrank_pipeline.cli.reranking import MOVED_FLAGS, SYSTEM_OPTIONS, path_option, reranker_spec, with_options
 
 if TYPE_CHECKING:
     from headrank_pipeline.learn.lists import GradedList
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 )
 @path_option("--output", "Calibration (JSON) to write.")
 @path_option("--figure", "Reliability diagram (PNG) of the lists of --check.")
-@with_options(*RERANKER_OPTIONS)
+@with_options(*SYSTEM_OPTIONS)
 @click.option("--relevance-level", "-l", default=1, show_default=True, help="Lowest grade that counts as relevant.")
 @click.option("--list-size", type=click.IntRange(min=2), help="Passages drawn from each list.  [default: all]")
 @click.option("--max-lists", type=click.IntRange(min=1), help="Uses only the first so many lists of each file.")
@@ -63,7 +63,9 @@ def calibrate(
     checked_file = None if calibration is None else _of_level(Calibration.load(calibration), relevance_level)
     opened = reranker_spec(reranker).open()
     if not isinstance(opened, AttentionReranker):
-        raise click.UsageError("calibrate needs a system that reads attention, without a first-stage weight")
+        raise click.UsageError(
+            "calibrate needs a system that reads attention, without the options calibration and threshold"
+        )
     if checked_file is not None:
         checked_file.check_reading(opened)
     drawn = {path: _Drawn.of(found, relevance_level, list_size, seed) for path, found in given.items()}

@@ -316,6 +316,7 @@ def main(debug: bool) -> None:
     """Rerank Pyserini's candidates with selected attention heads of a language model.
 
     Results go to standard output, progress and logs to standard error. Exit status: 0 done, 2 bad arguments, 3 missing
-    prerequisite (Java, GPU), 4 missing file or resource, 5 invalid data, 6 failure at run time, 7 some queries failed.
+    prerequisite (Java, GPU), 4 missing file or resource, 5 invalid data, 6 failure at run time,
+    7 some queries or benchmarks failed.
     """
     start_logging(debug=debug)

@@ -34,7 +34,7 @@ _CACHE = 2 * 2**30  # bytes of passages' keys
 @click.option("--examples", type=click.IntRange(min=0), default=3, show_default=True, help="Queries to show.")
 @click.option("--model", type=click.Choice(["smollm2", "embedded"]), help="What reranks. Default: smollm2 where it "
               "is installed, else the small model that ships with the package.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="Device that computes: auto, cpu, cuda, cuda:1, …")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def demo(output: Path, examples: int, model: str | None, device: str, as_json: bool) -> None:
     """Index the embedded collection, retrieve with BM25, rerank in three ways, and compare.

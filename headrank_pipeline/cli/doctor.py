@@ -29,7 +29,17 @@ __all__ = ["Check", "checks", "doctor"]
 _MISSING, _WRONG = 3, 6
 
 # What can be left out, by the extra of pyproject.toml that brings it.
-_EXTRAS = {"retrieval": "first stages and indexes", "report": "pictures", "endpoint": "rankgpt through a server"}
+_EXTRAS = {
+    "retrieval": "first stages and indexes",
+    "report": "pictures",
+    "endpoint": "rankgpt through a server",
+    "train": "LoRA",
+    "ray": "--workers",
+    "gguf": "GGUF files",
+    "server": "headrank serve",
+    "mcp": "headrank mcp",
+    "calibrate": "headrank calibrate",
+}
 
 # What a CPU does with bfloat16, by what `attention.tap.bfloat16_products` calls it.
 _BFLOAT16 = {
@@ -74,7 +84,7 @@ class Check:
 def doctor(ctx: click.Context, model: str | None, heads: str | None, device: str, dtype: str, as_json: bool) -> None:
     """Look at Java, GPU, dtype, versions and cache folders, and say what is missing; with --model, read lists with it.
 
-    With --model nothing else is looked at. Ends with status 6 where scores differ by more than rounding.
+    With --model it looks at nothing else, and ends with status 6 if scores differ by more than rounding.
     """
     if model is None:
         refuse_typed("heads", "device", "dtype", because="no model is read without --model")

@@ -62,6 +62,8 @@ def explain(
             "--faithfulness tests whole lists: leave out --output, --docid, --query, --by-query-word"
         )
     spec = reranker_spec(system)
+    if spec.options.keys() & {"calibration", "threshold"}:
+        raise click.UsageError("probabilities are no sums over words; leave the options calibration and threshold out")
     lists = _lists(candidates, qid, depth, every=faithfulness is not None)
     if faithfulness is not None:
         _test(_opened(spec), lists, faithfulness, as_json=as_json)

@@ -259,7 +259,9 @@ def _without_threshold(spec: SystemSpec) -> tuple[SystemSpec, float | None]:
 
     check_threshold(threshold)
     if spec.first_stage_weight is not None:
-        raise click.UsageError("threshold is a probability, which scores are without --first-stage-weight only")
+        raise click.UsageError(
+            "threshold is for probabilities, and scores are probabilities only without --first-stage-weight"
+        )
     if options.get("calibration") is None:
         options["calibration"] = "own"
     return replace(spec, options=options), float(threshold)
@@ -360,7 +362,9 @@ def report(ctx: click.Context, outcome: Outcome, *, as_json: bool) -> None:
                 click.echo(measures_table(outcome.judged, outcome.manifest["identity"]["tag"], answered=True))
                 click.echo(f"means over the {judged.answered} judged queries that the run has")
             if outcome.judged.unasked:
-                click.echo("a part of the judged queries: first-stage scores are not checked against published ones")
+                click.echo(
+                    "only a part of the judged queries was run: the first stage is not checked against published scores"
+                )
         rate = f", {totals['queries_per_second']:.2f} queries/s" if totals["queries_per_second"] else ""
         click.echo(f"{totals['queries']} queries, {len(totals['failed'])} failed{rate}: {outcome.directory.run}")
         if line := summary(totals["notes"], totals["queries"]):

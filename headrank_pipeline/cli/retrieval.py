@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 @click.command()
 @click.option("--corpus", required=True, type=click.Path(path_type=Path), help="BEIR or {id, contents} JSONL, or TSV.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the index.")
-@click.option("--threads", default=1, show_default=True, help="1 keeps the order of the corpus.")
+@click.option("--threads", default=1, show_default=True, help="Indexing threads; 1 keeps the order of the corpus.")
 @click.option("--multifield", is_flag=True, help="Keep the title in a field of its own.")
 @click.option("--language", help="Language of the corpus, for BM25's analyzer: de, zh, …  [default: en]")
-@click.option("--dense", is_flag=True, help="An index of --encoder's vectors; the same command continues one.")
+@click.option("--dense", is_flag=True, help="Index vectors of --encoder; the same command continues a build.")
 @click.option("--encoder", help="Folder of a sentence encoder, or its Hugging Face name, with --dense.")
 @click.option(
     "--hnsw",
@@ -100,8 +100,8 @@ def index(
     help="NAME.jsonl or NAME.jsonl.gz: candidates with text, for rerank; any other name: a TREC run.",
 )
 @click.option("--hits", default=1000, show_default=True, help="Candidates per query.")
-@click.option("--k1", default=0.9, show_default=True)
-@click.option("--b", default=0.4, show_default=True)
+@click.option("--k1", default=0.9, show_default=True, help="Term frequency saturation of BM25.")
+@click.option("--b", default=0.4, show_default=True, help="Length normalisation of BM25.")
 @click.option(
     "--fields",
     multiple=True,
@@ -111,14 +111,14 @@ def index(
 )
 @click.option("--language", help="Language of BM25's analyzer.  [default: the one `headrank index` noted, else en]")
 @click.option("--remove-query", is_flag=True, help="Leave out the document whose id is the query's id.")
-@click.option("--dense", is_flag=True, help="The index is one of vectors; k1, b and fields do not apply.")
+@click.option("--dense", is_flag=True, help="Search an index of vectors; BM25's flags do not apply.")
 @click.option("--encoder", help="Encoder of the queries, with --dense.  [default: the index's own]")
 @click.option(
     "--ef-search",
     type=click.IntRange(min=1),
     help="Breadth of the search, with --dense and HNSW.  [default: the index's own]",
 )
-@click.option("--threads", default=1, show_default=True)
+@click.option("--threads", default=1, show_default=True, help="Search threads.")
 @click.option("--tag", help="Last column of a TREC run.  [default: bm25, dense or saved]")
 @click.option(
     "--layout",
@@ -148,18 +148,18 @@ def retrieve(
     layout: CandidateLayout,
     as_json: bool,
 ) -> None:
-    """Retrieve candidates with BM25, or with --dense by vectors; or give those of a saved --run their texts."""
+    """Retrieve candidates with BM25, or by vectors with --dense; or add texts to the candidates of a saved --run."""
     as_candidates = _is_for_candidates(output)
     _refuse_idle_flags(run=run is not None, dense=dense, as_candidates=as_candidates)
     queries = read_topics(topics)
     if run is not None:
         if as_candidates and texts is None:
             logger.warning(
-                "%s: candidates without text, which no reranker can read; name where it is with --texts", output
+                "%s: candidates without text, which no reranker can read; name a source of texts with --texts", output
             )
         method, source, queries = "saved", *_saved(run, queries, texts, hits)
     elif index is None:
-        raise click.UsageError("pass --index, to search it, or --run, a TREC run that was saved")
+        raise click.UsageError("give --index to search an index, or --run for a saved TREC run")
     elif dense:
         from headrank_pipeline.first_stage import dense as dense_source
 
@@ -199,7 +199,7 @@ def _refuse_idle_flags(*, run: bool, dense: bool, as_candidates: bool) -> None:
     if as_candidates:
         refuse_typed("tag", because="the last column of a TREC run; candidates have none")
     else:
-        refuse_typed("layout", because="of candidates; a TREC run has none")
+        refuse_typed("layout", because="the form of candidates, which a TREC run does not hold")
 
 
 def _is_for_candidates(output: Path) -> bool:

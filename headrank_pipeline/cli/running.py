@@ -108,7 +108,9 @@ def run(ctx: click.Context, /, **given: Any) -> None:
         raise click.UsageError("Missing option '--model'.")
     request = RunRequest.of(ctx, given)
     if any(option.partition("=")[0] == "threshold" for option in given["options"]):
-        raise click.UsageError("a run holds every candidate; headrank rerank writes those above a threshold beside it")
+        raise click.UsageError(
+            "no threshold: a run holds every candidate; headrank rerank also writes a file of those above one"
+        )
     jobs = list(_jobs(request))
     several = len(jobs) > 1 or request.suite is not None
     if request.dry_run:

@@ -25,9 +25,9 @@ __all__ = ["serve"]
 @click.option("--call-tokens", type=click.IntRange(min=1),
               help="Tokens of the requests that are read together.  [default: 16384 on a GPU, else 2048]")  # fmt: skip
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
-              help="Seconds until a request is answered, else it gets 504.")  # fmt: skip
+              help="Seconds to answer a request in; a later one gets 504.")  # fmt: skip
 @click.option("--max-body", type=click.FloatRange(min=0, min_open=True), default=2.0, show_default=True, metavar="MIB",
-              help="MiB of a request; a larger one gets 413.")  # fmt: skip
+              help="Size of a request at most; a larger one gets 413.")  # fmt: skip
 def serve(
     host: str,
     port: int,
@@ -40,8 +40,8 @@ def serve(
 ) -> None:
     """Answer rerank requests of Cohere's, Jina's and Text Embeddings Inference's clients over HTTP.
 
-    Paths: /v1/rerank, /v2/rerank, /rerank, /health, /metrics, /docs. SIGTERM finishes what was taken. docs/serving.md
-    tells the rest.
+    Paths: /v1/rerank, /v2/rerank, /rerank, /health, /metrics, /docs. On SIGTERM the requests that
+    were taken are finished first. docs/serving.md says more.
     """
     require_extra("server", "serving over HTTP", "fastapi", "uvicorn")
     from headrank_pipeline.serve import server

@@ -16,12 +16,13 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from packaging.requirements import Requirement
 from tiny_models import tiny_model
 
 from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.cli import main
 from headrank_pipeline.cli.commands import ReportingGroup, _exit_status
-from headrank_pipeline.cli.doctor import checks
+from headrank_pipeline.cli.doctor import _EXTRAS, checks
 from headrank_pipeline.cli.reranking import MOVED_FLAGS, RERANKER_OPTIONS, open_reranker, reranker_spec
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -462,7 +463,7 @@ def test_the_embedded_model_comes_with_the_weight_that_was_chosen_for_it(files, 
         (["run", "beir-nq", "--rrf-k", 60], "--rrf-k is no flag any more; write --first-stage-option rrf_k=N"),
         (["run", "--dataset", "beir/nq"], "--dataset is no flag any more; write ir_datasets:ID in the place of"),
         (["run", "beir-nq", "--dry-run", *["--first-stage-option", "texts=a"] * 2], "texts is given twice"),
-        (["retrieve", "--index", "i", "--output", "o", "--layout", "pyserini"], "--layout: of candidates"),
+        (["retrieve", "--index", "i", "--output", "o", "--layout", "pyserini"], "--layout: the form of candidates"),
         (["retrieve", "--index", "i", "--output", "o.jsonl", "--tag", "t"], "--tag: the last column of a TREC run"),
         (["retrieve", "--index", "i", "--output", "o", "--dense", "--b", 0.4], "--b: for BM25; leave these or --dense"),
         (["retrieve", "--run", "r", "--output", "o", "--k1", 0.9, "--dense"], "--k1, --dense: --run is taken as it is"),
@@ -524,6 +525,13 @@ def test_doctor_finds_this_machine_fit():
     assert "java" in result.stdout
     by_name = {check["name"]: check for check in json.loads(invoke("doctor", "--json").stdout)}
     assert by_name["pyserini"]["status"] == by_name["java"]["status"] == by_name["dtype"]["status"] == "ok"
+
+
+def test_doctor_looks_at_every_extra_of_all():
+    needs = map(Requirement, metadata.requires("headrank-pipeline"))
+    ours = [need for need in needs if need.name == "headrank-pipeline"]
+    [everything] = [need for need in ours if need.marker.evaluate({"extra": "all"})]
+    assert everything.extras <= {*_EXTRAS}
 
 
 @pytest.mark.parametrize(("amx", "advice"), [(True, "three times as fast on this processor (AMX)"), (False, "")])
@@ -594,6 +602,13 @@ def test_a_flag_that_became_an_option_says_so(command, flag):
     assert result.exit_code == 2
     assert f"{flag} is no flag any more; write --option " in result.stderr
     assert MOVED_FLAGS[flag] in result.stderr
+
+
+@pytest.mark.parametrize("name", main.list_commands(click.Context(main)))
+def test_every_flag_says_what_it_does(name):
+    command = main.get_command(click.Context(main), name)
+    flags = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert [flag.opts[0] for flag in flags if not flag.help] == []
 
 
 def test_an_unknown_flag_is_refused_as_ever():

@@ -71,6 +71,7 @@ def test_deletion_test_prints_its_figure_with_an_interval(candidates):
         (("--qid", "q3"), "no list of qid q3"),
         (("--qid", "q1", "--docid", "d9"), "no docid 'd9' among the 3 passages"),
         (("--qid", "q1", "--option", "normalise=zscore"), "normalise 'zscore': scores compare"),
+        (("--qid", "q1", "--option", "calibration=own"), "probabilities are no sums over words"),
         (("--faithfulness", "--docid", "d1"), "--faithfulness tests whole lists"),
         (("--qid", "q1", "--output", "."), "a folder that is no run directory"),
     ],

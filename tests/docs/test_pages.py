@@ -12,12 +12,14 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import click
 import pytest
 
+import headrank_pipeline
+from headrank_pipeline.attention.model_files import first_stage_weight
 from headrank_pipeline.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +85,15 @@ def unknown_benchmarks(words: list[str]) -> list[str]:
     return [word for word in named if re.fullmatch(r"[a-z][\w-]*", word) and word not in known]
 
 
+def wrong_weights(words: list[str]) -> list[str]:
+    """What a command mixes a packaged model in with, where that is not the weight that was chosen for the model."""
+    named = dict(pairwise(words))
+    model, weight = named.get("--model", ""), named.get("--first-stage-weight")
+    if weight is None or model not in ("smollm2", "embedded") or float(weight) == first_stage_weight(model):
+        return []
+    return [f"{model} {weight}"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_is_run_or_says_why_not_and_every_flag_exists(page):
     text = page.read_text(encoding="utf-8")
@@ -91,7 +102,7 @@ def test_every_block_is_run_or_says_why_not_and_every_flag_exists(page):
         " ".join(words): flags
         for block in blocks_of(text)
         for words in commands_of(block.text)
-        if (flags := unknown_flags(words) + unknown_benchmarks(words))
+        if (flags := unknown_flags(words) + unknown_benchmarks(words) + wrong_weights(words))
     }
     assert wrong == {}
 
@@ -131,6 +142,7 @@ def test_what_is_wrong_in_a_page_is_found():
     assert unknown_flags(words) == ["--modell"]
     assert unknown_flags(["rerun", "--x"]) == ["rerun"]
     assert unknown_benchmarks(["run", "scifact", "my.yaml", "beir-nq", "--suite", "main"]) == ["scifact"]
+    assert wrong_weights(["rerank", "--model", "embedded", "--first-stage-weight", "0.2"]) == ["embedded 0.2"]
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
@@ -140,6 +152,11 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Rerank" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_reference_has_every_public_name():
+    page = set(re.findall(r"\w+", (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")))
+    assert [name for name in headrank_pipeline.__all__ if name != "__version__" and name not in page] == []
 
 
 def test_the_page_of_errors_quotes_what_the_package_says():

@@ -192,6 +192,8 @@ def test_the_commands_fit_check_and_apply(folder, tmp_path):
     grade = invoke("calibrate", "--calibration", output, "--check", lists, *model, "-l", "2")
     assert grade.exit_code == 2
     assert "grade 1 and higher as relevant, -l says 2" in " ".join(grade.stderr.split())
+    calibrated_twice = invoke(*fit, "--option", f"calibration={output}")
+    assert (calibrated_twice.exit_code, "without the options calibration" in calibrated_twice.output) == (2, True)
     applied = ["--candidates", lists, "--output", tmp_path / "run", *model, "--option", f"calibration={output}"]
     told = invoke("rerank", *applied, "--option", "threshold=0.2")
     assert told.exit_code == 0, told.output
@@ -203,6 +205,12 @@ def test_the_commands_fit_check_and_apply(folder, tmp_path):
     told = invoke("rerank", *applied)
     assert told.exit_code == 0, told.output
     assert not (tmp_path / "run" / "run.above-threshold.trec").exists()
+
+
+def test_calibrate_has_no_flags_that_it_would_always_refuse():
+    told = invoke("calibrate", "--help")
+    assert "--first-stage-weight" not in told.output
+    assert "--log-scores" not in told.output
 
 
 @pytest.mark.parametrize(
