@@ -42,12 +42,14 @@ class Trace:
 
     Args:
         files: path -> functions of it that were called, in the order in which files were entered.
-        changes: calls into another file than that of the call before.
+        changes: calls into another file than that of the call before, in the same thread: how threads take turns is
+            chance.
+        last: thread -> file of its last call.
     """
 
     files: dict[str, set[str]] = field(default_factory=dict)
     changes: int = 0
-    last: str = ""
+    last: dict[int, str] = field(default_factory=dict)
 
     def called(self, frame: FrameType, event: str, _argument: Any) -> None:
         """Take note of a call; given to sys.settrace."""
@@ -55,8 +57,9 @@ class Trace:
         name = code.co_filename
         if event != "call" or not name.startswith(_PREFIX) or not code.co_flags & CO_OPTIMIZED or _importing(frame):
             return
-        self.changes += name != self.last
-        self.last = name
+        thread = threading.get_ident()
+        self.changes += name != self.last.get(thread)
+        self.last[thread] = name
         self.files.setdefault(name, set()).add(code.co_qualname)
 
     def lines(self) -> int:
