@@ -10,8 +10,9 @@
    preference objective on what people judged, the encoders' order as an anchor. BM25's weight is chosen on train
    queries of SciFact, whose texts are in none of this (`smollm2_weight.py`).
 4. What changed is factored into an adapter, OUTPUT/rerankers/seed-N/adapter (3.8 MB at rank 15).
-   What ships is that of seed 0, made with `--seeds 0 --aligned 0`, going on from an earlier adapter
-   (`--started-from`).
+
+What ships was made before e5, the texts of Debian and this alignment came in; its card tells how. A run that went on
+from it (`--started-from`) did no better on texts that it had not read: docs/learning.md, "A real model".
 
 Test collections take no part in any of this. The same command goes on where it was stopped. Needs Debian's
 wordnet-base, dict-foldoc, dict-gcide and `apt-get -o Acquire::Languages=en update`, gensim (its test data hold a few
