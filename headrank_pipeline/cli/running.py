@@ -53,6 +53,7 @@ _MOVED = {
     "--pipelines": "the folder, with a / in it, in the place of BENCHMARK",
     "--all": "--suite main",
     "--extra": "--suite all",
+    "--threshold": "headrank rerank … --option threshold=P; a run holds every candidate",
     **{
         f"--{name.replace('_', '-')}": f"--first-stage-option {name}={value}"
         for name, value in {

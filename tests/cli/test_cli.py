@@ -461,6 +461,7 @@ def test_the_embedded_model_comes_with_the_weight_that_was_chosen_for_it(files, 
         (["rerank", "--output", "o", "--model", "m", "-l", 1], "--relevance-level: nothing is evaluated without"),
         (["run", "beir-nq", "--dry-run", "--option", "threshold=0.5"], "a run holds every candidate"),
         (["run", "beir-nq", "--rrf-k", 60], "--rrf-k is no flag any more; write --first-stage-option rrf_k=N"),
+        (["run", "beir-nq", "--threshold", 0.5], "write headrank rerank … --option threshold=P; a run holds every"),
         (["run", "--dataset", "beir/nq"], "--dataset is no flag any more; write ir_datasets:ID in the place of"),
         (["run", "beir-nq", "--dry-run", *["--first-stage-option", "texts=a"] * 2], "texts is given twice"),
         (["retrieve", "--index", "i", "--output", "o", "--layout", "pyserini"], "--layout: the form of candidates"),
@@ -595,8 +596,10 @@ def test_every_flag_of_the_reranker_is_in_its_spec():
     assert names <= read
 
 
-@pytest.mark.parametrize("command", ["rerank", "run"])
-@pytest.mark.parametrize("flag", MOVED_FLAGS)
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [*(("rerank", flag) for flag in MOVED_FLAGS), *(("run", flag) for flag in MOVED_FLAGS if flag != "--threshold")],
+)
 def test_a_flag_that_became_an_option_says_so(command, flag):
     result = invoke(command, f"{flag}=1", "--model", "m")
     assert result.exit_code == 2
