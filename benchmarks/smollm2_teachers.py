@@ -1,10 +1,10 @@
-"""Which teacher orders passages best: two sentence encoders, both together, and each with BM25's order beside it.
+"""Which teacher orders passages best: two sentence encoders, both together, and both with the first stage beside them.
 
-    python benchmarks/smollm2_teachers.py --data ../shared/data --output runs/teachers --encoder FOLDER
+    python benchmarks/smollm2_teachers.py --data ../shared/data --output runs/teachers
 
-SmolLM2 is distilled from whatever is best here. Lists of the training collections are read, 80 of each at most, and
-160 train queries of SciFact, whose texts the distillation does not see. Test queries take no part. nDCG@10 is written
-to teachers.tsv and printed as a table.
+`smollm2_model.py` distils from the two together, which have the best mean. Lists of the training collections are read,
+80 of each at most, and 160 train queries of SciFact, whose texts the distillation does not see. Test queries take no
+part. nDCG@10 is written to teachers.tsv and printed as a table.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import pandas as pd
 import torch
 from smollm2.encoders import SHARPNESS, vectors
 from smollm2.lists import COLLECTIONS, all_lists
+from smollm2.texts import shown
 from smollm2_weight import unseen_lists
 from torch import Tensor
 
 from headrank_pipeline.experiment.evaluate import evaluate
-from headrank_pipeline.records import Candidate, Ranking
+from headrank_pipeline.records import Ranking
 
-MEASURE, LISTS, WORDS = "nDCG@10", 80, 120
+MEASURE, LISTS = "nDCG@10", 80
 Scores = Callable[[Tensor, Tensor, Tensor], Tensor]  # MiniLM's, e5's and the first stage's scores -> the teacher's
 TEACHERS: dict[str, Scores] = {
     "first stage": lambda mini, e5, first: first,
@@ -40,17 +41,16 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, required=True, help="folder of the collections")
     options.add_argument("--output", type=Path, required=True)
-    options.add_argument("--encoder", required=True, help="folder of all-MiniLM-L6-v2")
     options.add_argument("--threads", type=int, default=2)
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     lists = _lists(chosen.data, chosen.output)
     rankings = [ranking for name in lists for ranking in lists[name][0]]
-    texts = list(dict.fromkeys(_shown(candidate) for ranking in rankings for candidate in ranking.candidates))
-    passages, queries = vectors(texts, [ranking.query.text for ranking in rankings], chosen.encoder)
+    texts = list(dict.fromkeys(shown(candidate) for ranking in rankings for candidate in ranking.candidates))
+    passages, queries = vectors(texts, [ranking.query.text for ranking in rankings])
     place, asked = {text: number for number, text in enumerate(texts)}, iter(queries)
     by_list = {
-        ranking.query.qid: passages[[place[_shown(candidate)] for candidate in ranking.candidates]] * next(asked)
+        ranking.query.qid: passages[[place[shown(candidate)] for candidate in ranking.candidates]] * next(asked)
         for ranking in rankings
     }
     table = pd.DataFrame({name: _means(by_list, *lists[name]) for name in lists})
@@ -90,11 +90,6 @@ def _means(by_list: dict[str, Tensor], rankings: list[Ranking], grades: dict[str
 
 def _scaled(scores: Tensor) -> Tensor:
     return (scores - scores.mean()) / (scores.std() + 1e-9)
-
-
-def _shown(candidate: Candidate) -> str:
-    body = " ".join((candidate.text or "").split()[:WORDS])
-    return f"{candidate.title}\n{body}" if candidate.title else body
 
 
 if __name__ == "__main__":

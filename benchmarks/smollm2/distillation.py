@@ -1,9 +1,9 @@
 """Teaching SmolLM2's heads the order in which sentence encoders see passages, and then what people prefer.
 
 Each step takes 32 passages, most in groups of eight that a first stage or the encoders find alike, and 32 questions.
-The mean share of the selected heads is pulled towards softmax(product / temperature) of the encoders' vectors over all
-32, and so is the share of every single head, with less weight. What moves are low-rank updates of the upper layers'
-projections. Until here no judgment is used.
+The mean share of the selected heads is pulled towards the softmax of the products of the encoders' vectors over all 32
+(`encoders.py` has sharpened them), and so is the share of every single head, with less weight. What moves are low-rank
+updates of the upper layers' projections. Until here no judgment is used.
 
 Where some questions are judged (`Settings.judged` above 0), the package's own preference objective
 (`headrank_pipeline.learn.preference.list_loss`) is added on their candidates: hard pairs of adjacent grades, and the
@@ -41,12 +41,10 @@ _WEIGHTS = {  # of groups, by where the passage is from; others count 1
     "packages": 1.5,
     "foldoc": 1.5,
     "gcide": 0.7,
-    "nfcorpus_preproc": 0.7,
     "wordnet": 0.5,
 }
 _NEIGHBOURS = 24
 PREFERENCE = Objective(beta=1.0, pairs=24, steps="adjacent-present", weight=1.0, zone="all", grade_temperature=0.5)
-_Judged = tuple[int, list[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,6 @@ class Settings:
     rank: int = 15
     learning_rate: float = 8e-4
     trained_from: int = 5  # the layers below stay as they are, and need no backward pass
-    temperature: float = 1.0  # of the products; `encoders.py` has sharpened them
     each_head: float = 0.3  # weight of the divergence of single heads
     passages: int = 32
     group: int = 8
@@ -79,7 +76,7 @@ class Settings:
 
 @dataclass
 class Distillation:
-    """Trains low-rank updates of a model so that heads share their attention as an encoder's products do.
+    """Trains low-rank updates of a model so that heads share their attention as the products of encoders' vectors say.
 
     Args:
         model: LlamaModel in bfloat16, cut off after the deepest head; trained in place.
@@ -131,20 +128,20 @@ class Distillation:
 
     def _step(self, reader: InBatch, batches: _Batches, optimiser: Any, weights: list[Tensor]) -> tuple[float, ...]:
         s = self.settings
-        passages, questions, prefix, seen, room, wanted, judged = batches.draw()
-        lengths = {"row_length": len(batches.opening) + room, "question_length": s.question_tokens}
-        shares = reader.shares(batches.opening, passages, prefix, questions, seen, **lengths)
-        together, each = _divergence(wanted, shares.mean(0)), _divergence(wanted, shares)
+        batch = batches.draw()
+        lengths = {"row_length": len(batches.opening) + batch.room, "question_length": s.question_tokens}
+        shares = reader.shares(batches.opening, batch.passages, batch.prefix, batch.questions, batch.seen, **lengths)
+        scores = shares.mean(0)
+        together, each = _divergence(batch.wanted, scores), _divergence(batch.wanted, shares)
         loss = together + s.each_head * each
-        if judged:
-            scores = shares.mean(0)
-            preferred = [list_loss(s.objective, scores[row, columns], grades).loss for row, columns, grades in judged]
+        if batch.judged:
+            preferred = [list_loss(s.objective, scores[row, at], grades).loss for row, at, grades in batch.judged]
             loss = loss + s.preference * torch.stack(preferred).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        same = (shares.mean(0).argmax(-1) == wanted.argmax(-1)).float().mean()
+        same = (scores.argmax(-1) == batch.wanted.argmax(-1)).float().mean()
         return together.item(), each.item(), same.item()
 
     def _save(self, updates: dict[str, LowRank], folder: Path) -> None:
@@ -166,14 +163,27 @@ def changes(path: Path) -> dict[str, Tensor]:
     }
 
 
-def folded(model: torch.nn.Module, folder: Path) -> None:
-    """Add what a distillation saved to the weights it belongs to."""
-    for name, update in changes(folder).items():
+def folded(model: torch.nn.Module, path: Path) -> None:
+    """Add what a distillation (its folder) or an adapter (its file) changes to the weights it belongs to."""
+    for name, update in changes(path).items():
         model.get_submodule(name).weight.data += update
 
 
 def _divergence(wanted: Tensor, found: Tensor) -> Tensor:
     return (wanted * (wanted.clamp_min(1e-9).log() - found.clamp_min(1e-9).log())).sum(-1).mean()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a step reads, as token ids, and what it should find."""
+
+    passages: list[list[int]]
+    questions: list[list[int]]
+    prefix: list[int]  # of all questions
+    seen: Tensor  # indices of the passages that questions see below the layers that are read
+    room: int  # tokens of a passage
+    wanted: Tensor  # [Q, P]
+    judged: list[tuple[int, list[int], Tensor]]  # row, columns and grades of each judged question
 
 
 class _Batches:
@@ -184,11 +194,11 @@ class _Batches:
         self.chance = random.Random(job.settings.seed)
         self.asked: dict[int, list[int]] = {}
         self.free = []
-        self.judged = [place for place, question in enumerate(job.texts.questions) if question.grades]
+        self.judged: list[int] = []
         for place, question in enumerate(job.texts.questions):
             if question.grades:
-                continue
-            if question.passage is None:
+                self.judged.append(place)
+            elif question.passage is None:
                 source = job.texts.sources[question.candidates[0]]
                 self.free += [place] * dict(self.settings.favoured).get(source, 1)
             else:
@@ -200,11 +210,8 @@ class _Batches:
         self.alike = _nearest(job.passage_vectors)
         self.kept: dict[int, list[int]] = {}
 
-    def draw(self) -> tuple[list[list[int]], list[list[int]], list[int], Tensor, int, Tensor, list[_Judged]]:
-        """Return passages, questions, their common prefix, which passages they see, tokens per passage, and targets.
-
-        The last are a row, columns and grades for each judged question.
-        """
+    def draw(self) -> _Batch:
+        """Return the passages and questions of the next step."""
         s, chance = self.settings, self.chance
         passages: list[int] = []
         questions: list[int] = []
@@ -221,12 +228,12 @@ class _Batches:
         start = pieces[0][1]
         seen = torch.tensor(chance.sample(range(len(passages)), chance.choice(s.seen)))
         products = self.job.question_vectors[questions] @ self.job.passage_vectors[passages].T
-        wanted = torch.softmax(products / s.temperature, -1)
+        wanted = torch.softmax(products, -1)
         judged = [self._judged(row, place, passages) for row, place in enumerate(questions)]
-        return (shown, [ids[start:] for ids, _ in pieces], pieces[0][0][:start], seen, room, wanted,
-                [one for one in judged if len(one[1]) > 1])  # fmt: skip
+        return _Batch(shown, [ids[start:] for ids, _ in pieces], pieces[0][0][:start], seen, room, wanted,
+                      [one for one in judged if len(one[1]) > 1])  # fmt: skip
 
-    def _judged(self, row: int, place: int, passages: list[int]) -> _Judged:
+    def _judged(self, row: int, place: int, passages: list[int]) -> tuple[int, list[int], Tensor]:
         question, columns = self.texts.questions[place], {passage: at for at, passage in enumerate(passages)}
         grades = {columns[passage]: grade for passage, grade in zip(question.candidates, question.grades, strict=False)
                   if passage in columns}  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from embedded_model.vocabulary import text_vectors
 from torch import Tensor
 
 from smollm2.e5 import PASSAGE, QUERY, e5
@@ -21,24 +22,21 @@ SHARPNESS = {"minilm": 1 / 0.07, "e5": 1 / 0.021}
 _TOKENS_AT_ONCE = 8192
 
 
-def vectors(passages: Sequence[str], queries: Sequence[str], minilm: str) -> tuple[Tensor, Tensor]:
+def vectors(passages: list[str], queries: list[str]) -> tuple[Tensor, Tensor]:
     """Return [passages, width] and [queries, width], whose products are the sum of both encoders' sharpened cosines.
 
     Args:
         passages: texts; the first 128 tokens count.
         queries: texts; the first 48 tokens count.
-        minilm: folder of all-MiniLM-L6-v2.
     """
-    from transformers import AutoModel, AutoTokenizer
-
-    first = AutoTokenizer.from_pretrained(minilm), AutoModel.from_pretrained(minilm).eval()
-    parts = []
-    for name, (tokenizer, model), before in (("minilm", first, ("", "")), ("e5", e5(), (PASSAGE, QUERY))):
-        model = model.bfloat16()
-        for texts, prefix, length in ((passages, before[0], 128), (queries, before[1], 48)):
-            found = encoded(tokenizer, model, [prefix + text for text in texts], length=length + 4 * bool(prefix))
-            parts.append(found * SHARPNESS[name] ** 0.5)
-    return torch.cat(parts[::2], 1), torch.cat(parts[1::2], 1)
+    tokenizer, model = e5()
+    model = model.bfloat16()
+    both = []
+    for texts, prefix, length in ((passages, PASSAGE, 128), (queries, QUERY, 48)):
+        first = text_vectors(texts, max_tokens=length)
+        second = encoded(tokenizer, model, [prefix + text for text in texts], length=length + 4)  # the prefix has four
+        both.append(torch.cat([first * SHARPNESS["minilm"] ** 0.5, second * SHARPNESS["e5"] ** 0.5], 1))
+    return both[0], both[1]
 
 
 def encoded(tokenizer: Any, model: Any, texts: Sequence[str], *, length: int) -> Tensor:

@@ -22,11 +22,10 @@ from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates
 from smollm2.lists import COLLECTIONS, all_lists
 
-__all__ = ["Question", "Texts", "drawn", "gathered", "with_judged"]
+__all__ = ["Question", "Texts", "drawn", "gathered", "shown", "with_judged"]
 
 # Test collections are not among them, not even their passages.
 _WITH_CANDIDATES = ("dl23", "rankzephyr_sample")  # whole candidate files; of the others the graded lists
-_NFCORPUS_QUERIES = 300
 _FEWEST_CANDIDATES = 6
 _WORDS = 120
 _DICTIONARIES = Path("/usr/share/dictd")
@@ -35,7 +34,7 @@ _PACKAGES = 6_000
 _FEWEST_WORDS = 18
 # What one distillation on two cores gets through. NFCorpus is left out: its text has lost its small words.
 _MOST = {"antique_graded": 3_500, "cranfield": 1_200, "wikipedia": 3_200, "packages": 3_200, "foldoc": 2_500,
-         "gcide": 800, "wordnet": 600, "nfcorpus_preproc": 0, "nfcorpus": 0}  # fmt: skip
+         "gcide": 800, "wordnet": 600, "nfcorpus_preproc": 0}  # fmt: skip
 _ASKED = 2
 
 
@@ -72,18 +71,14 @@ def gathered(data: Path, output: Path, *, seed: int) -> Texts:
         [Question(query.text, query.passage) for query in base.queries if query.passage is not None],
     )
     index: dict[str, int] = {}
-    for place, shown in enumerate(texts.passages):
-        index.setdefault(shown, place)
+    for place, text in enumerate(texts.passages):
+        index.setdefault(text, place)
     for name in _WITH_CANDIDATES:
         for ranking in read_candidates(data / name / "candidates.jsonl.gz"):
             _add(texts, index, name, ranking, chance)
     for name in (name for name in COLLECTIONS if name not in _WITH_CANDIDATES):
         for graded in all_lists(data, output, name).values():
             _add(texts, index, name, graded.ranking, chance)
-    few = list(all_lists(data, output, "nfcorpus_preproc").values())
-    chance.shuffle(few)
-    for graded in few[:_NFCORPUS_QUERIES]:
-        _add(texts, index, "nfcorpus", graded.ranking, chance)
     for passage, asked in _of_debian(chance):
         place = len(texts.passages)
         texts.passages.append(passage.shown)
@@ -101,7 +96,7 @@ def drawn(texts: Texts, *, seed: int) -> Texts:
     room, kept, taken = dict(_MOST), set[int](), []
     for question in free:
         name = texts.sources[question.candidates[0]]
-        if name == "nfcorpus" or texts.sources[question.candidates[-1]].startswith("nfc") or room.get(name, 1) <= 0:
+        if room.get(name, 1) <= 0:
             continue
         if name in room:
             room[name] -= len(set(question.candidates) - kept)
@@ -129,13 +124,13 @@ def drawn(texts: Texts, *, seed: int) -> Texts:
 def with_judged(texts: Texts, lists: Sequence[GradedList]) -> Texts:
     """Return the texts with grades for the collections' queries that are judged, as far as all passages are there."""
     index: dict[str, int] = {}
-    for place, shown in enumerate(texts.passages):
-        index.setdefault(shown, place)
+    for place, text in enumerate(texts.passages):
+        index.setdefault(text, place)
     grades: dict[str, dict[int, int]] = {}
     for graded in lists:
         found: dict[int, int] = {}
         for candidate, grade in zip(graded.ranking.candidates, graded.grades, strict=True):
-            found.setdefault(index.get(_shown(candidate), -1), grade)
+            found.setdefault(index.get(shown(candidate), -1), grade)
         if -1 not in found and len(set(found.values())) > 1:
             grades[graded.ranking.query.text] = found
     questions = [
@@ -198,19 +193,20 @@ def _add(texts: Texts, index: dict[str, int], name: str, ranking: Ranking, chanc
     """Add a collection's query with its candidates, and questions made of passages that are new."""
     places = []
     for candidate in ranking.candidates:
-        shown = _shown(candidate)
-        if shown not in index:
-            index[shown] = len(texts.passages)
-            texts.passages.append(shown)
+        text = shown(candidate)
+        if text not in index:
+            index[text] = len(texts.passages)
+            texts.passages.append(text)
             texts.sources.append(name)
-            made = asked_of(index[shown], Passage(name, "", shown), chance)
+            made = asked_of(index[text], Passage(name, "", text), chance)
             texts.questions.extend(Question(query.text, query.passage) for query in made)
-        places.append(index[shown])
+        places.append(index[text])
     distinct = tuple(dict.fromkeys(places))
     if len(distinct) >= _FEWEST_CANDIDATES:
         texts.questions.append(Question(ranking.query.text, None, distinct))
 
 
-def _shown(candidate: Candidate) -> str:
+def shown(candidate: Candidate) -> str:
+    """Return a candidate as a passage of the training stands in a prompt."""
     body = " ".join((candidate.text or "").split()[:_WORDS])
     return f"{candidate.title}\n{body}" if candidate.title else body
