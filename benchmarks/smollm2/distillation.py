@@ -16,6 +16,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Settings:
     """Everything that decides the distillation besides the texts."""
 
     heads: tuple[tuple[int, int], ...] = ((17, 3), (17, 4), (17, 5), (17, 0), (15, 6), (15, 7))
+    temperature: float = 0.2
     minutes: float = 28.0
     steps: int | None = None  # instead of minutes
     rank: int = 15
@@ -60,7 +62,10 @@ class Settings:
     each_head: float = 0.3  # weight of the divergence of single heads
     passages: int = 32
     group: int = 8
-    passage_tokens: tuple[int, ...] = (48, 64, 80, 112, 144)  # of a step, drawn
+    # Tokens that the passages of a step are padded or cut to -> how often; about so long are those that are drawn.
+    passage_tokens: Mapping[int, float] = field(
+        default_factory=lambda: {64: 0.2, 96: 0.25, 128: 0.25, 192: 0.17, 256: 0.13}
+    )
     question_tokens: int = 32
     seen: tuple[int, ...] = (4, 4, 8, 16)  # passages that questions see below the layers that are read
     from_collections: float = 0.45  # share of the groups that belong to a collection's query
@@ -130,8 +135,9 @@ class Distillation:
         s = self.settings
         batch = batches.draw()
         lengths = {"row_length": len(batches.opening) + batch.room, "question_length": s.question_tokens}
-        shares = reader.shares(batches.opening, batch.passages, batch.prefix, batch.questions, batch.seen, **lengths)
-        scores = shares.mean(0)
+        logs = reader.shares(batches.opening, batch.passages, batch.prefix, batch.questions, batch.seen, **lengths,
+                             end=self.frame.end)  # fmt: skip
+        scores, shares = torch.softmax(logs.mean(0) / s.temperature, -1), torch.softmax(logs / s.temperature, -1)
         together, each = _divergence(batch.wanted, scores), _divergence(batch.wanted, shares)
         loss = together + s.each_head * each
         if batch.judged:
@@ -193,35 +199,37 @@ class _Batches:
         self.job, self.settings, self.texts = job, job.settings, job.texts
         self.chance = random.Random(job.settings.seed)
         self.asked: dict[int, list[int]] = {}
-        self.free = []
+        self.free: dict[int, list[int]] = {}
+        self.kept: dict[int, list[int]] = {}
         self.judged: list[int] = []
         for place, question in enumerate(job.texts.questions):
             if question.grades:
                 self.judged.append(place)
             elif question.passage is None:
                 source = job.texts.sources[question.candidates[0]]
-                self.free += [place] * dict(self.settings.favoured).get(source, 1)
+                room = self._room(question.candidates)
+                self.free.setdefault(room, []).extend([place] * dict(self.settings.favoured).get(source, 1))
             else:
                 self.asked.setdefault(question.passage, []).append(place)
-        self.by_source: dict[str, list[int]] = {}
+        self.by_source: dict[int, dict[str, list[int]]] = {room: {} for room in self.settings.passage_tokens}
         for passage in sorted(self.asked):
-            self.by_source.setdefault(job.texts.sources[passage], []).append(passage)
+            sources = self.by_source[self._room([passage])]
+            sources.setdefault(job.texts.sources[passage], []).append(passage)
         self.opening = job.frame.opening
         self.alike = _nearest(job.passage_vectors)
-        self.kept: dict[int, list[int]] = {}
 
     def draw(self) -> _Batch:
         """Return the passages and questions of the next step."""
         s, chance = self.settings, self.chance
         passages: list[int] = []
         questions: list[int] = []
+        room = chance.choices(list(s.passage_tokens), list(s.passage_tokens.values()))[0]
         while len(set(passages)) < s.passages:
-            passages += self._group(questions)
+            passages += self._group(questions, room)
         passages = list(dict.fromkeys(passages))[: s.passages]
         chance.shuffle(passages)
         able = [passage for passage in passages if passage in self.asked]
         questions = (questions + [chance.choice(self.asked[passage]) for passage in (*able, *able)])[: s.passages]
-        room = chance.choice(s.passage_tokens)
         shown = [self._tokens(passage) for passage in passages]
         shown = [ids if len(ids) <= room else [*ids[: room - 1], ids[-1]] for ids in shown]
         pieces = [self._question(place) for place in questions]
@@ -239,7 +247,7 @@ class _Batches:
                   if passage in columns}  # fmt: skip
         return row, list(grades), torch.tensor(list(grades.values()), dtype=torch.int64)
 
-    def _group(self, questions: list[int]) -> list[int]:
+    def _group(self, questions: list[int], room: int) -> list[int]:
         """Return passages that are alike; a collection's query that they belong to joins the questions."""
         chance, group = self.chance, self.settings.group
         if self.judged and chance.random() < self.settings.judged:
@@ -252,17 +260,23 @@ class _Batches:
             ]
             return [chance.choice(best), *chance.sample(question.candidates, min(group - 1, len(question.candidates)))]
         if chance.random() < self.settings.from_collections:
-            place = chance.choice(self.free)
+            place = chance.choice(self.free[room])
             questions.append(place)
             candidates = list(self.texts.questions[place].candidates)
             products = self.job.passage_vectors[candidates] @ self.job.question_vectors[place]
             best = [candidates[index] for index in products.topk(3).indices.tolist()]
             return [chance.choice(best), *chance.sample(candidates, min(group - 1, len(candidates)))]
-        names = list(self.by_source)
+        by_source = self.by_source[room]
+        names = list(by_source)
         name = chance.choices(names, [_WEIGHTS.get(name, 1.0) for name in names])[0]
-        passage = chance.choice(self.by_source[name])
+        passage = chance.choice(by_source[name])
         others = [other for other in self.alike[passage].tolist() if other != passage]
         return [passage, *chance.sample(others, group - 1)]
+
+    def _room(self, passages: Sequence[int]) -> int:
+        """Return the tokens that the middle one of the passages fits into; a longer one is cut."""
+        length = sorted(len(self._tokens(passage)) for passage in passages)[len(passages) // 2]
+        return next((room for room in self.settings.passage_tokens if length <= room), max(self.settings.passage_tokens))
 
     def _tokens(self, passage: int) -> list[int]:
         if passage not in self.kept:

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import LlamaModel
 
 from headrank_pipeline.attention.prompt import PromptBuilder
+from headrank_pipeline.attention.tap import LEAST_SHARE
 from headrank_pipeline.records import Candidate, Query, Ranking
 
 __all__ = ["Frame", "InBatch", "LowRank", "with_low_rank"]
@@ -127,6 +128,7 @@ class InBatch:
         *,
         row_length: int,
         question_length: int,
+        end: int = 0,
     ) -> Tensor:
         """Return the share of every passage in the attention of every head.
 
@@ -138,9 +140,10 @@ class InBatch:
             seen: indices of the passages that questions see below the layers that are read.
             row_length: opening and passage are padded to it.
             question_length: questions are padded to it.
+            end: number of tokens at the end of each question that are no rows.
 
         Returns:
-            [H, Q, P] float32: mean over the rows, softmax over passage tokens.
+            [H, Q, P] float32: mean over the rows of the logarithm of each passage's share, softmax over passage tokens.
         """
         first, deepest = len(opening), max(layer for layer, _ in self.heads)
         ids, lengths = _padded([opening + passage for passage in passages], row_length)
@@ -148,7 +151,6 @@ class InBatch:
         filled = (tokens >= first) & (tokens < lengths[:, None])
         columns = filled & (tokens < lengths[:, None] - 1)  # the separator is seen, but is no passage
         rows, row_lengths = _padded(questions, question_length)
-        asked = torch.arange(question_length) < row_lengths[:, None]
         context = torch.tensor(opening + prefix)
         places = torch.cat([torch.arange(first), int(lengths.max()) + torch.arange(len(prefix) + question_length)])
         turn = self._turn(places)
@@ -156,7 +158,7 @@ class InBatch:
         passage_turn, context_turn, question_turn = self._turn(tokens), tuple(context_turn), tuple(question_turn)
         x, c, y = (self.model.embed_tokens(part) for part in (ids, context[None], rows))
         bias = _Bias.of(filled[seen, first:].reshape(-1), len(context), first, row_length, question_length, x.dtype)
-        mass = _Mass.of(columns, asked)
+        mass = _Mass.of(columns, torch.arange(question_length) < row_lengths[:, None] - end)
         found: dict[tuple[int, int], Tensor] = {}
         for index, layer in enumerate(self.model.layers[: deepest + 1]):
             with torch.set_grad_enabled(torch.is_grad_enabled() and index >= self.trained_from):
@@ -239,8 +241,8 @@ class _Mass:
         width = queries.shape[-1]
         logits = ((queries * width**-0.5).reshape(-1, width) @ keys.reshape(-1, width).T).float() + self.bias
         strength = (logits - logits.detach().amax(-1, keepdim=True)).exp() @ self.owner
-        shares = strength / strength.sum(-1, keepdim=True)
-        return (shares * self.weight).view(self.questions, -1, shares.shape[-1]).sum(1)
+        logs = (strength / strength.sum(-1, keepdim=True)).clamp_min(LEAST_SHARE).log()
+        return (logs * self.weight).view(self.questions, -1, logs.shape[-1]).sum(1)
 
 
 def _attend_alone(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

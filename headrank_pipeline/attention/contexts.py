@@ -275,21 +275,22 @@ def _ask(
 ) -> list[list[Tensor]]:
     """Run the questions of all lists in one pass."""
     questions = _Questions.of(lists, contexts)
-    columns = torch.zeros((len(lists), questions.mask.shape[-1]), dtype=torch.bool)
+    owners = torch.full((len(lists), questions.mask.shape[-1]), -1)
     before = [context.key_of_token() for context in contexts]
     key_of_token = [
         [_joined([before[b], questions.keys(b, g)]) for g in range(len(prompts))] for b, prompts in enumerate(lists)
     ]
     for b, prompts in enumerate(lists):
         for prompt, keys in zip(prompts, key_of_token[b], strict=True):
-            for span in prompt.passages.tolist():  # the last may end within the question: each sees its own
-                columns[b, torch.from_numpy(keys[slice(*span)])] = True
+            for place, span in enumerate(prompt.passages.tolist()):  # the last may end within the question: own keys
+                owners[b, torch.from_numpy(keys[slice(*span)])] = place
     device = reader.device
     read = reader.attend(
         questions.ids,
         look_back,
         questions.rows(lists),
-        to_device(columns, device) if support == "passages" else None,
+        None if support == "all" else to_device(owners, device),
+        passages=max(len(prompts[0].passages) for prompts in lists) if support == "passages-geometric" else None,
         mask=to_device(questions.mask, device),
         positions=to_device(questions.positions, device),
     )

@@ -305,8 +305,8 @@ class AttentionReader:
         ids = self._padded([torch.from_numpy(prompt.token_ids) for prompt in prompts])
         rows, weights = self._rows([[prompt.rows] for prompt in prompts])
         spans = [prompt.passages.tolist() for prompt in prompts]
-        columns = self._columns(spans, ids.shape[1]) if support == "passages" else None
-        tap = self._tap(rows, weights, columns)
+        owners = None if support == "all" else self._owners(spans, ids.shape[1])
+        tap = self._tap(rows, weights, owners, max(map(len, spans)) if support == "passages-geometric" else None)
         self._forward(ids, tap)
         read = self._collect(tap)
         return [read[b, 0, :, : len(prompt)].clone() for b, prompt in enumerate(prompts)]
@@ -364,7 +364,7 @@ class AttentionReader:
 
     def prefill(self, ids: Tensor, past: Past, *, mask: Tensor | None, positions: Tensor | None) -> None:
         """Run tokens [B, T] and read nothing; `past` sees their keys and values."""
-        tap = replace(self._tap(None, None, None), past=past, stop_at=self.depth - 1)  # no values are kept there
+        tap = replace(self._tap(), past=past, stop_at=self.depth - 1)  # no values are kept there
         self._forward(ids, tap, mask=mask, positions=positions)
 
     def attend(
@@ -372,13 +372,14 @@ class AttentionReader:
         ids: Tensor,
         past: Past,
         spans: Sequence[Sequence[tuple[int, int]]],
-        columns: Tensor | None,
+        owners: Tensor | None,
         *,
+        passages: int | None,
         mask: Tensor,
         positions: Tensor,
     ) -> Tensor:
         """Run tokens [B, T] and return [B, G, H, S], the mean attention of G spans of them to S keys."""
-        tap = replace(self._tap(*self._rows(spans), columns), past=past, stop_at=self.depth - 1)
+        tap = replace(self._tap(*self._rows(spans), owners, passages), past=past, stop_at=self.depth - 1)
         self._forward(ids, tap, mask=mask, positions=positions)
         return self._collect(tap)
 
@@ -405,8 +406,8 @@ class AttentionReader:
         if tap.stop_at is not None:
             raise RuntimeError(f"{self.source.name}: its layers do not hand their attention to the tap")
 
-    def _tap(self, rows: Tensor | None, weights: Tensor | None, columns: Tensor | None) -> Tap:
-        return Tap(self._heads, self.heads.depth - 1 if self._takes("early_exit") else None, rows, weights, columns)
+    def _tap(self, *asked: Any) -> Tap:
+        return Tap(self._heads, self.heads.depth - 1 if self._takes("early_exit") else None, *asked)
 
     def _collect(self, tap: Tap) -> Tensor:
         """Return [B, G, H, S] in the head set's order."""
@@ -432,13 +433,13 @@ class AttentionReader:
                 filled = part.stop
         return to_device(rows, self.device), to_device(weights, self.device)
 
-    def _columns(self, spans: Sequence[Sequence[Sequence[int]]], width: int) -> Tensor:
-        """Return [B, width] bool: the keys of this pass that lie in any of a prompt's half-open spans."""
-        columns = torch.zeros((len(spans), width), dtype=torch.bool)
+    def _owners(self, spans: Sequence[Sequence[Sequence[int]]], width: int) -> Tensor:
+        """Return [B, width] int64: the passage that each key of this pass belongs to, -1 for none."""
+        owners = torch.full((len(spans), width), -1)
         for b, found in enumerate(spans):
-            for start, end in found:
-                columns[b, start:end] = True
-        return to_device(columns, self.device)
+            for place, (start, end) in enumerate(found):
+                owners[b, start:end] = place
+        return to_device(owners, self.device)
 
 
 def _positions(prompt: Prompt) -> int:

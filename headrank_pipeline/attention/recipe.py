@@ -218,7 +218,7 @@ def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTok
 Rows = Literal["query", "query..end", "instruction..query", "instruction..query+1", "instruction..end"]
 Columns = Literal["text", "space+text", "label+text", "label+text+separator"]
 Passages = Literal["causal", "isolated"]
-Support = Literal["all", "passages"]
+Support = Literal["all", "passages", "passages-geometric"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +325,9 @@ class ScoringRule:
     """How passages are scored; the fields are the columns of the table in docs/method.md.
 
     Args:
-        support: what the softmax of each row is normalised over.
+        support: what the softmax of each row is normalised over: ``all`` visible tokens, or the tokens of ``passages``
+            only. Rows are averaged; with ``passages-geometric`` they are put together by the geometric mean of each
+            passage's shares: what one word of the query finds cannot outweigh what the others find.
         heads: sum or mean over heads (equal order; the scale of scores differs).
         content_free: the query whose attention is subtracted (``"N/A"`` in ICR), or None for no calibration.
         filter_deviations: drop a passage's tokens at or below mean - k * standard deviation (ICR: k = 2), or None.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.recipe import PromptTemplate, ScoringRule
+from headrank_pipeline.attention.tap import LEAST_SHARE
 from headrank_pipeline.records import NotFinite
 
 __all__ = [
@@ -28,10 +29,6 @@ __all__ = [
     "token_factors",
     "token_scores",
 ]
-
-# A share of attention below this counts as this where logarithms are taken: one head that sees nothing of a passage
-# must not decide alone.
-_LEAST_SHARE = 1e-6
 
 
 def check_places(rule: ScoringRule, template: PromptTemplate, heads: HeadSet) -> None:
@@ -181,7 +178,7 @@ def _log_shares(mass: Tensor) -> Tensor:
     """Return [H, P], the logarithm of each passage's share of a head's mass; an even share of a head without any."""
     total = mass.sum(1, keepdim=True)
     shares = mass / total.clamp_min(torch.finfo(mass.dtype).tiny)
-    return shares.clamp_min(_LEAST_SHARE).log()
+    return shares.clamp_min(LEAST_SHARE).log()
 
 
 def calibrated(attention: Tensor, content_free: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from transformers.masking_utils import sdpa_mask
 
 __all__ = [
     "IMPLEMENTATION",
+    "LEAST_SHARE",
     "DeepestLayerRead",
     "Past",
     "Tap",
@@ -74,18 +75,22 @@ class Tap:
         rows: [B, R] int64, positions of the row tokens among this pass's tokens, padded with any valid position.
         weights: [B, G, R] float32, how much each row counts in each of G groups; a mean has 1/|Q| on its rows. G is 1,
             or the number of queries that share the passages. None: this pass reads nothing (it only fills a cache).
-        columns: [B, S] bool, the keys over which the softmax is normalised (passage tokens), or None for all keys.
+        owners: [B, S] int64, the passage that each key belongs to, -1 for none; the softmax is normalised over those of
+            passages. None: over all keys.
+        passages: how many of them there are, where rows are put together by the geometric mean (`mean_attention`);
+            None: by the mean.
         past: sees every layer's keys and values, and extends them; None: this pass's tokens see each other only.
 
     Attributes:
-        read: layer -> [B, G, h, S] float32, weighted mean attention of the rows to each key.
+        read: layer -> [B, G, h, S] float32, mean attention of the rows to each key.
     """
 
     heads: Mapping[int, Tensor]
     stop_at: int | None
     rows: Tensor | None = None
     weights: Tensor | None = None
-    columns: Tensor | None = None
+    owners: Tensor | None = None
+    passages: int | None = None
     past: Past | None = None
     read: dict[int, Tensor] = field(default_factory=dict)
 
@@ -96,7 +101,7 @@ class Tap:
         with torch.autocast(key.device.type, enabled=False):  # training's autocast would undo the float32
             self.read[layer] = mean_attention(
                 queries, key, self.heads[layer], self.rows, self.weights,
-                mask=mask, columns=self.columns, scaling=scaling,
+                mask=mask, owners=self.owners, scaling=scaling, passages=self.passages,
             )  # fmt: skip
 
 
@@ -273,10 +278,11 @@ def mean_attention(
     weights: Tensor,
     *,
     mask: Tensor | None,
-    columns: Tensor | None,
+    owners: Tensor | None,
     scaling: float,
+    passages: int | None = None,
 ) -> Tensor:
-    """Return the weighted mean over rows of softmax(q k^T) for some heads, in float32 whatever the inputs are.
+    """Return the mean over rows of softmax(q k^T) for some heads, in float32 whatever the inputs are.
 
     Args:
         queries: [B, A, R, D] of the rows, after QK-norm and RoPE.
@@ -285,20 +291,25 @@ def mean_attention(
         rows: [B, R] int64, their positions among this pass's tokens.
         weights: [B, G, R] float32.
         mask: [B or 1, 1, T, S] bool, True where a row may look, or None for plain causal attention with T = S.
-        columns: [B, S] bool; the softmax is normalised over these keys only. None: over all visible keys.
+        owners: [B, S] int64, the passage of each key; the softmax is normalised over keys from 0 on only. None: over
+            all visible keys.
         scaling: factor on q k^T, usually D ** -0.5.
+        passages: number of passages in each prompt, padded: the sum over a passage's keys is the geometric mean of its
+            shares in the rows, scaled to sum to 1 over passages; keys divide it as they divide the shares. Needs
+            owners. None: the mean.
 
     Returns:
-        [B, G, h, S] float32; with columns, a row that sees none of them contributes zeros. NaN at keys that are not
+        [B, G, h, S] float32; with owners, a row that sees no passage contributes nothing. NaN at keys that are not
         finite.
     """
     batch, query_heads = queries.shape[:2]
     key_heads, keys = key.shape[1], key.shape[2]
     result = key.new_zeros((batch, weights.shape[1], len(heads), keys), dtype=torch.float32)
+    collected = None if passages is None else _Passages.of(owners, passages, weights, len(heads))
     row_queries = queries.float() * scaling  # scaled first: half-precision products overflow (QRHead PR 3)
-    owners = heads // (query_heads // key_heads)  # on the host, like `heads`: asking a device would mean waiting for it
-    for owner in sorted(set(owners.tolist())):
-        places = (owners == owner).nonzero()[:, 0]
+    key_head = heads // (query_heads // key_heads)  # on the host, like `heads`: asking a device would mean waiting
+    for owner in sorted(set(key_head.tolist())):
+        places = (key_head == owner).nonzero()[:, 0]
         mine = to_device(places, key.device)
         head_queries = row_queries.index_select(1, to_device(heads[places], key.device))
         head_keys = key[:, owner, None].float()
@@ -306,17 +317,58 @@ def mean_attention(
         step = max(1, _MAX_LOGITS // (batch * len(places) * keys))
         for start in range(0, rows.shape[1], step):
             part = slice(start, start + step)
-            visible = _visible(rows[:, part], keys, mask, columns)  # [B, r, S]
+            visible = _visible(rows[:, part], keys, mask, owners)  # [B, r, S]
             logits = head_queries[:, :, part] @ head_keys.transpose(2, 3)  # [B, m, r, S]
             logits = logits.masked_fill(~visible[:, None], float("-inf"))
             attention = torch.softmax(logits, dim=-1)
-            if columns is not None:  # a row without any visible column is 0/0
+            if owners is not None:  # a row without any visible column is 0/0
                 attention = attention.masked_fill(~visible.any(-1)[:, None, :, None], 0.0)
+            if collected is not None:
+                attention = collected.within(attention, weights[:, :, part], mine)
             result[:, :, mine] += torch.einsum("bgr,bmrs->bgms", weights[:, :, part], attention)
         # A product of minus infinity would be no attention, as if the token were not looked at.
-        broken = broken if columns is None else broken & columns[:, None, None]
+        broken = broken if owners is None else broken & (owners >= 0)[:, None, None]
         result[:, :, mine] += torch.zeros_like(broken, dtype=torch.float32).masked_fill(broken, float("nan"))
-    return result
+    return result if collected is None else result * collected.shares()
+
+
+# A passage's share below this counts as this where logarithms are taken: one row, or one head, that sees nothing of a
+# passage must not decide alone.
+LEAST_SHARE = 1e-6
+
+
+@dataclass
+class _Passages:
+    """Collects, chunk of rows by chunk of rows, the mean logarithm of every passage's share in a row.
+
+    Attributes:
+        places: [B, 1, 1, S] int64, the passage of each key; one past the last for none.
+        logs: [B, G, h, P + 1] float32, the mean so far; minus infinity for a passage without keys.
+    """
+
+    places: Tensor
+    logs: Tensor
+
+    @classmethod
+    def of(cls, owners: Tensor | None, passages: int, weights: Tensor, heads: int) -> _Passages:
+        assert owners is not None
+        places = torch.where(owners < 0, passages, owners)[:, None, None]
+        missing = torch.ones((len(owners), 1, 1, passages + 1), dtype=torch.bool, device=owners.device)
+        logs = weights.new_zeros((len(owners), weights.shape[1], heads, passages + 1))
+        return cls(places, logs.masked_fill(missing.scatter(3, places, False), float("-inf")))
+
+    def within(self, attention: Tensor, weights: Tensor, heads: Tensor) -> Tensor:
+        """Note the shares of a chunk of rows [B, m, r, S]; return it divided by each key's passage's share."""
+        places = self.places.expand(attention.shape)
+        shares = attention.new_zeros((*attention.shape[:3], self.logs.shape[-1])).scatter_add(3, places, attention)
+        logs = shares.clamp_min(LEAST_SHARE).log()
+        self.logs[:, :, heads] += torch.einsum("bgr,bmrp->bgmp", weights, logs)
+        return attention / shares.clamp_min(torch.finfo(shares.dtype).tiny).gather(3, places)
+
+    def shares(self) -> Tensor:
+        """Return [B, G, h, S]: the scaled geometric mean of each key's passage."""
+        means = F.pad(torch.softmax(self.logs[..., :-1], -1), (0, 1))
+        return means.gather(3, self.places.expand(*means.shape[:3], -1))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -328,14 +380,14 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
-def _visible(rows: Tensor, keys: int, mask: Tensor | None, columns: Tensor | None) -> Tensor:
+def _visible(rows: Tensor, keys: int, mask: Tensor | None, owners: Tensor | None) -> Tensor:
     """Return [B, r, S] bool: the keys over which each row's softmax runs."""
     if mask is None:
         visible = torch.arange(keys, device=rows.device) <= rows[..., None]
     else:
         at = rows[..., None].expand(*rows.shape, keys)
         visible = mask[:, 0].expand(rows.shape[0], -1, -1).gather(1, at)
-    return visible if columns is None else visible & columns[:, None]
+    return visible if owners is None else visible & (owners >= 0)[:, None]
 
 
 # ---------------------------------------------------------------------------------------------------------- CPU kernels

@@ -23,7 +23,9 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model_files import named_model, trained_files
 from headrank_pipeline.attention.prompt import Prompt
 from headrank_pipeline.attention.reader import SHORTCUTS, AttentionReader
-from headrank_pipeline.attention.scoring import pool_tokens, token_scores
+from headrank_pipeline.attention.recipe import Support
+from headrank_pipeline.attention.scoring import passage_scores
+from headrank_pipeline.attention.tap import LEAST_SHARE
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
@@ -158,28 +160,32 @@ def _own_scores(reranker: AttentionReranker, ranking: Ranking) -> list[float]:
     """Return the scores of a list by the model's own attention."""
     rule, reader = reranker.recipe.rule, reranker.reader
     prompt = reranker.builder.build(ranking)
-    read = _own_reading(reader, prompt, passages_only=rule.support == "passages")
+    read = _own_reading(reader, prompt, rule.support)
     blank = None
     if rule.content_free is not None:
-        other = reranker.builder.with_query(prompt, rule.content_free)
-        blank = _own_reading(reader, other, passages_only=rule.support == "passages")
-    scores: list[float] = pool_tokens(
-        token_scores(read, blank, rule, reader.heads.weights), prompt.passages, rule
-    ).tolist()
+        blank = _own_reading(reader, reranker.builder.with_query(prompt, rule.content_free), rule.support)
+    scores: list[float] = passage_scores(read, blank, prompt.passages, prompt.places, rule, reader.heads).tolist()
     return scores
 
 
-def _own_reading(reader: AttentionReader, prompt: Prompt, *, passages_only: bool) -> Tensor:
-    """Return [H, N], the mean over rows of the heads' own attention."""
-    (rows,) = own_attention(reader.model, [prompt], name=reader.source.name)
-    if passages_only:
-        columns = torch.zeros(len(prompt), dtype=torch.bool, device=rows.device)
-        for start, end in prompt.passages.tolist():
-            columns[start:end] = True
-        rows = rows * columns
-        rows = rows / rows.sum(-1, keepdim=True)
+def _own_reading(reader: AttentionReader, prompt: Prompt, support: Support) -> Tensor:
+    """Return [H, N], the heads' own attention, its rows put together as `support` says."""
+    (attention,) = own_attention(reader.model, [prompt], name=reader.source.name)
     layers, places = zip(*reader.heads.heads, strict=True)
-    return rows.mean(2)[list(layers), list(places)]
+    rows = attention[list(layers), list(places)]  # [H, R, N]
+    if support == "all":
+        return rows.mean(1)
+    only = torch.zeros_like(rows)
+    for start, end in prompt.passages.tolist():
+        only[..., start:end] = rows[..., start:end]
+    only = only / only.sum(-1, keepdim=True)
+    if support == "passages":
+        return only.mean(1)
+    shares = torch.stack([only[..., start:end].sum(-1) for start, end in prompt.passages.tolist()], -1)  # [H, R, P]
+    together = torch.softmax(shares.clamp_min(LEAST_SHARE).log().mean(1), -1)
+    for place, (start, end) in enumerate(prompt.passages.tolist()):
+        only[..., start:end] *= (together[:, None, place] / shares[..., place])[..., None]
+    return only.mean(1)
 
 
 def _difference(

@@ -73,6 +73,9 @@ def eager_rows(folder, prompt):
     return eager_attention(folder, prompt)[:, :, slice(*prompt.rows)].mean(2).flatten(0, 1)
 
 
+SUPPORTS = ("all", "passages", "passages-geometric")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tap_equals_eager_attention(folders, family):
     _, made = prompts()
@@ -105,7 +108,7 @@ def test_truncated_model_equals_whole_model(folders, family):
         assert (few - every[index]).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("support", ["all", "passages"])
+@pytest.mark.parametrize("support", SUPPORTS)
 def test_batched_equals_one_by_one(folders, support):
     _, made = prompts(count=5)
     batched = reader_of(folders["qwen3"], batch_tokens=100_000).read(made, support=support)
@@ -148,7 +151,7 @@ def test_no_pass_that_prompts_share_is_larger_than_the_budget(folders):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("support", ["all", "passages"])
+@pytest.mark.parametrize("support", SUPPORTS)
 def test_calibration_on_the_shared_prefix_equals_two_full_passes(folders, family, support):
     builder, made = prompts(ICR, count=4)
     pairs = [(prompt, builder.with_query(prompt, "N/A")) for prompt in made]
@@ -164,17 +167,30 @@ def test_calibration_on_the_shared_prefix_equals_two_full_passes(folders, family
 RECIPES = {recipe.name: recipe for recipe in (HEADRANK, ICR, QRHEAD, CORE, QRRANKER)}
 
 
-def renormalised(attention, prompt):
-    """[L * A, N] of eager attention over the passages' columns alone; rows that see none read zero."""
+def renormalised(attention, prompt, support):
+    """[L * A, N] of eager attention over the passages' columns alone; rows that see none read zero.
+
+    For the geometric mean of the rows every token is one of its passage's share, as in the rows' mean.
+    """
     columns = torch.zeros(len(prompt))
     for start, end in prompt.passages:
         columns[start:end] = 1.0
     seen = attention[:, :, slice(*prompt.rows)] * columns
-    return (seen / seen.sum(-1, keepdim=True).clamp_min(1e-30)).mean(2).flatten(0, 1)
+    seen = (seen / seen.sum(-1, keepdim=True).clamp_min(1e-30)).flatten(0, 1)
+    if support == "passages":
+        return seen.mean(1)
+    spans = [(start, end) for start, end in prompt.passages if start < end]
+    shares = [seen[..., start:end].sum(-1) for start, end in spans]
+    logs = torch.stack([share.clamp_min(1e-6).log().mean(1) for share in shares])
+    found = torch.zeros(len(seen), len(prompt))
+    for (start, end), share, scaled in zip(spans, shares, torch.softmax(logs, 0), strict=True):
+        inside = seen[..., start:end] / share[..., None].clamp_min(1e-30)
+        found[:, start:end] = inside.mean(1) * scaled[:, None]
+    return found
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("support", ["all", "passages"])
+@pytest.mark.parametrize("support", SUPPORTS)
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_every_recipe_reads_what_eager_attention_shows_fast_or_slow_batched_or_alone(
     folders, name, support, calibrated
@@ -189,7 +205,7 @@ def test_every_recipe_reads_what_eager_attention_shows_fast_or_slow_batched_or_a
             for one, seen, reads in zip(lists, eager, reader.stream(lists, support=support), strict=True):
                 for prompt, attention, read in zip(one, seen, reads, strict=True):
                     whole = attention[:, :, slice(*prompt.rows)].mean(2).flatten(0, 1)
-                    expected = whole if support == "all" else renormalised(attention, prompt)
+                    expected = whole if support == "all" else renormalised(attention, prompt, support)
                     assert (read - expected).abs().max() <= TOLERANCE
 
 
@@ -229,7 +245,7 @@ def test_large_products_do_not_overflow_in_half_precision():
     key = torch.full((1, 1, 4, 64), 200.0, dtype=torch.float16)
     read = mean_attention(
         query, key, torch.tensor([0]), torch.tensor([[0]]), torch.ones(1, 1, 1),
-        mask=torch.ones(1, 1, 1, 4, dtype=torch.bool), columns=None, scaling=1.0,
+        mask=torch.ones(1, 1, 1, 4, dtype=torch.bool), owners=None, scaling=1.0,
     )  # fmt: skip
     assert torch.equal(read, torch.full((1, 1, 1, 4), 0.25))
 
@@ -239,7 +255,7 @@ def test_a_key_that_is_not_finite_is_never_read_as_no_attention(value):
     query, key = torch.full((1, 1, 1, 4), -1.0), torch.ones(1, 1, 3, 4)
     key[0, 0, 1, 0] = value  # times -1 an infinite one would weigh nothing, and the others be as before
     read = mean_attention(
-        query, key, torch.tensor([0]), torch.tensor([[2]]), torch.ones(1, 1, 1), mask=None, columns=None, scaling=1.0
+        query, key, torch.tensor([0]), torch.tensor([[2]]), torch.ones(1, 1, 1), mask=None, owners=None, scaling=1.0
     )
     assert not torch.isfinite(read[..., 1]).any()
     others = torch.tensor([[True, False, True]])
