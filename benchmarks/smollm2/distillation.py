@@ -53,7 +53,6 @@ class Settings:
     """Everything that decides the distillation besides the texts."""
 
     heads: tuple[tuple[int, int], ...] = ((17, 3), (17, 4), (17, 5), (17, 0), (15, 6), (15, 7))
-    temperature: float = 0.2
     minutes: float = 28.0
     steps: int | None = None  # instead of minutes
     rank: int = 15
@@ -137,7 +136,7 @@ class Distillation:
         lengths = {"row_length": len(batches.opening) + batch.room, "question_length": s.question_tokens}
         logs = reader.shares(batches.opening, batch.passages, batch.prefix, batch.questions, batch.seen, **lengths,
                              end=self.frame.end)  # fmt: skip
-        scores, shares = torch.softmax(logs.mean(0) / s.temperature, -1), torch.softmax(logs / s.temperature, -1)
+        scores, shares = torch.softmax(logs.mean(0), -1), torch.softmax(logs, -1)
         together, each = _divergence(batch.wanted, scores), _divergence(batch.wanted, shares)
         loss = together + s.each_head * each
         if batch.judged:
@@ -276,7 +275,9 @@ class _Batches:
     def _room(self, passages: Sequence[int]) -> int:
         """Return the tokens that the middle one of the passages fits into; a longer one is cut."""
         length = sorted(len(self._tokens(passage)) for passage in passages)[len(passages) // 2]
-        return next((room for room in self.settings.passage_tokens if length <= room), max(self.settings.passage_tokens))
+        return next(
+            (room for room in self.settings.passage_tokens if length <= room), max(self.settings.passage_tokens)
+        )
 
     def _tokens(self, passage: int) -> list[int]:
         if passage not in self.kept:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import numpy as np
 
-if TYPE_CHECKING:  # it brings torch, which readers of head sets do without
-    from headrank_pipeline.attention.recipe import Support
+from headrank_pipeline.attention.recipe import Support
 
 __all__ = ["Places", "relative_places"]
 
@@ -59,8 +58,8 @@ class Places:
                 raise ValueError(f"places: {name} has {len(curve)} values for {len(points)} points")
             if name != "error" and min(curve) <= 0:
                 raise ValueError(f"places: {name}: expected shares above 0, got {min(curve)}")
-        if self.support not in ("all", "passages"):
-            raise ValueError(f"places: support {self.support!r}: expected all or passages")
+        if self.support not in get_args(Support):
+            raise ValueError(f"places: support {self.support!r}: expected {', '.join(get_args(Support))}")
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Places:

@@ -7,6 +7,7 @@ normalisation, their own place curves) pools first: [H, N] -> [H, P] -> [P].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -107,7 +108,8 @@ def token_factors(
     """Return what each head's attention to each token counts in the score of the token's passage.
 
     A passage's score is the sum of these factors times the attention, less that of the content-free query: how it
-    divides among tokens and heads. Arguments as in `passage_scores`.
+    divides among tokens and heads. Arguments as in `passage_scores`. With logarithms a score is no sum over
+    heads: each has its weight's part of it, and divides that among the passage's tokens as its attention is.
 
     Returns:
         One [H, n] float64 array per passage, n being its tokens; 0 where the rule's filter drops a token.
@@ -115,11 +117,12 @@ def token_factors(
     Raises:
         ValueError: a rule whose scores are no such sums.
     """
-    for name, plain in (("normalise", "mass"), ("temperature", 1.0)):
-        if (value := getattr(rule, name)) != plain:
+    plain = {"normalise": ("mass", "log"), "temperature": (1.0,)}
+    for name in plain if rule.normalise != "log" else ():
+        if (value := getattr(rule, name)) not in plain[name]:
             raise ValueError(
-                f"{name} {value!r}: scores compare each head's attention over the whole list, so they are no sum over "
-                f"a passage's words; with {name} {plain!r} they are"
+                f"{name} {value!r}: scores compare each head's attention over the whole list, so they do not divide "
+                f"among a passage's words; with normalise 'log', or with {name} {plain[name][0]!r}, they do"
             )
     read = attention if content_free is None else calibrated(attention, content_free)
     weight = _head_weights(heads.weights, len(read), rule).numpy()
@@ -133,8 +136,13 @@ def token_factors(
     elif rule.filter_deviations is not None:
         summed = token_scores(attention, content_free, rule, heads.weights)[tokens]
         kept = (~_dropped(summed, owner, lengths, rule.filter_deviations))[None].astype(float)
-    by_length = np.maximum(lengths, 1) ** rule.length_exponent
-    factors = weight[:, None] * kept / (divisor * by_length)[:, owner]
+    if rule.normalise == "log":
+        scores = passage_scores(attention, content_free, passages, places, rule, heads)
+        mass = passage_mass(read.double(), passages, replace(rule, length_exponent=0.0)).cpu().numpy()
+        part = weight[:, None] / weight.sum() * scores / np.maximum(mass, np.finfo(float).tiny)
+    else:
+        part = weight[:, None] / (divisor * np.maximum(lengths, 1) ** rule.length_exponent)
+    factors = kept * part[:, owner]
     return np.split(factors, np.cumsum(lengths)[:-1], axis=1)
 
 

@@ -1,7 +1,8 @@
 """Explanations: which words of each passage the selected heads looked at.
 
 Scores of attention are sums over heads and tokens, so what a word adds to a score is read off, not estimated: the words
-of a passage add up to its score. A rule whose scores are no such sums is refused.
+of a passage add up to its score. Where rows or heads are put together by a geometric mean, a passage's score is divided
+among its words as the attention of each row and head is. Scores that can be negative without calibration are refused.
 
 The deletion test asks whether a passage's score falls more without the words that an explanation names than without
 others. From each passage in turn the words with the largest contributions are deleted and the list is read again; then
@@ -242,8 +243,10 @@ class _Reading:
             narrowed = [replace(prompt, rows=rows) for _, rows in groups]
             total = prompt.rows[1] - prompt.rows[0]
             shares = [(rows[1] - rows[0]) / total for _, rows in groups]
-            apart = reader.read(narrowed, support=rule.support)
-            parts = [share * _numbers(part) for share, part in zip(shares, apart, strict=True)]
+            apart = [_numbers(part) for part in reader.read(narrowed, support=rule.support)]
+            if rule.support == "passages-geometric":
+                apart = [_of_equal_sums(part, _numbers(counted), prompt) for part in apart]
+            parts = [share * part for share, part in zip(shares, apart, strict=True)]
             if content_free is not None:
                 asking, parts = (*asking, f"less that of {rule.content_free!r}"), [*parts, -_numbers(content_free)]
         values = _numbers(counted)
@@ -254,6 +257,18 @@ class _Reading:
 def _numbers(attention: Tensor) -> np.ndarray:
     values: np.ndarray = attention.double().cpu().numpy()
     return values
+
+
+def _of_equal_sums(part: np.ndarray, whole: np.ndarray, prompt: Prompt) -> np.ndarray:
+    """Return [H, N] attention of some rows, scaled so that each passage has as much of it as of the whole.
+
+    A geometric mean is no sum over rows: what is left to tell is which words of a passage each row looked at.
+    """
+    scaled = part.copy()
+    for start, end in prompt.passages.tolist():
+        wanted, found = (one[:, start:end].sum(1, keepdims=True) for one in (whole, part))
+        scaled[:, start:end] *= wanted / np.maximum(found, np.finfo(float).tiny)
+    return scaled
 
 
 def _passage(

@@ -8,6 +8,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load, prefer_flash_attention
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import SHORTCUTS, AttentionReader
-from headrank_pipeline.attention.recipe import HEADRANK, RECIPES
+from headrank_pipeline.attention.recipe import HEADRANK, RECIPES, Support
 from headrank_pipeline.attention.scoring import passage_mass
 from headrank_pipeline.attention.tap import (
     blockwise_causal_attention,
@@ -651,7 +652,7 @@ def test_4b_with_100_passages_fits_a_card_of_24_gb():
     assert weights + tokens * model_module.bytes_per_token(shape, 1152, torch.bfloat16) < 24 * 10**9
 
 
-@pytest.mark.parametrize("support", ["all", "passages"])
+@pytest.mark.parametrize("support", get_args(Support))
 @pytest.mark.parametrize("recipe", list(RECIPES.values()), ids=list(RECIPES))
 def test_every_recipe_scores_the_same_fast_or_slow_in_batches_or_alone(folders, always_worth, recipe, support):
     """Calibrated CORE reads a token beyond what its two prompts share."""

@@ -6,6 +6,7 @@ The tests that compare run on a CPU everywhere, which says that they ask for the
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.attention.reader import AttentionReader
-from headrank_pipeline.attention.recipe import HEADRANK
+from headrank_pipeline.attention.recipe import HEADRANK, Support
 from headrank_pipeline.attention.scoring import passage_mass
 from headrank_pipeline.learn.schedule import TrainingConfig
 from headrank_pipeline.learn.trainer import Trainer, TrainingData
@@ -50,7 +51,7 @@ def largest_difference(some, others):
 
 
 @compared
-@pytest.mark.parametrize("support", ["all", "passages"])
+@pytest.mark.parametrize("support", get_args(Support))
 @pytest.mark.parametrize("passages", ["causal", "isolated"])
 def test_readings_are_those_of_a_cpu(folder, device, passages, support):
     made_by = builder(passages=passages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
-from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, PLAIN, QRRANKER
+from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, PLAIN, QRRANKER, Support
 from headrank_pipeline.cli import main
 from headrank_pipeline.learn.lists import save_lists
 from headrank_pipeline.learn.movable import checkpointed_activations
@@ -86,17 +87,26 @@ def eager_rows(model, prompt, support="all"):
         output_attentions=True,
     )  # fmt: skip
     attention = torch.stack([layer[0] for layer in output.attentions])[:, :, slice(*prompt.rows)]
+    if support == "all":
+        return attention.mean(2).flatten(0, 1)
+    columns = torch.zeros(len(prompt))
+    for start, end in prompt.passages:
+        columns[start:end] = 1
+    attention = attention * columns
+    attention = attention / attention.sum(-1, keepdim=True)
     if support == "passages":
-        columns = torch.zeros(len(prompt))
-        for start, end in prompt.passages:
-            columns[start:end] = 1
-        attention = attention * columns
-        attention = attention / attention.sum(-1, keepdim=True)
-    return attention.mean(2).flatten(0, 1)
+        return attention.mean(2).flatten(0, 1)
+    shares = [attention[..., start:end].sum(-1, keepdim=True) for start, end in prompt.passages]
+    together = torch.softmax(torch.stack([share.clamp_min(1e-6).log().mean(2) for share in shares]), 0)
+    parts = [torch.zeros_like(attention[:, :, 0])] * len(prompt)
+    for (start, end), share, scaled in zip(prompt.passages, shares, together, strict=True):
+        for token in range(start, end):
+            parts[token] = (attention[..., token, None] / share).mean(2) * scaled
+    return torch.stack([part.flatten(0, 1)[:, -1] for part in parts], -1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("support", ["all", "passages"])
+@pytest.mark.parametrize("support", get_args(Support))
 def test_equals_eager_attention_under_a_block_mask(folders, family, support):
     builder, model = builder_of(), eager_model(folders[family])
     made = [builder.build(one) for one in rankings()]
@@ -115,7 +125,7 @@ def test_truncated_model_equals_whole_model(folders, heads):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("support", ["all", "passages"])
+@pytest.mark.parametrize("support", get_args(Support))
 def test_calibration_equals_two_readings(folders, family, support):
     builder, model = builder_of(ICR), eager_model(folders[family])
     pairs = [(prompt, builder.with_query(prompt, "N/A")) for prompt in map(builder.build, rankings())]
@@ -127,7 +137,8 @@ def test_calibration_equals_two_readings(folders, family, support):
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_gradients_equal_those_of_the_reference(folders, checkpointed):
+@pytest.mark.parametrize("support", ["passages", "passages-geometric"])
+def test_gradients_equal_those_of_the_reference(folders, checkpointed, support):
     builder, reference = builder_of(), eager_model(folders["qwen3"])
     made = [builder.build(one) for one in rankings(2)]
     chosen = HeadSet("some", ((2, 3), (0, 1), (1, 2)))
@@ -136,9 +147,9 @@ def test_gradients_equal_those_of_the_reference(folders, checkpointed):
     index = [layer * 4 + head for layer, head in chosen.heads]
     weights = [torch.randn(len(index), len(prompt), generator=torch.manual_seed(1)) for prompt in made]
     with checkpointed_activations(reader.model, enabled=checkpointed):
-        reads = reader.forward(made, support="passages")
+        reads = reader.forward(made, support=support)
         sum((read * weight).sum() for read, weight in zip(reads, weights, strict=True)).backward()
-    expected = [eager_rows(reference, prompt, "passages")[index] for prompt in made]
+    expected = [eager_rows(reference, prompt, support)[index] for prompt in made]
     sum((read * weight).sum() for read, weight in zip(expected, weights, strict=True)).backward()
     theirs = dict(reference.model.named_parameters())
     moved = 0
@@ -153,7 +164,7 @@ def test_gradients_equal_those_of_the_reference(folders, checkpointed):
     assert moved > 20
 
 
-@pytest.mark.parametrize("support", ["all", "passages"])
+@pytest.mark.parametrize("support", get_args(Support))
 def test_batch_of_lists_equals_one_by_one(folders, support):
     made = [builder_of().build(one) for one in rankings(5)]
     batched = reader_of(folders["qwen3"]).read(made, support=support)

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import cache
+from typing import get_args
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import SHORTCUTS, AttentionReader
-from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER
+from headrank_pipeline.attention.recipe import CORE, HEADRANK, ICR, QRHEAD, QRRANKER, Support
 from headrank_pipeline.attention.tap import mean_attention
 from headrank_pipeline.pipeline import MissingPrerequisite
 from headrank_pipeline.records import Candidate, Query, Ranking
@@ -73,9 +74,6 @@ def eager_rows(folder, prompt):
     return eager_attention(folder, prompt)[:, :, slice(*prompt.rows)].mean(2).flatten(0, 1)
 
 
-SUPPORTS = ("all", "passages", "passages-geometric")
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tap_equals_eager_attention(folders, family):
     _, made = prompts()
@@ -108,7 +106,7 @@ def test_truncated_model_equals_whole_model(folders, family):
         assert (few - every[index]).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("support", SUPPORTS)
+@pytest.mark.parametrize("support", get_args(Support))
 def test_batched_equals_one_by_one(folders, support):
     _, made = prompts(count=5)
     batched = reader_of(folders["qwen3"], batch_tokens=100_000).read(made, support=support)
@@ -151,7 +149,7 @@ def test_no_pass_that_prompts_share_is_larger_than_the_budget(folders):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("support", SUPPORTS)
+@pytest.mark.parametrize("support", get_args(Support))
 def test_calibration_on_the_shared_prefix_equals_two_full_passes(folders, family, support):
     builder, made = prompts(ICR, count=4)
     pairs = [(prompt, builder.with_query(prompt, "N/A")) for prompt in made]
@@ -190,7 +188,7 @@ def renormalised(attention, prompt, support):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("support", SUPPORTS)
+@pytest.mark.parametrize("support", get_args(Support))
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_every_recipe_reads_what_eager_attention_shows_fast_or_slow_batched_or_alone(
     folders, name, support, calibrated
@@ -224,11 +222,12 @@ def test_padding_masks_reach_the_tap(folders, family):
     assert (outputs[0] - outputs[1]).abs().max() <= TOLERANCE
 
 
-def test_long_queries_are_read_in_chunks_of_rows(folders, monkeypatch):
+@pytest.mark.parametrize("support", get_args(Support))
+def test_long_queries_are_read_in_chunks_of_rows(folders, monkeypatch, support):
     _, made = prompts()
-    whole = reader_of(folders["qwen3"]).read(made)
+    whole = reader_of(folders["qwen3"]).read(made, support=support)
     monkeypatch.setattr(tap_module, "_MAX_LOGITS", 1)
-    for one, other in zip(reader_of(folders["qwen3"]).read(made), whole, strict=True):
+    for one, other in zip(reader_of(folders["qwen3"]).read(made, support=support), whole, strict=True):
         assert (one - other).abs().max() <= TOLERANCE
 
 
@@ -258,18 +257,21 @@ def test_a_key_that_is_not_finite_is_never_read_as_no_attention(value):
         query, key, torch.tensor([0]), torch.tensor([[2]]), torch.ones(1, 1, 1), mask=None, owners=None, scaling=1.0
     )
     assert not torch.isfinite(read[..., 1]).any()
-    others = torch.tensor([[True, False, True]])
-    read = mean_attention(
-        query, key, torch.tensor([0]), torch.tensor([[2]]), torch.ones(1, 1, 1), mask=None, columns=others, scaling=1.0
-    )
-    assert torch.equal(read, torch.tensor([[[[0.5, 0.0, 0.5]]]]))  # it is no part of what is asked for
+    owners = torch.tensor([[0, -1, 1]])
+    for passages in (None, 2):
+        read = mean_attention(
+            query, key, torch.tensor([0]), torch.tensor([[2]]), torch.ones(1, 1, 1),
+            mask=None, owners=owners, scaling=1.0, passages=passages,
+        )  # fmt: skip
+        assert torch.equal(read, torch.tensor([[[[0.5, 0.0, 0.5]]]]))  # it is no part of what is asked for
 
 
 def test_rows_without_any_passage_token_read_zero(folders):
     builder, _ = prompts()
     prompt = builder.build(Ranking(Query("q", "birds"), (Candidate("d", 1.0, ""),)))
-    (read,) = reader_of(folders["qwen3"]).read([prompt], support="passages")
-    assert torch.equal(read, torch.zeros_like(read))
+    for support in ("passages", "passages-geometric"):
+        (read,) = reader_of(folders["qwen3"]).read([prompt], support=support)
+        assert torch.equal(read, torch.zeros_like(read))
 
 
 def test_no_prompts_give_no_readings(folders):

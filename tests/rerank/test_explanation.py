@@ -34,6 +34,9 @@ SYSTEMS = {
     "calibrated": ("headrank", {"content_free": "N/A"}),
     "calibrated and isolated": ("headrank", {"content_free": "N/A", "passages": "isolated"}),
     "mean over tokens": ("headrank", {"length_exponent": 1.0, "filter_deviations": 0.5}),
+    "geometric over rows": ("headrank", {"support": "passages-geometric"}),
+    "geometric over heads": ("headrank", {"normalise": "log", "length_exponent": 0.5}),
+    "geometric over both": ("headrank", {"support": "passages-geometric", "normalise": "log", "passages": "isolated"}),
     "icr": ("icr", {}),
     "qrhead": ("qrhead", {}),
     "core": ("core", {}),
@@ -113,7 +116,6 @@ def test_record_is_json_and_holds_all_words(model):
     ("options", "reason"),
     [
         ({"normalise": "zscore"}, "normalise 'zscore': scores compare"),
-        ({"normalise": "log"}, "normalise 'log': scores compare"),
         ({"temperature": 0.5}, "temperature 0.5: scores compare"),
         ({"max_prompt_tokens": 150}, "read in . prompts, whose scores are put on one scale"),
     ],
