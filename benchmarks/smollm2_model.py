@@ -52,8 +52,8 @@ from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.selection import select_heads
 from headrank_pipeline.learn.settings import SelectionConfig
 
-ISOLATED = HEADRANK.varied({"passages": "isolated"})
-TRAINING_WORDS = 80
+RECIPE = HEADRANK.varied({"passages": "isolated", "support": "passages-geometric", "normalise": "log", "rows": "query"})
+WORDS = 220
 # Rounds after the first one see more of the collections' queries, of TREC DL above all.
 _AGAIN = Settings(learning_rate=6e-4, from_collections=0.45, favoured=(("dl23", 3), ("rankzephyr_sample", 2)))
 _ALIGNED = replace(_AGAIN, learning_rate=2e-4, judged=0.6)
@@ -95,7 +95,7 @@ def _distilled(chosen: argparse.Namespace, command: str) -> Path:
         rounds.append(replace(_AGAIN, minutes=minutes, started_from=before, seed=number))
     heads = HeadSet("distilled", rounds[0].heads, model=chosen.model.name)
     loaded = load(chosen.model, heads, dtype="float32")
-    frame = Frame(PromptBuilder(loaded.tokenizer, ISOLATED.template, max_prompt_tokens=8192))
+    frame = Frame(PromptBuilder(loaded.tokenizer, RECIPE.template, max_prompt_tokens=8192))
     for number, settings in enumerate(rounds):
         folder = chosen.output / f"round-{number}"
         if not (folder / "done").exists():
@@ -103,7 +103,7 @@ def _distilled(chosen: argparse.Namespace, command: str) -> Path:
             Distillation(model, frame, *_encoded(chosen), settings).run(folder)
             (folder / "done").touch()
     folded(loaded.model, folder)
-    return export(loaded, ISOLATED, distilled, name="smollm2-distilled", made_by={"command": command})
+    return export(loaded, RECIPE, distilled, name="smollm2-distilled", made_by={"command": command})
 
 
 def _encoded(chosen: argparse.Namespace) -> tuple[Texts, torch.Tensor, torch.Tensor]:
@@ -120,7 +120,7 @@ def _encoded(chosen: argparse.Namespace) -> tuple[Texts, torch.Tensor, torch.Ten
 def _selected(chosen: argparse.Namespace, model: Path, lists: Lists, seed: int) -> HeadSet:
     path = chosen.output / "heads" / f"seed-{seed}.json"
     if not path.exists():
-        recipe = ISOLATED.varied({"passage_words": TRAINING_WORDS})
+        recipe = RECIPE.varied({"passage_words": WORDS})
         config = SelectionConfig(num_heads=chosen.num_heads, list_size=20, seed=seed)
         found = select_heads(load(model, "all", dtype="bfloat16"), recipe, lists.selection, config,
                              origin=describe_file(lists.files[0]))  # fmt: skip
@@ -146,12 +146,12 @@ def _aligned(chosen: argparse.Namespace, model: Path, heads: HeadSet, lists: Lis
         texts, passages, questions = _encoded(chosen)
         texts = with_judged(texts, lists.alignment)
         loaded = load(chosen.model, heads, dtype="float32")
-        frame = Frame(PromptBuilder(loaded.tokenizer, ISOLATED.template, max_prompt_tokens=8192))
+        frame = Frame(PromptBuilder(loaded.tokenizer, RECIPE.template, max_prompt_tokens=8192))
         moved = LlamaModel.from_pretrained(chosen.model, num_hidden_layers=heads.depth, dtype=torch.bfloat16)
         Distillation(moved, frame, texts, passages, questions, settings).run(folder / "training")
         folded(loaded.model, folder / "training")
     made_by = {"command": command, "alignment": asdict(settings) if settings else None}
-    export(loaded, ISOLATED, folder, made_by=made_by)
+    export(loaded, RECIPE, folder, made_by=made_by)
     if settings:
         dev["aligned"] = _dev(folder, folder / "heads.json", lists)
     write_json(record, {"heads": heads.heads, "steps": chosen.aligned, "dev": dev, "environment": environment()})
@@ -161,7 +161,7 @@ def _aligned(chosen: argparse.Namespace, model: Path, heads: HeadSet, lists: Lis
 
 def _dev(model: Path, heads: HeadSet | Path, lists: Lists) -> dict[str, float]:
     """Return nDCG@10 on the dev lists: training collection -> mean."""
-    scorer = ListScorer(AttentionReader(load(model, heads, dtype="bfloat16")), ISOLATED.varied({"passage_words": 120}))
+    scorer = ListScorer(AttentionReader(load(model, heads, dtype="bfloat16")), RECIPE.varied({"passage_words": WORDS}))
     names = dict.fromkeys(graded.qid.partition("/")[0] for graded in lists.dev)
     found = {name: mean_ndcg(scorer, [one for one in lists.dev if one.qid.startswith(f"{name}/")]) for name in names}
     return {**found, "mean": sum(found.values()) / len(found)}
@@ -190,7 +190,7 @@ def _adapter(chosen: argparse.Namespace, folder: Path, command: str) -> None:
     save_adapter(target / "adapter.safetensors", factors)
     # From here on the folder holds what the factors make of the plain model: what is judged is what ships.
     folded(plain.model, target / "adapter.safetensors")
-    export(plain, ISOLATED, folder, made_by={"command": command, "adapter_rank": chosen.rank})
+    export(plain, RECIPE, folder, made_by={"command": command, "adapter_rank": chosen.rank})
     for name in ("heads.json", "recipe.json"):
         (target / name).write_bytes((folder / name).read_bytes())
     write_json(target / "factors.json", {"rank": chosen.rank, "change_left_out": lost, "command": command})

@@ -1,9 +1,9 @@
 """Teaching SmolLM2's heads the order in which sentence encoders see passages, and then what people prefer.
 
 Each step takes 32 passages, most in groups of eight that a first stage or the encoders find alike, and 32 questions.
-The mean share of the selected heads is pulled towards the softmax of the products of the encoders' vectors over all 32
-(`encoders.py` has sharpened them), and so is the share of every single head, with less weight. What moves are low-rank
-updates of the upper layers' projections. Until here no judgment is used.
+The geometric mean of the selected heads' shares is pulled towards the softmax of the products of the encoders' vectors
+over all 32 (`encoders.py` has sharpened them), and so is the share of every single head, with less weight. What moves
+are low-rank updates of the upper layers' projections. Until here no judgment is used.
 
 Where some questions are judged (`Settings.judged` above 0), the package's own preference objective
 (`headrank_pipeline.learn.preference.list_loss`) is added on their candidates: hard pairs of adjacent grades, and the
@@ -134,7 +134,7 @@ class Distillation:
         s = self.settings
         batch = batches.draw()
         lengths = {"row_length": len(batches.opening) + batch.room, "question_length": s.question_tokens}
-        logs = reader.shares(batches.opening, batch.passages, batch.prefix, batch.questions, batch.seen, **lengths,
+        logs = reader.log_shares(batches.opening, batch.passages, batch.prefix, batch.questions, batch.seen, **lengths,
                              end=self.frame.end)  # fmt: skip
         scores, shares = torch.softmax(logs.mean(0), -1), torch.softmax(logs, -1)
         together, each = _divergence(batch.wanted, scores), _divergence(batch.wanted, shares)
@@ -258,8 +258,9 @@ class _Batches:
                 passage for passage, grade in zip(question.candidates, question.grades, strict=True) if grade == top
             ]
             return [chance.choice(best), *chance.sample(question.candidates, min(group - 1, len(question.candidates)))]
-        if chance.random() < self.settings.from_collections:
-            place = chance.choice(self.free[room])
+        free = self.free.get(room, [])
+        if free and chance.random() < self.settings.from_collections:
+            place = chance.choice(free)
             questions.append(place)
             candidates = list(self.texts.questions[place].candidates)
             products = self.job.passage_vectors[candidates] @ self.job.question_vectors[place]

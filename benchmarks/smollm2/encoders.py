@@ -26,13 +26,13 @@ def vectors(passages: list[str], queries: list[str]) -> tuple[Tensor, Tensor]:
     """Return [passages, width] and [queries, width], whose products are the sum of both encoders' sharpened cosines.
 
     Args:
-        passages: texts; the first 128 tokens count.
+        passages: texts; the first 256 tokens count.
         queries: texts; the first 48 tokens count.
     """
     tokenizer, model = e5()
     model = model.bfloat16()
     both = []
-    for texts, prefix, length in ((passages, PASSAGE, 128), (queries, QUERY, 48)):
+    for texts, prefix, length in ((passages, PASSAGE, 256), (queries, QUERY, 48)):
         first = text_vectors(texts, max_tokens=length)
         second = encoded(tokenizer, model, [prefix + text for text in texts], length=length + 4)  # the prefix has four
         both.append(torch.cat([first * SHARPNESS["minilm"] ** 0.5, second * SHARPNESS["e5"] ** 0.5], 1))

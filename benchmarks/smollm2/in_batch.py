@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from transformers import LlamaModel
 
-from headrank_pipeline.attention.prompt import PromptBuilder
+from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.tap import LEAST_SHARE
 from headrank_pipeline.records import Candidate, Query, Ranking
 
@@ -79,9 +79,9 @@ class Frame:
 
     @property
     def end(self) -> int:
-        """Number of tokens after the query: the end of the turn, which two questions share."""
-        one, other = self.question("one")[0][::-1], self.question("two words")[0][::-1]
-        return next(place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+        """Number of tokens after the query, which are the same for every question and no rows."""
+        prompt = self._built("x", "x")
+        return len(prompt) - int(prompt.rows[1])
 
     @property
     def opening(self) -> list[int]:
@@ -97,11 +97,14 @@ class Frame:
         return self._pieces(text, "x")[2:]
 
     def _pieces(self, query: str, passage: str) -> tuple[list[int], list[int], list[int], int]:
-        prompt = self.builder.build(Ranking(Query("q", query), (Candidate("d", 1.0, passage),)))
+        prompt = self._built(query, passage)
         assert prompt.boundaries is not None
         start, end = prompt.boundaries.tolist()
         ids = prompt.token_ids.tolist()
         return ids[:start], ids[start:end], ids[end:], int(prompt.rows[0]) - end
+
+    def _built(self, query: str, passage: str) -> Prompt:
+        return self.builder.build(Ranking(Query("q", query), (Candidate("d", 1.0, passage),)))
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class InBatch:
     heads: Sequence[tuple[int, int]]
     trained_from: int = 0
 
-    def shares(
+    def log_shares(
         self,
         opening: list[int],
         passages: Sequence[list[int]],
@@ -130,7 +133,7 @@ class InBatch:
         question_length: int,
         end: int = 0,
     ) -> Tensor:
-        """Return the share of every passage in the attention of every head.
+        """Return the logarithm of the share of every passage in the attention of every head, up to a constant of each.
 
         Args:
             opening: token ids before the passages.
@@ -143,7 +146,8 @@ class InBatch:
             end: number of tokens at the end of each question that are no rows.
 
         Returns:
-            [H, Q, P] float32: mean over the rows of the logarithm of each passage's share, softmax over passage tokens.
+            [H, Q, P] float32: mean over the rows of the logarithm of each passage's share of attention to passage
+            tokens.
         """
         first, deepest = len(opening), max(layer for layer, _ in self.heads)
         ids, lengths = _padded([opening + passage for passage in passages], row_length)
@@ -222,7 +226,7 @@ class _Bias:
 
 @dataclass(frozen=True)
 class _Mass:
-    """Sums attention over the tokens of each passage and takes the mean over the rows of each question."""
+    """Sums attention over the tokens of each passage and takes the logarithms' mean over the rows of each question."""
 
     owner: Tensor  # [P * T, P]
     bias: Tensor  # [P * T]

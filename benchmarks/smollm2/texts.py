@@ -13,6 +13,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from embedded_model.texts import Passage, asked_of, gather
@@ -27,7 +28,7 @@ __all__ = ["Question", "Texts", "drawn", "gathered", "shown", "with_judged"]
 # Test collections are not among them, not even their passages.
 _WITH_CANDIDATES = ("dl23", "rankzephyr_sample")  # whole candidate files; of the others the graded lists
 _FEWEST_CANDIDATES = 6
-_WORDS = 120
+_WORDS = 220
 _DICTIONARIES = Path("/usr/share/dictd")
 _OF_DICTIONARIES = {"foldoc": 5_000, "gcide": 3_000}
 _PACKAGES = 6_000
@@ -66,7 +67,7 @@ def gathered(data: Path, output: Path, *, seed: int) -> Texts:
     chance = random.Random(seed)
     base = gather(data, seed=seed, definitions=4_000)
     texts = Texts(
-        [passage.shown for passage in base.passages],
+        [passage.shown for passage in _longer(base.passages, chance)],
         [passage.source for passage in base.passages],
         [Question(query.text, query.passage) for query in base.queries if query.passage is not None],
     )
@@ -86,6 +87,20 @@ def gathered(data: Path, output: Path, *, seed: int) -> Texts:
         texts.questions.extend(Question(text, place) for text in asked)
         texts.questions.extend(Question(query.text, place) for query in asked_of(place, passage, chance))
     return texts
+
+
+def _longer(passages: Sequence[Passage], chance: random.Random) -> Iterator[Passage]:
+    """Yield the passages, half of Wikipedia's pieces with as much of the next one of their article as makes them long.
+
+    Without them nothing but Cranfield's abstracts would be as long as what is searched often is.
+    """
+    for passage, following in zip_longest(passages, passages[1:]):
+        goes_on = following is not None and following.source == "wikipedia" and following.title in ("", passage.title)
+        if passage.source == "wikipedia" and goes_on and chance.random() < 0.5:
+            words = f"{passage.text} {following.text}".split()
+            yield replace(passage, text=" ".join(words[: chance.randint(130, _WORDS)]))
+        else:
+            yield passage
 
 
 def drawn(texts: Texts, *, seed: int) -> Texts:

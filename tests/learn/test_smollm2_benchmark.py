@@ -26,7 +26,7 @@ from smollm2.distillation import Distillation, Settings, changes, folded
 from smollm2.in_batch import Frame, InBatch, LowRank, with_low_rank
 from smollm2.texts import Question, Texts, drawn, with_judged
 
-ISOLATED = HEADRANK.varied({"passages": "isolated"})
+RECIPE = HEADRANK.varied({"passages": "isolated", "support": "passages-geometric", "normalise": "log", "rows": "query"})
 HEADS = ((3, 1), (3, 2), (2, 0))
 # None ends with a full stop: this tokenizer, unlike SmolLM2's, makes one token of it and the separator.
 TEXTS = ("Birds fly south", "The query is about paragraphs that are relevant", "Fish swim", "Please find information")
@@ -39,10 +39,10 @@ def folder(tmp_path_factory):
 
 
 def test_shares_in_a_batch_are_those_that_the_product_reads(folder):
-    frame = Frame(PromptBuilder(tiny_tokenizer(), ISOLATED.template, max_prompt_tokens=8192))
+    frame = Frame(PromptBuilder(tiny_tokenizer(), RECIPE.template, max_prompt_tokens=8192))
     questions = [frame.question(query) for query in QUERIES]
     start = questions[0][1]
-    shares = InBatch(LlamaModel.from_pretrained(folder), HEADS).shares(
+    shares = InBatch(LlamaModel.from_pretrained(folder), HEADS).log_shares(
         frame.opening,
         [frame.passage(text) for text in TEXTS],
         questions[0][0][:start],
@@ -50,16 +50,17 @@ def test_shares_in_a_batch_are_those_that_the_product_reads(folder):
         torch.arange(len(TEXTS)),
         row_length=60,
         question_length=48,
+        end=frame.end,
     )
-    scorer = ListScorer(AttentionReader(load(folder, HeadSet("some", HEADS), device="cpu")), ISOLATED)
+    scorer = ListScorer(AttentionReader(load(folder, HeadSet("some", HEADS), device="cpu")), RECIPE)
     candidates = tuple(Candidate(f"d{place}", -float(place), text) for place, text in enumerate(TEXTS))
     for place, query in enumerate(QUERIES):
         (read,) = scorer.masses([scorer.builder.build(Ranking(Query("q", query), candidates))])
-        torch.testing.assert_close(shares[:, place], read, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(torch.softmax(shares[:, place], -1), read, atol=1e-6, rtol=1e-5)
 
 
 def test_the_end_of_the_turn_is_what_all_questions_end_with(folder):
-    frame = Frame(PromptBuilder(tiny_tokenizer(), ISOLATED.template, max_prompt_tokens=8192))
+    frame = Frame(PromptBuilder(tiny_tokenizer(), RECIPE.template, max_prompt_tokens=8192))
     ids, start = frame.question("birds")
     assert tiny_tokenizer().decode(ids[-frame.end :]) == "<|im_end|>\n<|im_start|>assistant\n"
     assert tiny_tokenizer().decode(ids[start : -frame.end]) == " birds"
@@ -68,13 +69,13 @@ def test_the_end_of_the_turn_is_what_all_questions_end_with(folder):
 def test_only_layers_that_are_trained_get_gradients(folder):
     model = LlamaModel.from_pretrained(folder).requires_grad_(False)
     updates = with_low_rank(model, 2, first=2, deepest=3)
-    frame = Frame(PromptBuilder(tiny_tokenizer(), ISOLATED.template, max_prompt_tokens=8192))
+    frame = Frame(PromptBuilder(tiny_tokenizer(), RECIPE.template, max_prompt_tokens=8192))
     ids, start = frame.question("birds")
-    shares = InBatch(model, HEADS, 2).shares(
+    shares = InBatch(model, HEADS, 2).log_shares(
         frame.opening, [frame.passage(text) for text in TEXTS], ids[:start], [ids[start:]], torch.tensor([1]),
         row_length=60, question_length=48,
     )  # fmt: skip
-    shares.mean(0)[0, 0].log().backward()
+    shares.mean(0)[0, 0].backward()
     assert {name for name, update in updates.items() if update.up.grad is not None and update.up.grad.any()} == {
         *(f"layers.2.self_attn.{name}_proj" for name in "qkvo"),
         *(f"layers.2.mlp.{name}_proj" for name in ("gate", "up", "down")),
@@ -177,13 +178,13 @@ def test_judged_queries_pull_the_heads_towards_what_people_prefer(folder, tmp_pa
     texts = with_judged(Texts(passages, ["gcide"] * len(passages), asked), lists)
     # An encoder without an opinion: what is learned comes from the grades.
     vectors = torch.ones(len(passages), 4), torch.ones(len(texts.questions), 4)
-    frame = Frame(PromptBuilder(tiny_tokenizer(), ISOLATED.template, max_prompt_tokens=8192))
+    frame = Frame(PromptBuilder(tiny_tokenizer(), RECIPE.template, max_prompt_tokens=8192))
     settings = Settings(heads=HEADS, steps=30, rank=4, learning_rate=0.02, trained_from=1, passages=12, group=7,
-                        passage_tokens=(16,), question_tokens=48, seen=(2,), judged=1.0, warm_up=1)  # fmt: skip
+                        passage_tokens={16: 1.0}, question_tokens=48, seen=(2,), judged=1.0, warm_up=1)  # fmt: skip
     plain = LlamaModel.from_pretrained(folder)
     Distillation(plain, frame, texts, *vectors, settings).run(tmp_path)
     loaded = load(folder, HeadSet("some", HEADS), device="cpu")
-    scorer = ListScorer(AttentionReader(loaded), ISOLATED)
+    scorer = ListScorer(AttentionReader(loaded), RECIPE)
     before = mean_ndcg(scorer, lists)
     folded(loaded.model, tmp_path)
     assert before < 0.9 < mean_ndcg(scorer, lists)
