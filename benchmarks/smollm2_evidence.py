@@ -68,7 +68,7 @@ def main() -> None:
     options.add_argument("--systems", nargs="+", help="only these; default: all")
     options.add_argument("--collections", nargs="+", default=[*UNSEEN, "demo"])
     options.add_argument("--depth", type=int, default=20)
-    options.add_argument("--words", type=int, default=120, help="of a passage")
+    options.add_argument("--words", type=int, default=220, help="of a passage")
     options.add_argument("--dtype", default="bfloat16")
     options.add_argument("--cache", type=float, default=6.0, help="GiB for keys of isolated passages")
     options.add_argument("--threads", type=int, default=2)

@@ -30,7 +30,7 @@ from headrank_pipeline.rerank.interpolation import interpolated
 from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import read_candidates, read_qrels
 
-QUERIES, DEPTH, WORDS = 160, 20, 120
+QUERIES, DEPTH, WORDS = 160, 20, 220
 MEASURE = "nDCG@10"
 
 
