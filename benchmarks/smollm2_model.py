@@ -9,10 +9,10 @@
 3. For each seed heads are selected on graded lists and aligned with others (`--aligned 0`: not): the package's
    preference objective on what people judged, the encoders' order as an anchor. BM25's weight is chosen on train
    queries of SciFact, whose texts are in none of this (`smollm2_weight.py`).
-4. What changed is factored into an adapter, OUTPUT/rerankers/seed-N/adapter (3.8 MB at rank 15).
+4. What changed is factored into an adapter, OUTPUT/rerankers/seed-N/adapter (3.7 MB at rank 15).
 
-What ships was made before e5, the texts of Debian and this alignment came in; its card tells how. A run that went on
-from it (`--started-from`) did no better on texts that it had not read: docs/learning.md, "A real model".
+What ships is the fourth of such rounds, each on from the one before (`--started-from`), without alignment; its card
+tells how, and docs/learning.md, "A real model", what was tried.
 
 Test collections take no part in any of this. The same command goes on where it was stopped. Needs Debian's
 wordnet-base, dict-foldoc, dict-gcide and `apt-get -o Acquire::Languages=en update`, gensim (its test data hold a few
@@ -120,9 +120,8 @@ def _encoded(chosen: argparse.Namespace) -> tuple[Texts, torch.Tensor, torch.Ten
 def _selected(chosen: argparse.Namespace, model: Path, lists: Lists, seed: int) -> HeadSet:
     path = chosen.output / "heads" / f"seed-{seed}.json"
     if not path.exists():
-        recipe = RECIPE.varied({"passage_words": WORDS})
         config = SelectionConfig(num_heads=chosen.num_heads, list_size=20, seed=seed)
-        found = select_heads(load(model, "all", dtype="bfloat16"), recipe, lists.selection, config,
+        found = select_heads(load(model, "all", dtype="bfloat16"), RECIPE, lists.selection, config,
                              origin=describe_file(lists.files[0]))  # fmt: skip
         found.table.save(path.with_suffix(".tsv"), scores=found.scores, chosen=found.heads)
         found.heads.save(path)
@@ -161,7 +160,7 @@ def _aligned(chosen: argparse.Namespace, model: Path, heads: HeadSet, lists: Lis
 
 def _dev(model: Path, heads: HeadSet | Path, lists: Lists) -> dict[str, float]:
     """Return nDCG@10 on the dev lists: training collection -> mean."""
-    scorer = ListScorer(AttentionReader(load(model, heads, dtype="bfloat16")), RECIPE.varied({"passage_words": WORDS}))
+    scorer = ListScorer(AttentionReader(load(model, heads, dtype="bfloat16")), RECIPE)
     names = dict.fromkeys(graded.qid.partition("/")[0] for graded in lists.dev)
     found = {name: mean_ndcg(scorer, [one for one in lists.dev if one.qid.startswith(f"{name}/")]) for name in names}
     return {**found, "mean": sum(found.values()) / len(found)}
