@@ -3,7 +3,7 @@
     python benchmarks/smollm2_weight.py --data ../shared/data --output runs/weight
 
 Distillation reads the texts and queries of the other training collections. There the model is better than it is
-anywhere else, and a weight that is chosen there comes out too small. Of SciFact's 809 train queries 160 are drawn, BM25
+anywhere else, and a weight that is chosen there comes out too small. Of SciFact's 809 train queries 480 are drawn, BM25
 finds 20 passages for each, and the weight with the largest mean nDCG@10 is taken. Test queries take no part. Prints a
 table and writes weight.json.
 """
@@ -30,7 +30,7 @@ from headrank_pipeline.rerank.interpolation import interpolated
 from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import read_candidates, read_qrels
 
-QUERIES, DEPTH, WORDS = 160, 20, 220
+QUERIES, DEPTH, WORDS = 480, 20, 220
 MEASURE = "nDCG@10"
 
 
