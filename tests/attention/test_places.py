@@ -353,7 +353,7 @@ def test_a_description_names_curves_only_where_they_decide(loaded):
         ({"heads": [[1.0, 1.0, 1.0]]}, r"places holds 1 curves for 2 heads"),
         ({"heads": [[1.0, 1.0, 1.0], [1.0, 1.0]]}, r"places: heads\[1\] has 2 values for 3 points"),
         ({"heads": 3}, "places: heads 3: expected a curve for each head"),
-        ({"support": "rows"}, "places: support 'rows': expected all or passages"),
+        ({"support": "rows"}, "places: support 'rows': expected all, passages, passages-geometric"),
         ({"shape": "U"}, "places: expected the keys"),
     ],
 )
