@@ -3,7 +3,7 @@
     python benchmarks/smollm2_teachers.py --data ../shared/data --output runs/teachers
 
 `smollm2_model.py` distils from the two together, which have the best mean. Lists of the training collections are read,
-80 of each at most, and 160 train queries of SciFact, whose texts the distillation does not see. Test queries take no
+80 of each at most, and 480 train queries of SciFact, whose texts the distillation does not see. Test queries take no
 part. nDCG@10 is written to teachers.tsv and printed as a table.
 """
 
