@@ -30,7 +30,7 @@ from headrank_pipeline.rerank.interpolation import interpolated
 from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import read_candidates, read_qrels
 
-QUERIES, DEPTH, WORDS = 480, 20, 220
+QUERIES, DEPTH = 480, 20
 MEASURE = "nDCG@10"
 
 
@@ -58,7 +58,7 @@ def weight_on_unseen(model: str | Path, data: Path, output: Path, *, dtype: str 
     The model's scores enter as logarithms; both sides are scaled within the list to the range from 0 to 1.
     """
     lists, grades = unseen_lists(data, output)
-    reranked = headrank(model, dtype=dtype, passage_words=WORDS).rerank_batch(lists)
+    reranked = headrank(model, dtype=dtype).rerank_batch(lists)
     scores = {ranking.query.qid: dict(zip(ranking.docids, ranking.scores, strict=True)) for ranking in reranked}
     means = {}
     for weight in WEIGHTS:

@@ -23,7 +23,7 @@ from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates
 from smollm2.lists import COLLECTIONS, all_lists
 
-__all__ = ["Question", "Texts", "drawn", "gathered", "shown", "with_judged"]
+__all__ = ["Question", "Texts", "drawn", "gathered", "longer", "shown", "with_judged"]
 
 # Test collections are not among them, not even their passages.
 _WITH_CANDIDATES = ("dl23", "rankzephyr_sample")  # whole candidate files; of the others the graded lists
@@ -67,7 +67,7 @@ def gathered(data: Path, output: Path, *, seed: int) -> Texts:
     chance = random.Random(seed)
     base = gather(data, seed=seed, definitions=4_000)
     texts = Texts(
-        [passage.shown for passage in _longer(base.passages, chance)],
+        [passage.shown for passage in longer(base.passages, chance)],
         [passage.source for passage in base.passages],
         [Question(query.text, query.passage) for query in base.queries if query.passage is not None],
     )
@@ -89,7 +89,7 @@ def gathered(data: Path, output: Path, *, seed: int) -> Texts:
     return texts
 
 
-def _longer(passages: Sequence[Passage], chance: random.Random) -> Iterator[Passage]:
+def longer(passages: Sequence[Passage], chance: random.Random) -> Iterator[Passage]:
     """Yield the passages, half of Wikipedia's pieces with as much of the next one of their article as makes them long.
 
     Without them nothing but Cranfield's abstracts would be as long as what is searched often is.

@@ -57,7 +57,7 @@ def read_contexts(
     Args:
         reader: runs the passes; `reader.row_tokens` bounds the padded passage tokens in each.
         lists: the G prompts of each list ask different queries of the same passages (query and content-free query).
-        support: the softmax runs over ``all`` visible tokens or over the ``passages`` tokens only.
+        support: over what the softmax runs and how rows are averaged, as `ScoringRule` says.
         kept: pieces are looked for in the reader's cache, and kept there.
 
     Returns:

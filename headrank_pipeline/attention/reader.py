@@ -164,11 +164,11 @@ class AttentionReader:
         Args:
             prompts: any number, of any lengths; they are batched by length, which does not change the result beyond
                 float32 rounding.
-            support: the softmax runs over ``all`` visible tokens or over the ``passages`` tokens only.
+            support: over what the softmax runs and how rows are averaged, as `ScoringRule` says.
 
         Returns:
             One [H, N] float32 tensor per prompt on the reader's device: mean over rows, H in the head set's order,
-            each row of it summing to 1.
+            each summing to 1.
         """
         return [read for (read,) in self._read([(prompt,) for prompt in prompts], support)]
 
@@ -406,8 +406,15 @@ class AttentionReader:
         if tap.stop_at is not None:
             raise RuntimeError(f"{self.source.name}: its layers do not hand their attention to the tap")
 
-    def _tap(self, *asked: Any) -> Tap:
-        return Tap(self._heads, self.heads.depth - 1 if self._takes("early_exit") else None, *asked)
+    def _tap(
+        self,
+        rows: Tensor | None = None,
+        weights: Tensor | None = None,
+        owners: Tensor | None = None,
+        passages: int | None = None,
+    ) -> Tap:
+        stop_at = self.heads.depth - 1 if self._takes("early_exit") else None
+        return Tap(self._heads, stop_at, rows, weights, owners, passages)
 
     def _collect(self, tap: Tap) -> Tensor:
         """Return [B, G, H, S] in the head set's order."""

@@ -117,12 +117,11 @@ def token_factors(
     Raises:
         ValueError: a rule whose scores are no such sums.
     """
-    plain = {"normalise": ("mass", "log"), "temperature": (1.0,)}
-    for name in plain if rule.normalise != "log" else ():
-        if (value := getattr(rule, name)) not in plain[name]:
+    for name, plain in (("normalise", "mass"), ("temperature", 1.0)):
+        if rule.normalise != "log" and (value := getattr(rule, name)) != plain:
             raise ValueError(
                 f"{name} {value!r}: scores compare each head's attention over the whole list, so they do not divide "
-                f"among a passage's words; with normalise 'log', or with {name} {plain[name][0]!r}, they do"
+                f"among a passage's words; with normalise 'log', or with {name} {plain!r}, they do"
             )
     read = attention if content_free is None else calibrated(attention, content_free)
     weight = _head_weights(heads.weights, len(read), rule).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from headrank_pipeline.records import Candidate, Query, Ranking
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+from embedded_model.texts import Passage
 from smollm2.adapter import factored, save_adapter
 from smollm2.distillation import Distillation, Settings, changes, folded
 from smollm2.in_batch import Frame, InBatch, LowRank, with_low_rank
-from smollm2.texts import Question, Texts, drawn, with_judged
+from smollm2.texts import Question, Texts, drawn, longer, with_judged
 
 RECIPE = HEADRANK.varied({"passages": "isolated", "support": "passages-geometric", "normalise": "log", "rows": "query"})
 HEADS = ((3, 1), (3, 2), (2, 0))
@@ -188,3 +190,14 @@ def test_judged_queries_pull_the_heads_towards_what_people_prefer(folder, tmp_pa
     before = mean_ndcg(scorer, lists)
     folded(loaded.model, tmp_path)
     assert before < 0.9 < mean_ndcg(scorer, lists)
+
+
+def test_a_piece_of_wikipedia_grows_by_the_next_one_of_its_article_only():
+    body = " ".join(["word"] * 100)
+    passages = [Passage("wikipedia", "One", body), Passage("wikipedia", "", body), Passage("wikipedia", "Two", body),
+                Passage("cranfield", "", body)]  # fmt: skip
+    grown = [set(), set(), set(), set()]
+    for seed in range(20):
+        for place, passage in enumerate(longer(passages, random.Random(seed))):
+            grown[place].add(len(passage.text.split()) > 100)
+    assert grown == [{False, True}, {False}, {False}, {False}]
