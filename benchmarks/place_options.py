@@ -27,6 +27,7 @@ from headrank_pipeline.learn.selection import select_heads
 from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 
+_GEOMETRIC = {"support": "passages-geometric", "normalise": "log"}
 CAUSAL: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
     "both orders": {"both_orders": True},
@@ -35,12 +36,19 @@ CAUSAL: Mapping[str, Mapping[str, Any]] = {
     "content-free query": {"content_free": "N/A"},
     "z-scores of heads": {"normalise": "zscore"},
     "geometric mean of heads": {"normalise": "log"},
+    "geometric means of rows and heads": _GEOMETRIC,
+    "the same, the query's tokens": {**_GEOMETRIC, "rows": "query"},
+    "the same, both orders": {**_GEOMETRIC, "rows": "query", "both_orders": True},
+    "the query's tokens": {"rows": "query"},
     "length exponent 0.5": {"length_exponent": 0.5},
 }
 ISOLATED: Mapping[str, Mapping[str, Any]] = {
     "isolated": {},
     "isolated, content-free query": {"content_free": "N/A"},
     "isolated, geometric mean": {"normalise": "log"},
+    "isolated, geometric means of rows and heads": _GEOMETRIC,
+    "the same, the query's tokens, isolated": {**_GEOMETRIC, "rows": "query"},
+    "isolated, the query's tokens": {"rows": "query"},
     "isolated, length exponent 0.5": {"length_exponent": 0.5},
 }
 

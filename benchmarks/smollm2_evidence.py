@@ -142,7 +142,7 @@ def _mixtures(
     for place, row in runs[SHIPPED].items():
         part = replace(experiment, collections=[one for one in experiment.collections if one.name == place])
         for seed, run in zip(chosen.seeds, row, strict=True):
-            path = chosen.made / "rerankers" / f"seed-{seed}" / "first-stage-weight.json"
+            path = chosen.made / "first-stage-weight.json"
             weight = json.loads(path.read_text(encoding="utf-8"))["first_stage_weight"]
             mixed, fused = (with_first_stage(part, MIXED, [run], weight, seed), fused_by_rank(part, FUSED, [run], seed))
             for name, found in ((MIXED, mixed), (FUSED, fused)):

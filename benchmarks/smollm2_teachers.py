@@ -1,10 +1,10 @@
-"""Which teacher orders passages best: two sentence encoders, both together, and both with the first stage beside them.
+"""Which teacher orders passages best: three sentence encoders, two and three together, and all with the first stage.
 
     python benchmarks/smollm2_teachers.py --data ../shared/data --output runs/teachers
 
-`smollm2_model.py` distils from the two together, which have the best mean. Lists of the training collections are read,
-80 of each at most, and 480 train queries of SciFact, whose texts the distillation does not see. Test queries take no
-part. nDCG@10 is written to teachers.tsv and printed as a table.
+`smollm2_model.py` distils from the three together, which have the best mean. Lists of the training collections are
+read, 80 of each at most, and 480 train queries of SciFact, whose texts the distillation does not see. Test queries take
+no part. nDCG@10 is written to teachers.tsv and printed as a table.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from headrank_pipeline.experiment.evaluate import evaluate
 from headrank_pipeline.records import Ranking
 
 MEASURE, LISTS = "nDCG@10", 80
-Scores = Callable[[Tensor, Tensor, Tensor], Tensor]  # MiniLM's, e5's and the first stage's scores -> the teacher's
+Scores = Callable[[Tensor, Tensor], Tensor]  # the encoders' scores [encoders, P] and the first stage's -> the teacher's
 TEACHERS: dict[str, Scores] = {
-    "first stage": lambda mini, e5, first: first,
-    "all-MiniLM-L6-v2": lambda mini, e5, first: mini,
-    "multilingual-e5-small": lambda mini, e5, first: e5,
-    "both": lambda mini, e5, first: mini + e5,
-    "both, 0.2 first stage": lambda mini, e5, first: 0.8 * _scaled(mini + e5) + 0.2 * _scaled(first),
-    "both, 0.5 first stage": lambda mini, e5, first: 0.5 * _scaled(mini + e5) + 0.5 * _scaled(first),
+    "first stage": lambda three, first: first,
+    "all-MiniLM-L6-v2": lambda three, first: three[0],
+    "multilingual-e5-small": lambda three, first: three[1],
+    "e5-small": lambda three, first: three[2],
+    "MiniLM and multilingual": lambda three, first: three[:2].sum(0),
+    "MiniLM and e5-small": lambda three, first: three[0] + three[2],
+    "all three": lambda three, first: three.sum(0),
+    "all, 0.2 first stage": lambda three, first: 0.8 * _scaled(three.sum(0)) + 0.2 * _scaled(first),
+    "all, 0.5 first stage": lambda three, first: 0.5 * _scaled(three.sum(0)) + 0.5 * _scaled(first),
 }
 
 
@@ -80,9 +83,8 @@ def _means(by_list: dict[str, Tensor], rankings: list[Ranking], grades: dict[str
         ordered = []
         for ranking in rankings:
             products = by_list[ranking.query.qid]
-            half = products.shape[1] // 2
-            first = torch.tensor([candidate.score for candidate in ranking.candidates])
-            found = scores(products[:, :half].sum(1), products[:, half:].sum(1), first)
+            of_each = products.unflatten(1, (len(SHARPNESS), -1)).sum(2).T
+            found = scores(of_each, torch.tensor([candidate.score for candidate in ranking.candidates]))
             ordered.append(ranking.rescored(found.tolist()))
         means[name] = evaluate(ordered, grades, [MEASURE]).means[MEASURE]
     return means

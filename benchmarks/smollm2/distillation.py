@@ -53,8 +53,7 @@ class Settings:
     """Everything that decides the distillation besides the texts."""
 
     heads: tuple[tuple[int, int], ...] = ((17, 3), (17, 4), (17, 5), (17, 0), (15, 6), (15, 7))
-    minutes: float = 28.0
-    steps: int | None = None  # instead of minutes
+    steps: int = 400
     rank: int = 15
     learning_rate: float = 8e-4
     trained_from: int = 5  # the layers below stay as they are, and need no backward pass
@@ -100,7 +99,7 @@ class Distillation:
     log: list[dict[str, float]] = field(default_factory=list)
 
     def run(self, folder: Path) -> dict[str, LowRank]:
-        """Train for the minutes of the settings; updates and log are written to the folder on the way."""
+        """Train for the steps of the settings; updates and log are written to the folder on the way."""
         s = self.settings
         torch.manual_seed(s.seed)
         updates = with_low_rank(
@@ -113,19 +112,18 @@ class Distillation:
         weights = [weight for update in updates.values() for weight in (update.down, update.up)]
         optimiser = torch.optim.AdamW(weights, lr=s.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
         reader, batches = InBatch(self.model, s.heads, s.trained_from), _Batches(self)
-        began, recent, step = time.monotonic(), [], 0
-        while (done := step / s.steps if s.steps else (time.monotonic() - began) / 60 / s.minutes) < 1:
-            rate = min(1.0, (step + 1) / s.warm_up) * max(s.least_rate, (1 + math.cos(math.pi * done)) / 2)
+        began, recent = time.monotonic(), []
+        for step in range(s.steps):
+            rate = min(1.0, (step + 1) / s.warm_up) * max(s.least_rate, (1 + math.cos(math.pi * step / s.steps)) / 2)
             for group in optimiser.param_groups:
                 group["lr"] = s.learning_rate * rate
             recent.append(self._step(reader, batches, optimiser, weights))
-            step += 1
-            if step % 10 == 0:
+            if (step + 1) % 10 == 0:
                 together, each, best = (round(float(value), 4) for value in np.mean(recent, axis=0))
-                self.log.append({"step": step, "divergence": together, "of_each_head": each, "same_best": best})
-                print(f"step {step}, {time.monotonic() - began:.0f} s: {self.log[-1]}", flush=True)
+                self.log.append({"step": step + 1, "divergence": together, "of_each_head": each, "same_best": best})
+                print(f"step {step + 1}, {time.monotonic() - began:.0f} s: {self.log[-1]}", flush=True)
                 recent = []
-            if step % 50 == 0:
+            if (step + 1) % 50 == 0:
                 self._save(updates, folder)
         self._save(updates, folder)
         return updates

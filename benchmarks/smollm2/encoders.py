@@ -1,8 +1,7 @@
 """The sentence encoders that SmolLM2 is distilled from, and the vectors in which they agree.
 
-On training lists the two together order passages better than either does (mean nDCG@10 over seven collections: 0.724
-all-MiniLM-L6-v2, 0.731 multilingual-e5-small, 0.746 both; `python
-benchmarks/smollm2_teachers.py`, when it cut passages at 128 tokens).
+On training lists the three together order passages better than any two, and two better than one (`python
+benchmarks/smollm2_teachers.py`; docs/learning.md, "A real model", has the table).
 """
 
 from __future__ import annotations
@@ -15,29 +14,31 @@ from embedded_model.vocabulary import text_vectors
 from torch import Tensor
 
 from smollm2.e5 import PASSAGE, QUERY, e5
+from smollm2.e5_english import e5_english
 
 __all__ = ["encoded", "vectors"]
 
-# One over the temperature of each: cosines of e5 lie in a sixth of the range of MiniLM's.
-SHARPNESS = {"minilm": 1 / 0.07, "e5": 1 / 0.021}
+# One over the temperature of each: cosines of both e5 lie in a sixth of the range of MiniLM's. The encoders' vectors
+# stand beside each other in this order, all of one width.
+SHARPNESS = {"minilm": 1 / 0.07, "e5": 1 / 0.021, "e5-english": 1 / 0.021}
 _TOKENS_AT_ONCE = 8192
 
 
 def vectors(passages: list[str], queries: list[str]) -> tuple[Tensor, Tensor]:
-    """Return [passages, width] and [queries, width], whose products are the sum of both encoders' sharpened cosines.
+    """Return [passages, width] and [queries, width], whose products are the sum of all encoders' sharpened cosines.
 
     Args:
         passages: texts; the first 256 tokens count.
         queries: texts; the first 48 tokens count.
     """
-    tokenizer, model = e5()
-    model = model.bfloat16()
-    both = []
+    prefixed = [(tokenizer, model.bfloat16()) for tokenizer, model in (e5(), e5_english())]
+    found = []
     for texts, prefix, length in ((passages, PASSAGE, 256), (queries, QUERY, 48)):
-        first = text_vectors(texts, max_tokens=length)
-        second = encoded(tokenizer, model, [prefix + text for text in texts], length=length + 4)  # the prefix has four
-        both.append(torch.cat([first * SHARPNESS["minilm"] ** 0.5, second * SHARPNESS["e5"] ** 0.5], 1))
-    return both[0], both[1]
+        parts = [text_vectors(texts, max_tokens=length)]
+        for tokenizer, model in prefixed:
+            parts.append(encoded(tokenizer, model, [prefix + text for text in texts], length=length + 4))  # the prefix
+        found.append(torch.cat([part * sharp**0.5 for part, sharp in zip(parts, SHARPNESS.values(), strict=True)], 1))
+    return found[0], found[1]
 
 
 def encoded(tokenizer: Any, model: Any, texts: Sequence[str], *, length: int) -> Tensor:

@@ -116,6 +116,19 @@ def lines_of_functions(source):
     return {function.name: function.end_lineno - function.lineno + 1 for function in functions}
 
 
+def test_nothing_that_ships_names_a_place_of_one_machine():
+    root = Path(headrank_pipeline.__file__).parent
+    text = {".py", ".json", ".md", ".jsonl", ".tsv", ".yaml"}
+    shipped = [path for path in root.rglob("*") if path.suffix in text and path.is_file()]
+    assert len(shipped) > 100
+    found = [
+        path.name
+        for path in shipped
+        if re.search(r"[\s\"=](/work|/home|/root|/Users)/", path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
 def test_no_function_is_longer_than_60_lines_and_no_file_much_longer_than_600():
     sources = {path: path.read_text(encoding="utf-8") for path in Path(headrank_pipeline.__file__).parent.rglob("*.py")}
     assert lines_of_functions("def f():\n    def g():\n        pass\n\n    return g\n") == {"f": 5, "g": 2}
