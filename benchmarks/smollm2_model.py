@@ -14,8 +14,8 @@
 5. BM25's weight is chosen for the first seed, on train queries of SciFact, whose texts are in none of this
    (`smollm2_weight.py`).
 
-What ships is the fifth of such rounds, each on from the one before (`--started-from`), without alignment; its card
-tells how, and docs/learning.md, "A real model", what was tried.
+What ships is the fourth of such rounds, each on from the one before (`--started-from`), without alignment. The first
+two of the encoders taught it. Its card tells how, and docs/learning.md, "A real model", what was tried.
 
 Test collections take no part in any of this. The same command goes on where it was stopped. Needs Debian's
 wordnet-base, dict-foldoc, dict-gcide and `apt-get -o Acquire::Languages=en update`, gensim (its test data hold a few
@@ -185,7 +185,7 @@ def _weight(chosen: argparse.Namespace) -> None:
     path = chosen.output / "first-stage-weight.json"
     if path.exists():
         return
-    found = weight_on_unseen(folder, chosen.data, chosen.output / "weight")
+    found = weight_on_unseen(folder, chosen.data, chosen.output / "weight", dtype="bfloat16")
     write_json(path, found)
     about = json.loads((folder / "adapter/factors.json").read_text(encoding="utf-8"))
     write_json(folder / "adapter/card.json", {**about, **found})

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-__all__ = ["CONTROLS", "choose_pieces", "encoder_folder", "make_tokenizer", "piece_vectors", "text_vectors"]
+__all__ = ["CONTROLS", "choose_pieces", "encoded", "encoder_folder", "make_tokenizer", "piece_vectors", "text_vectors"]
 
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 UNKNOWN = "[UNK]"
+_TOKENS_AT_ONCE = 8192
 
 _PIECE = re.compile(r"(##)?[a-z]+|(##)?[0-9]+|[!-~]")
 
@@ -69,20 +72,29 @@ def piece_vectors(pieces: list[str]) -> Tensor:
     return torch.nn.functional.normalize(torch.cat(found), dim=-1).clone()
 
 
-def text_vectors(texts: list[str], *, max_tokens: int = 160) -> Tensor:
+def text_vectors(texts: Sequence[str], *, max_tokens: int = 160) -> Tensor:
     """Return [T, 384]: the encoder's vector of each text, of length 1; computed in bfloat16."""
-    tokenizer, encoder = AutoTokenizer.from_pretrained(encoder_folder()), _encoder().bfloat16()
-    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-    vectors = torch.empty(len(texts), encoder.config.hidden_size)
-    with torch.inference_mode():
-        for start in range(0, len(order), 256):
-            part = order[start : start + 256]
-            batch = tokenizer(
-                [texts[i] for i in part], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
-            )
-            hidden, mask = encoder(**batch).last_hidden_state.float(), batch["attention_mask"][..., None]
-            vectors[part] = (hidden * mask).sum(1) / mask.sum(1)
-    return torch.nn.functional.normalize(vectors, dim=-1)
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder())
+    return encoded(tokenizer, _encoder().bfloat16(), texts, max_tokens=max_tokens)
+
+
+def encoded(tokenizer: Any, model: Any, texts: Sequence[str], *, max_tokens: int) -> Tensor:
+    """Return [texts, width]: unit vectors, the mean over tokens; texts of about one length run together."""
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    found = torch.zeros(len(texts), model.config.hidden_size)
+    start = 0
+    while start < len(order):
+        longest = len(texts[order[min(start + 64, len(order) - 1)]]) // 3
+        places = order[start : start + max(8, min(256, _TOKENS_AT_ONCE // max(12, min(max_tokens, longest))))]
+        start += len(places)
+        tokens = tokenizer([texts[place] for place in places], padding=True, truncation=True, max_length=max_tokens,
+                           return_tensors="pt")  # fmt: skip
+        mask = tokens["attention_mask"]
+        with torch.no_grad():
+            hidden = model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state.float()
+        weight = mask[..., None].float()
+        found[places] = torch.nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
+    return found
 
 
 def _encoder() -> torch.nn.Module:
