@@ -290,6 +290,13 @@ def real_cache(tmp_path_factory):
     patch.undo()
 
 
+def test_the_card_tells_what_the_recipe_does():
+    card = (SMOLLM2.resources / "README.md").read_text(encoding="utf-8")
+    template = json.loads((SMOLLM2.resources / "recipe.json").read_text(encoding="utf-8"))["template"]
+    assert f"of up to {template['passage_words']} words" in card
+    assert f"**{template['passages']} passages**" in card
+
+
 def test_the_real_model_is_unpacked_and_reads(real_cache):
     folder = smollm2(trained=False)
     assert folder == real_cache / "smollm2-plain-b179c9523d0e"
