@@ -385,7 +385,8 @@ class Session:
                     self.journal.append(entries)
                     if self.journal.scored_count and self.directory.has_aside:
                         self.directory.discard()
-                    self.queries += sum(bool(entry.docids) for entry in tried.entries)
+                    # A query that failed after the model had read it took its time, too.
+                    self.queries += sum(bool(entry.docids or entry.notes) for entry in entries)
                     progress.advance(fresh)
                     if asked_to_end() and self._tried < self.total:
                         raise Terminated(

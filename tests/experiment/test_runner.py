@@ -456,7 +456,7 @@ def test_a_failed_query_keeps_its_counts_and_the_others_of_its_batch_are_not_don
     assert reranker.seen == ["q0", "q1", "q2", "q4", "q5", "q6"]
     totals = outcome.manifest["totals"]
     assert totals["notes"] == {"prompt_tokens": 67.0, "passages_cut": 0.0, "replies": 2.0}
-    assert totals["queries_counted"] == 7
+    assert totals["queries_counted"] == outcome.manifest["sessions"][0]["queries"] == 7
 
     execute(plan(candidates, tmp_path / "run", Attempting(), batch_size=4))  # the next attempt's counts replace them
     assert manifest_of(tmp_path / "run")["totals"]["notes"] == {"prompt_tokens": 70.0, "passages_cut": 0.0}
