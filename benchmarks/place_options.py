@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from smollm2.in_batch import RULE
 
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
@@ -27,7 +28,6 @@ from headrank_pipeline.learn.selection import select_heads
 from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
 
-_GEOMETRIC = {"support": "passages-geometric", "normalise": "log"}
 CAUSAL: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
     "both orders": {"both_orders": True},
@@ -36,9 +36,9 @@ CAUSAL: Mapping[str, Mapping[str, Any]] = {
     "content-free query": {"content_free": "N/A"},
     "z-scores of heads": {"normalise": "zscore"},
     "geometric mean of heads": {"normalise": "log"},
-    "geometric means of rows and heads": _GEOMETRIC,
-    "the same, the query's tokens": {**_GEOMETRIC, "rows": "query"},
-    "the same, both orders": {**_GEOMETRIC, "rows": "query", "both_orders": True},
+    "geometric means of rows and heads": {**RULE, "rows": HEADRANK.template.rows},
+    "the same, the query's tokens": RULE,
+    "the same, both orders": {**RULE, "both_orders": True},
     "the query's tokens": {"rows": "query"},
     "length exponent 0.5": {"length_exponent": 0.5},
 }
@@ -46,8 +46,8 @@ ISOLATED: Mapping[str, Mapping[str, Any]] = {
     "isolated": {},
     "isolated, content-free query": {"content_free": "N/A"},
     "isolated, geometric mean": {"normalise": "log"},
-    "isolated, geometric means of rows and heads": _GEOMETRIC,
-    "the same, the query's tokens, isolated": {**_GEOMETRIC, "rows": "query"},
+    "isolated, geometric means of rows and heads": {**RULE, "rows": HEADRANK.template.rows},
+    "the same, the query's tokens, isolated": RULE,
     "isolated, the query's tokens": {"rows": "query"},
     "isolated, length exponent 0.5": {"length_exponent": 0.5},
 }

@@ -25,6 +25,7 @@ from evidence.data import UNSEEN, judged_collections
 from evidence.experiment import MEASURE, Experiment
 from evidence.learned import fused_by_rank, with_first_stage
 from evidence.report import Comparison, Results, planned_tests, tables
+from smollm2.in_batch import RULE
 
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.comparison.finished import FinishedRun
@@ -101,13 +102,12 @@ def _systems(experiment: Experiment, made: Path) -> dict[str, System]:
         return made / "heads" / f"seed-{seed}.json"
 
     causal = {"options": dict(experiment.reading), "dtype": experiment.dtype}
-    # The trained folder brings its rule; the plain model is read by the same one, and by HeadRank's own.
-    geometric = {"support": "passages-geometric", "normalise": "log", "rows": "query"}
     return {
         SHIPPED: System(lambda seed: reader(made / "rerankers" / f"seed-{seed}", None), seeds=True),
-        "plain, the same heads": System(lambda seed: reader(experiment.model, heads(seed), **geometric), seeds=True),
+        # A trained folder brings its rule. The plain model is read by the same one, and by HeadRank's own.
+        "plain, the same heads": System(lambda seed: reader(experiment.model, heads(seed), **RULE), seeds=True),
         "plain, the same heads, mean": System(lambda seed: reader(experiment.model, heads(seed)), True, small),
-        "plain, all heads": System(lambda _: reader(experiment.model, "all", **geometric)),
+        "plain, all heads": System(lambda _: reader(experiment.model, "all", **RULE)),
         "plain, icr": System(lambda _: icr(experiment.model, **causal), collections=small),
         "plain, headrank in causal prompts": System(
             lambda seed: headrank(experiment.model, heads(seed), **causal), True, small
@@ -138,8 +138,8 @@ def _runs(experiment: Experiment, chosen: argparse.Namespace) -> dict[str, dict[
                     print(f" (first stage {before:.4f}), {seconds:.0f} s", flush=True)
         if name == SHIPPED:
             _mixtures(experiment, chosen, runs)
-    some = next(iter(runs.values()))
-    return {FIRST_STAGE: {place: row[:1] for place, row in some.items()}, **runs}
+    first = {place: row[:1] for places in runs.values() for place, row in places.items()}
+    return {FIRST_STAGE: first, **runs}
 
 
 def _mixtures(

@@ -36,7 +36,7 @@ import torch
 from smollm2.adapter import factored, save_adapter
 from smollm2.distillation import Distillation, Settings, folded
 from smollm2.encoders import vectors
-from smollm2.in_batch import Frame
+from smollm2.in_batch import RULE, Frame
 from smollm2.lists import Lists
 from smollm2.lists import drawn as drawn_lists
 from smollm2.texts import Texts, drawn, gathered, with_judged
@@ -55,9 +55,7 @@ from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.selection import select_heads
 from headrank_pipeline.learn.settings import SelectionConfig
 
-RECIPE = HEADRANK.varied({
-    "passages": "isolated", "passage_words": 220, "support": "passages-geometric", "normalise": "log", "rows": "query",
-})  # fmt: skip
+RECIPE = HEADRANK.varied({"passages": "isolated", "passage_words": 220, **RULE})
 # Rounds after the first one see more of the collections' queries, of TREC DL above all.
 _AGAIN = Settings(learning_rate=6e-4, from_collections=0.45, favoured=(("dl23", 3), ("rankzephyr_sample", 2)))
 _ALIGNED = replace(_AGAIN, learning_rate=2e-4, judged=0.6)
@@ -70,7 +68,7 @@ def main() -> None:
     options.add_argument("--output", type=Path, required=True)
     options.add_argument("--started-from", help="an adapter that distillation goes on from")
     options.add_argument("--steps", type=int, nargs="+", default=[400, 300], help="of distillation, in rounds")
-    options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--num-heads", type=int, default=6)
     options.add_argument("--rank", type=int, default=15, help="of the adapter's factors")
     options.add_argument("--aligned", type=int, default=0, metavar="STEPS", help="of alignment; 0: none")
@@ -98,8 +96,9 @@ def _distilled(chosen: argparse.Namespace, seed: int, command: str) -> Path:
     frame = Frame(PromptBuilder(loaded.tokenizer, RECIPE.template, max_prompt_tokens=8192))
     for number, steps in enumerate(chosen.steps):
         folder = _round(chosen, number, seed)
-        settings = replace(_AGAIN if before else Settings(), steps=steps, started_from=before,
-                           seed=seed if folder == _last_round(chosen, seed) else number)  # fmt: skip
+        settings = replace(_AGAIN if before else Settings(), steps=steps, started_from=before, seed=number)
+        if number == len(chosen.steps) - 1:
+            settings = replace(settings, seed=seed)
         if not (folder / "done").exists():
             model = LlamaModel.from_pretrained(chosen.model, num_hidden_layers=heads.depth, dtype=torch.bfloat16)
             Distillation(model, frame, *_encoded(chosen), settings).run(folder)
@@ -111,12 +110,8 @@ def _distilled(chosen: argparse.Namespace, seed: int, command: str) -> Path:
 
 def _round(chosen: argparse.Namespace, number: int, seed: int) -> Path:
     """Return the folder of a round; only the last one is the seed's own."""
-    own = number == len(chosen.steps) - 1
-    return Path(chosen.output) / (f"round-{number}-seed-{seed}" if own else f"round-{number}")
-
-
-def _last_round(chosen: argparse.Namespace, seed: int) -> Path:
-    return _round(chosen, len(chosen.steps) - 1, seed)
+    last = number == len(chosen.steps) - 1
+    return Path(chosen.output) / (f"round-{number}-seed-{seed}" if last else f"round-{number}")
 
 
 def _encoded(chosen: argparse.Namespace) -> tuple[Texts, torch.Tensor, torch.Tensor]:
@@ -153,7 +148,7 @@ def _aligned(chosen: argparse.Namespace, model: Path, heads: HeadSet, lists: Lis
     dev, settings = {"distilled": _dev(model, heads, lists)}, None
     loaded = load(model, heads, dtype="float32")
     if chosen.aligned:
-        before = str(_last_round(chosen, seed))
+        before = str(_round(chosen, len(chosen.steps) - 1, seed))
         settings = replace(_ALIGNED, steps=chosen.aligned, heads=tuple(heads.heads), started_from=before, seed=seed)
         texts, passages, questions = _encoded(chosen)
         texts = with_judged(texts, lists.alignment)

