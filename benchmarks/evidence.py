@@ -172,7 +172,7 @@ def _learned(
 ) -> tuple[dict[str, list[FinishedRun]], dict[str, Any]]:
     """Return the runs of one seed, and what was learned with it."""
     split = split_lists(chosen.data, chosen.output / "lists", seed=seed, **_sizes(chosen))
-    heads = selected_heads(experiment, split, seed)
+    heads = selected_heads(experiment, split.selection, split.files[0], seed)
     runs = {name: scored_by_heads(experiment, name, heads[name], seed=seed) for name in CRITERIA}
     reports = {}
     for system, (criterion, _) in ALIGNED.items():

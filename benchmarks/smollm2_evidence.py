@@ -4,7 +4,8 @@
 
 Reads what `benchmarks/smollm2_model.py` made (`--made`) and reranks BM25's first candidates of SciFact test, DL19,
 NovelEval and the demo collection, which nothing was chosen or trained on. `--systems` names a part of the systems, so
-that the rest can follow later; finished runs are not done again. Writes evidence.json and evidence.md.
+that the rest can follow later; finished runs are not done again. Each criterion selects heads of the plain model on the
+lists of each seed; one reading of all heads then serves every choice. Writes evidence.json and evidence.md.
 """
 
 from __future__ import annotations
@@ -15,56 +16,64 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from evidence.data import UNSEEN, judged_collections
+from evidence.data import UNSEEN, Judged, judged_collections
 from evidence.experiment import MEASURE, Experiment
+from evidence.frozen import read_all_heads, scored_by_heads, selected_heads
 from evidence.learned import fused_by_rank, with_first_stage
 from evidence.report import Comparison, Results, planned_tests, tables
 from smollm2.in_batch import RULE
+from smollm2.lists import drawn
 
+from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.comparison.significance import paired_tests
 from headrank_pipeline.comparison.tables import Column, Table
 from headrank_pipeline.experiment.directory import environment, write_json
-from headrank_pipeline.learn.settings import SelectionConfig
+from headrank_pipeline.learn.settings import CRITERIA, SelectionConfig
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.rerank.systems import headrank, icr
 
 FIRST_STAGE, SHIPPED, MIXED, FUSED = "BM25", "smollm2", "smollm2, interpolated", "smollm2, rank fusion"
+ALL_HEADS, SAME_HEADS, SELECTED = "plain, all heads", "plain, the same heads", "plain, entropy-regularised"
 PLANNED = (
     Comparison("smollm2 against BM25", SHIPPED, FIRST_STAGE),
     Comparison("interpolated against BM25", MIXED, FIRST_STAGE),
     Comparison("rank fusion against BM25", FUSED, FIRST_STAGE),
-    Comparison("smollm2 against the plain model", SHIPPED, "plain, the same heads"),
-    Comparison("selected heads against all heads", "plain, the same heads", "plain, all heads"),
+    Comparison("smollm2 against the same heads of the plain model", SHIPPED, SAME_HEADS),
+    Comparison("smollm2 against heads selected on the plain model", SHIPPED, SELECTED),
+    Comparison("selected heads against all heads", SELECTED, ALL_HEADS),
 )
 
 
 @dataclass(frozen=True)
 class System:
-    """A system of the table.
+    """A system of the table: one of `make` and `heads` says what scores a seed's passages.
 
     Args:
         make: gives the reranker of a seed.
-        seeds: whether seeds change it.
+        heads: gives heads of the plain model (None: all of them), scored from one reading of every head.
+        seeds: those that change it; none: it is the same for all.
         collections: where it is run; long causal prompts are too dear for all.
     """
 
-    make: Callable[[int], Reranker]
-    seeds: bool = False
+    make: Callable[[int], Reranker] | None = None
+    heads: Callable[[int], HeadSet | None] | None = None
+    seeds: tuple[int, ...] = ()
     collections: tuple[str, ...] = (*UNSEEN, "demo")
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", type=Path, required=True, help="folder of the plain model, converted")
-    options.add_argument("--made", type=Path, required=True, help="output of smollm2_model.py")
+    options.add_argument("--made", type=Path, required=True, help="output of smollm2_model.py, of one seed or all")
     options.add_argument("--data", type=Path, required=True, help="folder of the collections")
     options.add_argument("--output", type=Path, required=True)
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -81,74 +90,97 @@ def main() -> None:
     command = shlex.join(["python", "benchmarks/smollm2_evidence.py", *sys.argv[1:]])
     collections = judged_collections(chosen.data, chosen.output / "candidates")
     experiment = Experiment(
-        model=chosen.model, output=chosen.output, reading={"passage_words": chosen.words}, dtype=chosen.dtype,
-        collections=[replace(one, depth=min(one.depth, chosen.depth)) for one in collections],
-        cache_bytes=int(chosen.cache * 2**30), training_words=0, selection=SelectionConfig(), training={},
-        command=command,
+        model=chosen.model, output=chosen.output, dtype=chosen.dtype,
+        reading={"passages": "isolated", "passage_words": chosen.words, **RULE},
+        collections=[replace(one, depth=min(one.depth, chosen.depth))
+                     for one in collections if one.name in chosen.collections],
+        cache_bytes=int(chosen.cache * 2**30), training_words=chosen.words,
+        selection=SelectionConfig(num_heads=6, list_size=20), training={}, command=command,
     )  # fmt: skip
     runs = _runs(experiment, chosen)
     _report(experiment, runs, command)
 
 
-def _systems(experiment: Experiment, made: Path) -> dict[str, System]:
-    small = ("dl19", "noveleval")
+def _systems(experiment: Experiment, chosen: argparse.Namespace) -> dict[str, System]:
+    made, small = chosen.made, ("dl19", "noveleval")
+    trained = tuple(seed for seed in chosen.seeds if (made / "rerankers" / f"seed-{seed}").exists())
+    if len(trained) not in (1, len(chosen.seeds)):  # of one seed, or of all: others have no spread to compare
+        raise SystemExit(f"{made / 'rerankers'} has models of seeds {list(trained)}, not of all {chosen.seeds}: name "
+                         f"the seeds that it has, or make the others (benchmarks/smollm2_model.py)")  # fmt: skip
 
-    def reader(model: Path, heads: Any, **rule: Any) -> Reranker:
-        options = {**experiment.reading, "passages": "isolated", **rule}
-        cache = PassageCache(memory_bytes=experiment.cache_bytes)
-        return headrank(model, heads, options=options, dtype=experiment.dtype, passage_cache=cache)
+    def reader(model: Path, heads: Any, options: Mapping[str, Any]) -> Reranker:
+        keys = PassageCache(memory_bytes=experiment.cache_bytes)
+        return headrank(model, heads, options=options, dtype=experiment.dtype, passage_cache=keys)
 
     def heads(seed: int) -> Path:
         return made / "heads" / f"seed-{seed}.json"
 
-    causal = {"options": dict(experiment.reading), "dtype": experiment.dtype}
+    def selected(criterion: str, seed: int) -> HeadSet:
+        lists = drawn(chosen.data, chosen.output / "lists", seed)
+        return selected_heads(experiment, lists.selection, lists.files[0], seed, dtype=experiment.dtype)[criterion]
+
+    words = {"passage_words": chosen.words}
+    mean = {"passages": "isolated", **words}  # HeadRank's own rule; a trained folder brings another
     return {
-        SHIPPED: System(lambda seed: reader(made / "rerankers" / f"seed-{seed}", None), seeds=True),
-        # A trained folder brings its rule. The plain model is read by the same one, and by HeadRank's own.
-        "plain, the same heads": System(lambda seed: reader(experiment.model, heads(seed), **RULE), seeds=True),
-        "plain, the same heads, mean": System(lambda seed: reader(experiment.model, heads(seed)), True, small),
-        "plain, all heads": System(lambda _: reader(experiment.model, "all", **RULE)),
-        "plain, icr": System(lambda _: icr(experiment.model, **causal), collections=small),
-        "plain, headrank in causal prompts": System(
-            lambda seed: headrank(experiment.model, heads(seed), **causal), True, small
+        SHIPPED: System(
+            lambda seed: reader(made / "rerankers" / f"seed-{seed}", None, experiment.reading), seeds=trained
         ),
-    }
+        ALL_HEADS: System(heads=lambda _: None),
+        **{f"plain, {c}": System(heads=lambda seed, c=c: selected(c, seed), seeds=(*chosen.seeds,)) for c in CRITERIA},
+        SAME_HEADS: System(heads=lambda seed: HeadSet.load(heads(seed)), seeds=trained),
+        f"{SAME_HEADS}, mean": System(
+            lambda seed: reader(experiment.model, heads(seed), mean), seeds=trained, collections=small
+        ),
+        "plain, icr": System(lambda _: icr(experiment.model, options=words, dtype=experiment.dtype), collections=small),
+        "plain, headrank in causal prompts": System(
+            lambda seed: headrank(experiment.model, heads(seed), options=words, dtype=experiment.dtype),
+            seeds=trained, collections=small,
+        ),
+    }  # fmt: skip
 
 
 def _runs(experiment: Experiment, chosen: argparse.Namespace) -> dict[str, dict[str, list[FinishedRun]]]:
     """Return system -> collection -> one run per seed."""
     runs: dict[str, dict[str, list[FinishedRun]]] = {}
-    for name, system in _systems(experiment, chosen.made).items():
+    for name, system in _systems(experiment, chosen).items():
         if chosen.systems and name not in chosen.systems:
             continue
-        for seed in chosen.seeds if system.seeds else chosen.seeds[:1]:
-            reranker: list[Reranker] = []
-
-            def make(system: System = system, seed: int = seed, kept: list[Reranker] = reranker) -> Reranker:
-                kept[:] = kept or [system.make(seed)]
-                return kept[0]
-
-            for collection in experiment.collections:
-                if collection.name in system.collections and collection.name in chosen.collections:
-                    began = time.monotonic()
-                    found = experiment.run(name, collection, make, seed=seed if system.seeds else None)
-                    runs.setdefault(name, {}).setdefault(collection.name, []).append(found)
-                    seconds, before = time.monotonic() - began, _mean(found, "first_stage")
-                    print(f"{name}, seed {seed}, {collection.name}: {_mean(found):.4f}", end="")
-                    print(f" (first stage {before:.4f}), {seconds:.0f} s", flush=True)
+        part = replace(experiment, collections=[c for c in experiment.collections if c.name in system.collections])
+        for seed in system.seeds or chosen.seeds[:1]:
+            began = time.monotonic()
+            for found in _runs_of_seed(part, name, system, seed):
+                place = found[0].name
+                runs.setdefault(name, {}).setdefault(place, []).append(found[1])
+                seconds, before = time.monotonic() - began, _mean(found[1], "first_stage")
+                print(f"{name}, seed {seed}, {place}: {_mean(found[1]):.4f}", end="")
+                print(f" (first stage {before:.4f}), {seconds:.0f} s", flush=True)
+                began = time.monotonic()
         if name == SHIPPED:
-            _mixtures(experiment, chosen, runs)
+            _mixtures(experiment, chosen.made, system.seeds, runs)
     first = {place: row[:1] for places in runs.values() for place, row in places.items()}
     return {FIRST_STAGE: first, **runs}
 
 
+def _runs_of_seed(part: Experiment, name: str, system: System, seed: int) -> Iterator[tuple[Judged, FinishedRun]]:
+    """Yield a system's run on each collection of its part."""
+    shown = seed if system.seeds else None
+    if system.heads is not None:
+        read_all_heads(part)
+        yield from zip(part.collections, scored_by_heads(part, name, system.heads(seed), seed=shown), strict=True)
+        return
+    assert system.make is not None  # one of the two is given
+    make = cache(partial(system.make, seed))  # loaded once, and only if a run is missing
+    for collection in part.collections:
+        yield collection, part.run(name, collection, make, seed=shown)
+
+
 def _mixtures(
-    experiment: Experiment, chosen: argparse.Namespace, runs: dict[str, dict[str, list[FinishedRun]]]
+    experiment: Experiment, made: Path, seeds: Sequence[int], runs: dict[str, dict[str, list[FinishedRun]]]
 ) -> None:
     for place, row in runs[SHIPPED].items():
         part = replace(experiment, collections=[one for one in experiment.collections if one.name == place])
-        for seed, run in zip(chosen.seeds, row, strict=True):
-            path = chosen.made / "first-stage-weight.json"
+        for seed, run in zip(seeds, row, strict=True):
+            path = made / "first-stage-weight.json"
             weight = json.loads(path.read_text(encoding="utf-8"))["first_stage_weight"]
             mixed, fused = (with_first_stage(part, MIXED, [run], weight, seed), fused_by_rank(part, FUSED, [run], seed))
             for name, found in ((MIXED, mixed), (FUSED, fused)):

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save_file
 
-from evidence.data import Judged, Split
+from evidence.data import Judged
 from evidence.experiment import Experiment, KnownScores, candidates_of
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
+from headrank_pipeline.attention.scoring import combined
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.learn.checkpoint import atomic_path
-from headrank_pipeline.learn.lists import describe_file
+from headrank_pipeline.learn.lists import GradedList, describe_file
 from headrank_pipeline.learn.scorer import ListScorer
 from headrank_pipeline.learn.selection import select_heads
 from headrank_pipeline.learn.settings import CRITERIA
@@ -52,19 +55,21 @@ def read_all_heads(experiment: Experiment) -> None:
 def scored_by_heads(
     experiment: Experiment, system: str, heads: HeadSet | None, *, seed: int | None = None
 ) -> list[FinishedRun]:
-    """Score every collection by the mean of some heads (None: all of them), from what `read_all_heads` kept."""
+    """Score every collection by some heads (None: all of them), from what `read_all_heads` kept."""
     return [
         experiment.run(system, collection, lambda c=collection: _scores(experiment, c, heads), seed=seed)
         for collection in experiment.collections
     ]
 
 
-def selected_heads(experiment: Experiment, split: Split, seed: int) -> dict[str, HeadSet]:
-    """Return the heads that each criterion chooses on the selection lists, from one pass over them."""
+def selected_heads(
+    experiment: Experiment, lists: Sequence[GradedList], file: Path, seed: int, *, dtype: str = "float32"
+) -> dict[str, HeadSet]:
+    """Return the heads that each criterion chooses on the lists of a file, from one pass over them."""
     folder = experiment.output / "heads" / f"seed-{seed}"
     if not all((folder / f"{criterion}.json").exists() for criterion in CRITERIA):
-        found = select_heads(load(experiment.model, "all"), experiment.training_recipe(), split.selection,
-                             experiment.selection, origin=describe_file(split.files[0]))  # fmt: skip
+        found = select_heads(load(experiment.model, "all", dtype=dtype), experiment.training_recipe(), lists,
+                             experiment.selection, origin=describe_file(file))  # fmt: skip
         found.table.save(folder / "heads.tsv", scores=found.scores, chosen=found.heads)
         for criterion in CRITERIA:
             found.candidates[criterion][0].save(folder / f"{criterion}.json")
@@ -72,13 +77,13 @@ def selected_heads(experiment: Experiment, split: Split, seed: int) -> dict[str,
 
 
 def _scores(experiment: Experiment, collection: Judged, heads: HeadSet | None) -> KnownScores:
-    order = _head_order(experiment.model)
+    order, rule = _head_order(experiment.model), experiment.recipe().rule
     columns = [order.index(head) for head in heads.heads] if heads else list(range(len(order)))
     masses = _masses(_masses_file(experiment, collection))
-    scores = {
-        ranking.query.qid: dict(zip(ranking.docids, masses[ranking.query.qid][columns].mean(0).tolist(), strict=True))
-        for ranking in candidates_of(collection)
-    }
+    scores = {}
+    for ranking in candidates_of(collection):
+        found = combined(torch.from_numpy(masses[ranking.query.qid][columns]), rule)
+        scores[ranking.query.qid] = dict(zip(ranking.docids, found.tolist(), strict=True))
     about = {
         "system": "headrank",
         "model": experiment.model.name,

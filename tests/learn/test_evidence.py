@@ -15,19 +15,24 @@ import pytest
 from graded_lists import overlap_lists
 from tiny_models import tiny_model
 
+from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model_files import embedded_model
 from headrank_pipeline.learn.lists import GradedList
+from headrank_pipeline.learn.settings import SelectionConfig
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Ranking
-from headrank_pipeline.trec import read_qrels, read_topics, write_candidates
+from headrank_pipeline.trec import read_qrels, read_run, read_topics, write_candidates
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import alignment_settings
 import interpolation_settings
 import layouts
-from evidence.data import GRADED, LEARNED, OWN, TAUGHT, by_teacher, split_lists
+from evidence.data import GRADED, LEARNED, OWN, TAUGHT, Judged, by_teacher, split_lists
+from evidence.experiment import Experiment
+from evidence.frozen import read_all_heads, scored_by_heads
 from evidence.report import Comparison, Results, planned_tests
+from smollm2.in_batch import RULE
 
 _script = spec_from_file_location("evidence_script", Path(sys.path[0]) / "evidence.py")  # the package has its name
 assert _script is not None and _script.loader is not None
@@ -157,6 +162,28 @@ def test_spread_is_over_seeds_and_p_values_are_corrected_over_the_planned_compar
     raw = [record["tests"]["dl19"]["randomisation"] for record in records]
     assert raw == [0.25, 1.0]  # three queries, all better: 2 of the 2^3 sign patterns are as extreme
     assert [record["tests"]["dl19"]["randomisation_holm"] for record in records] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("rule", [{}, RULE], ids=["mean", "geometric"])
+def test_heads_scored_from_one_reading_of_all_score_as_a_reranker_with_those_heads(collections, tmp_path, rule):
+    data = collections / "data/dl19"
+    judged = Judged("dl19", data / "candidates.jsonl.gz", data / "qrels.txt", depth=5)
+    experiment = Experiment(
+        model=tiny_model(tmp_path / "model", layers=2), output=tmp_path / "output", collections=[judged],
+        reading={"passages": "isolated", **rule}, dtype="float32", cache_bytes=2**20, training_words=50,
+        selection=SelectionConfig(), training={}, command="test",
+    )  # fmt: skip
+    read_all_heads(experiment)
+    heads = HeadSet("some", ((0, 1), (1, 0), (1, 3)), model=None)
+    (found,) = scored_by_heads(experiment, "some", heads)
+    plain = experiment.run("plain", judged, lambda: experiment.reranker(experiment.model, heads))
+    (every,) = scored_by_heads(experiment, "every", None)
+    known, wanted, others = (
+        {(qid, one.docid): one.score for qid, candidates in read_run(run.directory.path / "run.trec").items()
+         for one in candidates} for run in (found, plain, every)
+    )  # fmt: skip
+    assert known == pytest.approx(wanted, rel=1e-5)
+    assert known != pytest.approx(others, rel=1e-5)
 
 
 @pytest.mark.slow
