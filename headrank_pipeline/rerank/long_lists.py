@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -216,8 +216,10 @@ class _Copies:
 def dealt(sizes: Sequence[int], room: int) -> tuple[list[list[int]], list[int]]:
     """Return windows that hold every passage and share the anchors, and the anchors.
 
-    Anchors lie evenly over the list; of each part of it the passage of middling length. The others go, in the list's
-    order, to the window with the fewest tokens: so windows are alike in what the first stage thought of them.
+    Anchors lie evenly over the list; of each part of it the passage of middling length. A passage that is too large for
+    any window gets one of its own. The others go, in the list's order, to the window with the fewest tokens: so windows
+    are alike in what the first stage thought of them. Those that take more than half of a window go first, or no window
+    would have the room for them.
 
     Args:
         sizes: tokens of each passage, in the order of the list; at least one passage.
@@ -238,26 +240,43 @@ def dealt(sizes: Sequence[int], room: int) -> tuple[list[list[int]], list[int]]:
     anchors = _anchors(sizes, room)
     others = [index for index in range(len(sizes)) if index not in anchors]
     free = room - sum(sizes[index] for index in anchors)
-    least = -(-sum(sizes[index] for index in others) // free) if free > 0 else len(others)
-    for count in range(min(max(least, 2), len(others)), len(others) + 1):
-        windows, filled = [list(anchors) for _ in range(count)], [0] * count
-        for index in others:
+    alone = [index for index in others if sizes[index] > free]
+    shared = sorted((index for index in others if sizes[index] <= free), key=lambda index: 2 * sizes[index] <= free)
+    windows = _spread([sizes[index] for index in shared], free, least=1 if alone else 2)
+    held = [[index] for index in alone] + [[shared[place] for place in window] for window in windows]
+    return [sorted([*anchors, *window]) for window in held], anchors
+
+
+def _spread(sizes: Sequence[int], room: int, *, least: int) -> list[list[int]]:
+    """Return windows with about as many tokens each, as few as hold all passages; none of these exceeds the room."""
+    first = max(-(-sum(sizes) // room), least) if sizes else 0
+    for count in range(min(first, len(sizes)), len(sizes) + 1):
+        windows: list[list[int]] = [[] for _ in range(count)]
+        filled = [0] * count
+        for place, size in enumerate(sizes):
             emptiest = filled.index(min(filled))
-            windows[emptiest].append(index)
-            filled[emptiest] += sizes[index]
-        if max(filled) <= free:
+            windows[emptiest].append(place)
+            filled[emptiest] += size
+        if max(filled, default=0) <= room:
             break
-    return [sorted(window) for window in windows], anchors
+    return windows
 
 
 def _anchors(sizes: Sequence[int], room: int) -> list[int]:
-    """Return indices, ascending: as many as may be, one at least, and one passage is left."""
+    """Return indices, ascending: as many as may be, one at least, and one passage is left.
+
+    A passage much shorter than the others is none: what it scores hardly tells one window's scale from another's, and
+    one without text scores 0 in all of them.
+    """
+    enough = median(sizes) / 2
     for count in range(min(_ANCHORS, len(sizes) - 1), 0, -1):
         parts = np.array_split(np.arange(len(sizes)), count)
         chosen = [int(sorted(part, key=lambda index: (sizes[index], index))[(len(part) - 1) // 2]) for part in parts]
-        if sum(sizes[index] for index in chosen) <= _ANCHOR_PART * room:
+        taken = [sizes[index] for index in chosen]
+        if min(taken) >= enough and sum(taken) <= _ANCHOR_PART * room:
             return chosen
-    return [min(range(len(sizes)), key=lambda index: (sizes[index], index))]
+    able = [index for index, size in enumerate(sizes) if size >= enough]
+    return [min(able, key=lambda index: (sizes[index], index))]
 
 
 def joined(windows: Sequence[Mapping[str, float]], anchors: Sequence[str], scale: Scale) -> dict[str, float]:

@@ -65,6 +65,21 @@ def test_windows_hold_every_passage_once_and_all_anchors_within_the_room(sizes, 
     assert (len(windows) == 1) == (sum(sizes) <= room or len(sizes) == len(anchors) + 1)
 
 
+def test_a_passage_without_text_is_no_anchor():
+    windows, anchors = dealt([150, 175, 175, 1], 330)  # what a quarter of the room holds is the empty one alone
+    assert anchors == [0]
+    assert windows == [[0, 1, 3], [0, 2]]
+
+
+@pytest.mark.parametrize("large", [3600, 9000])
+def test_a_large_passage_costs_one_window_more(large):
+    short, room = [40] * 800, 4000
+    without, _ = dealt(short, room)
+    windows, _ = dealt([*short, large], room)
+    assert any(800 in window for window in windows)
+    assert len(windows) == len(without) + 1
+
+
 def in_windows(scores, count, anchors, distort):
     others = [index for index in range(len(scores)) if index not in anchors]
     parts = [sorted([*anchors, *others[w::count]]) for w in range(count)]
