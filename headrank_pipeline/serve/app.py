@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import uuid4
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -90,7 +89,7 @@ def _rerank_routes(batcher: Batcher, metrics: Metrics, model: str) -> APIRouter:
                 "threshold: this server's scores are no probabilities; leave it out, or start it with "
                 "--option calibration=FILE",
             )
-        ranking = await batcher.rerank(as_ranking(uuid4().hex, query, documents))
+        ranking = await batcher.rerank(as_ranking(query, documents))
         metrics.reranked(len(documents), ranking)
         return ranking if threshold is None else above(ranking, threshold)
 

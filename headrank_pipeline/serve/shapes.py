@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -129,15 +130,17 @@ class TeiRequest(_Request):
     truncation_direction: Literal["right", "Right"] = "right"
 
 
-def as_ranking(qid: str, query: str, documents: Iterable[Document]) -> Ranking:
+def as_ranking(query: str, documents: Iterable[Document]) -> Ranking:
     """Return a request's list, best first as it came; a document's place, from 0, is its docid.
 
+    The qid comes from the query's text: a shuffled prompt goes by it, and one request must always get one answer.
+
     Examples:
-        >>> as_ranking("r1", "flea", [Document(text="a"), Document(text="a")]).docids
+        >>> as_ranking("flea", [Document(text="a"), Document(text="a")]).docids
         ('0', '1')
     """
     candidates = (Candidate(str(index), 0.0, d.text, d.title) for index, d in enumerate(documents))
-    return Ranking(Query(qid, query), tuple(candidates))
+    return Ranking(Query(sha256(query.encode(errors="surrogatepass")).hexdigest()[:16], query), tuple(candidates))
 
 
 def above(ranking: Ranking, threshold: float) -> Ranking:

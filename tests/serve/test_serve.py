@@ -24,7 +24,7 @@ from headrank_pipeline.cli import main
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.calibrated import Calibration, calibrated, reading_of
-from headrank_pipeline.rerank.systems import open_system
+from headrank_pipeline.rerank.systems import headrank, open_system
 
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
@@ -359,6 +359,13 @@ def test_who_waits_too_long_gets_504_and_is_not_read():
     assert reranker.sizes == [1, 1]
 
 
+def test_one_request_always_gets_one_answer_where_prompts_are_shuffled():
+    texts = [*TEXTS, "Fleas jump far.", "Cats hunt mice.", "Rivers flow to the sea."]
+    with running(headrank("embedded", passages="causal", shuffle_seed=1)) as client:
+        first, *others = (client.post("/v2/rerank", json={"query": QUERY, "documents": texts}).json() for _ in range(4))
+    assert [other["results"] for other in others] == [first["results"]] * 3
+
+
 def test_who_hangs_up_is_not_read():
     reranker = Waits()
     with running(reranker) as client, ThreadPoolExecutor(1) as threads:
@@ -396,7 +403,7 @@ def probabilities(reranker) -> Calibration:
 
 
 def test_probabilities_are_served_with_a_threshold_of_the_request(reranker, probabilities):
-    known = calibrated(reranker, probabilities).rerank(as_ranking("q", QUERY, [Document(text=text) for text in TEXTS]))
+    known = calibrated(reranker, probabilities).rerank(as_ranking(QUERY, [Document(text=text) for text in TEXTS]))
     second = known.scores[1]
     with running(calibrated(reranker, probabilities)) as client:
         body = {"query": QUERY, "documents": TEXTS, "threshold": second}
@@ -414,7 +421,7 @@ def test_probabilities_are_served_with_a_threshold_of_the_request(reranker, prob
 
 
 def test_a_server_may_have_a_threshold_of_its_own(reranker, probabilities):
-    whole = calibrated(reranker, probabilities).rerank(as_ranking("q", QUERY, [Document(text=text) for text in TEXTS]))
+    whole = calibrated(reranker, probabilities).rerank(as_ranking(QUERY, [Document(text=text) for text in TEXTS]))
     with running(calibrated(reranker, probabilities, threshold=whole.scores[1])) as client:
         results = client.post("/v1/rerank", json={"query": QUERY, "documents": TEXTS}).json()["results"]
     assert [str(result["index"]) for result in results] == [*whole.docids[:2]]
