@@ -116,9 +116,15 @@ def _plans(output: Path, model: str, device: str) -> list[RunPlan]:
 
 def _executed(plan: RunPlan) -> Outcome:
     from headrank_pipeline.experiment.batches import supply_from_file
-    from headrank_pipeline.experiment.directory import RunDirectory
+    from headrank_pipeline.experiment.directory import RunDirectory, read_manifest
     from headrank_pipeline.experiment.runner import execute
 
+    found = read_manifest(RunDirectory(plan.output).manifest)
+    if found and found["identity"].get("benchmark") != plan.benchmark:
+        raise click.UsageError(
+            f"--output: {plan.output} holds a run that is not the demo's, which the demo would replace; name a "
+            f"folder of its own"
+        )
     retrieved = RunDirectory(plan.output.parent / "icr").candidates
     if plan.tag != "icr":
         plan = replace(plan, supply=supply_from_file(retrieved))

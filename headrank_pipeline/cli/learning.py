@@ -128,6 +128,9 @@ def select_heads(
     from headrank_pipeline.comparison.learning_figures import head_map
     from headrank_pipeline.learn.selection import select_heads as select
 
+    if output.suffix in (".tsv", ".png"):
+        raise click.UsageError(f"--output {output}: the head set is JSON, and its table and picture lie beside it as "
+                               f".tsv and .png; name it .json")  # fmt: skip
     if figure:
         require_pictures()
     model, config = str(named_model(model)), SelectionConfig(**settings)

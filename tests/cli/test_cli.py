@@ -508,6 +508,16 @@ def test_demo_compares_four_systems_on_what_ships_with_the_package(tmp_path):
     assert float(means["headrank+bm25"][1]) > float(means["first stage"][2]), "the trained model adds to BM25"
 
 
+def test_the_demo_does_not_replace_a_run_that_is_not_its_own(files, model, tmp_path):
+    mine = tmp_path / "demo/icr"
+    assert invoke(*rerank_arguments({**files, "output": mine}, model)).exit_code == 0
+    before = (mine / "run.trec").read_bytes()
+    result = invoke("demo", "--model", "embedded", "--output", tmp_path / "demo", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "holds a run that is not the demo's" in result.stderr
+    assert (mine / "run.trec").read_bytes() == before
+
+
 def test_the_demo_says_how_to_get_smollm2_where_it_is_not_installed(monkeypatch, capsys):
     from headrank_pipeline.cli.demo import _best_model
 

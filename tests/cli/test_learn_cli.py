@@ -101,6 +101,14 @@ def test_heads_are_selected_and_trained_into_a_folder_that_reranks(folder, tmp_p
     assert "holds a run that differs in config" in refused.stderr
 
 
+@pytest.mark.parametrize("suffix", [".tsv", ".png"])
+def test_a_head_set_does_not_go_where_its_table_or_picture_would(folder, tmp_path, suffix):
+    refused = invoke("select-heads", "--model", folder / "model", "--lists", folder / "train.jsonl", "--output",
+                     tmp_path / f"heads{suffix}", code=2)  # fmt: skip
+    assert f"heads{suffix}: the head set is JSON" in refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_core_heads_are_found_by_raw_attention_though_core_reranks_with_calibrated(folder, tmp_path):
     command = ("select-heads", "--model", folder / "model", "--lists", folder / "train.jsonl", "--system", "core")
     invoke(*command, "--criterion", "core", "--num-heads", 2, "--window", 1, "--output", tmp_path / "core.json")
