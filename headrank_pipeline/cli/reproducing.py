@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def reproduce(ctx: click.Context, run: Path, output: Path | None, here: bool, as
         [sys.executable, "-m", "headrank_pipeline", *arguments],
         stdout=subprocess.DEVNULL,
         check=False,
+        env=_environment(),
         cwd=Path.cwd() if here else recorded_folder(run),
     )
     if done.returncode:
@@ -51,6 +53,12 @@ def reproduce(ctx: click.Context, run: Path, output: Path | None, here: bool, as
         click.echo(f"{run} and {again}: {found.verdict}")
     if found.verdict == "different":
         ctx.exit(_DIFFERENT)
+
+
+def _environment() -> dict[str, str]:
+    """Variables with which Python finds the modules of this process, and none in the folder that a manifest names."""
+    places = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
+    return {**os.environ, "PYTHONPATH": places, "PYTHONSAFEPATH": "1"}
 
 
 def lines(found: Reproduction) -> list[str]:

@@ -58,6 +58,22 @@ def test_a_run_is_made_again_from_its_manifest_and_is_equal(first, tmp_path):
     assert (tmp_path / "again" / "run.trec").read_bytes() == (first / "run.trec").read_bytes()
 
 
+@pytest.mark.parametrize("listed", [None, "."])
+def test_no_code_in_the_folder_that_a_manifest_names_is_run(first, tmp_path, monkeypatch, listed):
+    """Whoever hands a run over also writes the folder into its manifest, and may have put modules there."""
+    copy = shutil.copytree(first.parent, tmp_path / "folder")
+    trap = f"from pathlib import Path\nPath({str(tmp_path / 'sprung')!r}).touch()\nraise SystemExit(3)\n"
+    (copy / "click.py").write_text(trap)
+    manifest = json.loads((copy / "run" / "manifest.json").read_text())
+    manifest["sessions"][0]["folder"] = str(copy)
+    (copy / "run" / "manifest.json").write_text(json.dumps(manifest))
+    if listed is not None:
+        monkeypatch.setenv("PYTHONPATH", listed)
+    result = invoke("reproduce", copy / "run", "--output", tmp_path / "again")
+    assert not (tmp_path / "sprung").exists()
+    assert result.exit_code == 0, result.output
+
+
 def test_a_run_from_another_machine_says_which_folder_is_wanted(first, tmp_path, monkeypatch, capfd):
     copy = shutil.copytree(first, tmp_path / "copy")
     manifest = json.loads((copy / "manifest.json").read_text())
