@@ -185,9 +185,14 @@ class Dataset:
             raise FileNotFoundError(f"{told} ({error}); pass {self.what}=FILE") from error
 
     def open(self, target: Path) -> Path:
-        """Write qrels in TREC's layout, or a corpus in BEIR's, to a file and return it; a corpus is written once."""
-        if self.what == "corpus" and target.is_file():
-            return target
+        """Write qrels in TREC's layout, or a corpus in BEIR's, to a file and return it; a corpus is written once.
+
+        The name of a corpus file holds the dataset's: the folder may have served another benchmark before.
+        """
+        if self.what == "corpus":
+            target = target.with_stem(f"{target.stem}-{self.name.replace('/', '+')}")
+            if target.is_file():
+                return target
         with atomic_writer(target) as file:
             if self.what == "corpus":
                 file.writelines(map(_beir_line, self.records()))

@@ -15,8 +15,8 @@ from headrank_pipeline.cli import main
 from headrank_pipeline.experiment import facts
 from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_dataset, load_benchmark
 from headrank_pipeline.experiment.directory import RunDirectory
-from headrank_pipeline.experiment.sources import LocalFiles, Sources
-from headrank_pipeline.experiment.stages import BM25, FirstStageOptions
+from headrank_pipeline.experiment.sources import Dataset, LocalFiles, Sources
+from headrank_pipeline.experiment.stages import BM25, FirstStageOptions, Workspace
 from headrank_pipeline.first_stage import dense
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_qrels, read_topics, write_candidates
@@ -306,6 +306,20 @@ def test_any_collection_of_ir_datasets_runs_without_a_definition(collection, tmp
     assert manifest["origins"]["qrels"] == "ir_datasets local/five"
     lines = (tmp_path / "run" / "first_stage.trec").read_text().splitlines()
     assert [line.split()[:3:2] for line in lines] == [["1", "007"], ["02", "7"]]
+
+
+def test_a_folder_that_served_another_collection_gives_none_of_its_passages(collection, tmp_path, monkeypatch):
+    import ir_datasets
+
+    (tmp_path / "others.tsv").write_text("007\tone hen\n")
+    others = ir_datasets.create_dataset(docs_tsv=str(tmp_path / "others.tsv"))
+    monkeypatch.setitem(ir_datasets.registry._registered, "local/six", others)
+    setting = Workspace(benchmark().first_stage, FirstStageOptions(), RunDirectory(tmp_path))
+    first, second = (setting.fetched(Dataset("corpus", f"local/{name}", False).open) for name in ("five", "six"))
+    assert [json.loads(line)["text"] for line in second.read_text().splitlines()] == ["one hen"]
+    written = first.stat().st_mtime_ns
+    again = setting.fetched(Dataset("corpus", "local/five", False).open)
+    assert (again, again.stat().st_mtime_ns) == (first, written)
 
 
 def test_files_of_ones_own_run_without_a_definition(files, tmp_path):
