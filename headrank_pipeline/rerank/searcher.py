@@ -90,7 +90,8 @@ class RerankingSearcher:
     Args:
         first_stage: a searcher of Pyserini: ``LuceneSearcher``, ``LuceneImpactSearcher``, …; it is not changed.
         reranker: gives the best `depth` hits new scores.
-        depth: how many hits are reranked; those below follow in their order, with continuing scores.
+        depth: how many hits are reranked; those below follow in their order, with continuing scores. What a reranker
+            with a threshold leaves out of them is no hit.
         texts: the searcher whose documents hold the text, for a first stage whose index does not (SPLADE, dense,
             ``-slim``); default is the first stage.
 
@@ -194,7 +195,8 @@ class RerankingSearcher:
         heads = self._with_text([first.cut(self.depth) for first in firsts], threads)
         reranked = self.reranker.rerank_batch(heads)
         return [
-            _hits(head, first, found)[:k] for head, first, (_, found) in zip(reranked, firsts, answers, strict=True)
+            _hits(head, first, found, self.depth)[:k]
+            for head, first, (_, found) in zip(reranked, firsts, answers, strict=True)
         ]
 
     def _with_text(self, heads: Sequence[Ranking], threads: int) -> list[Ranking]:
@@ -211,9 +213,11 @@ def _ranking(query: Query, found: Iterable[Any]) -> Ranking:
     return Ranking(query, tuple(Candidate(hit.docid, float(hit.score)) for hit in found))
 
 
-def _hits(head: Ranking, first: Ranking, found: Sequence[Any]) -> list[Hit]:
+def _hits(head: Ranking, first: Ranking, found: Sequence[Any], depth: int) -> list[Hit]:
+    # What the reranker left out of the head, below its threshold, stays out.
+    below = replace(first, candidates=first.candidates[depth:])
     places = {docid: place for place, docid in enumerate(first.docids)}
-    whole = head.continued_by(first)
+    whole = head.continued_by(below)
     hits = []
     for c, score in zip(whole.candidates, six_decimal_scores(whole.scores), strict=True):
         place = places[c.docid]

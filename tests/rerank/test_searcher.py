@@ -30,6 +30,13 @@ class ShortestFirst(Reranker):
         return {"reranker": "shortest first"}
 
 
+class OnlyTheShortest(ShortestFirst):
+    """Leaves all passages out but one, as a threshold does."""
+
+    def rerank_batch(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        return [ranking.cut(1) for ranking in super().rerank_batch(rankings)]
+
+
 SHORT_TO_LONG = ["007", "d1", "7", "d5"]  # the passages with a flea: 19, 30, 35 and 41 characters
 
 
@@ -70,6 +77,14 @@ def test_below_the_depth_the_first_stages_order_continues(lucene):
     assert [hit.docid for hit in hits] == sorted(first[:2], key=SHORT_TO_LONG.index) + first[2:]
     assert [hit.text is None for hit in hits] == [False, False, True, True]
     assert all(above.raw_score > below.raw_score for above, below in pairwise(hits))
+
+
+def test_what_the_reranker_left_out_is_no_hit(lucene):
+    first = [hit.docid for hit in lucene.search("flea", 10)]
+    hits = RerankingSearcher(lucene, OnlyTheShortest(), depth=10).search("flea", 10)
+    assert [hit.docid for hit in hits] == SHORT_TO_LONG[:1]
+    hits = RerankingSearcher(lucene, OnlyTheShortest(), depth=3).search("flea", 10)
+    assert [hit.docid for hit in hits] == [min(first[:3], key=SHORT_TO_LONG.index), *first[3:]]
 
 
 def test_k_cuts_after_reranking_the_whole_depth(searcher):
