@@ -487,6 +487,14 @@ def _results(
 # ---------------------------------------------------------------------------------------- measures that trec_eval lacks
 
 
+# What ir_measures raises for a measure that it cannot compute: no library, no Perl, a parameter that the measure does
+# not have or may not have this value (AssertionError, KeyError), a query without an irrelevant passage (Accuracy).
+_UNCOMPUTABLE = (
+    *(ValueError, RuntimeError, OSError, subprocess.SubprocessError),
+    *(AssertionError, KeyError, ZeroDivisionError),
+)
+
+
 def is_further_measure(name: str) -> bool:
     """Whether ir_measures knows a measure of that name (``Judged@10``, ``RBP(p=0.8)``, ``ERR@20``)."""
     return _parsed(name) is not None
@@ -503,7 +511,7 @@ def further_values(
         names: measures that `is_further_measure` knows.
 
     Raises:
-        ValueError: ir_measures has the measure and nothing installed computes it.
+        ValueError: ir_measures has the measure, and nothing installed computes it with these parameters.
     """
     import ir_measures
 
@@ -519,10 +527,11 @@ def further_values(
         measure = _parsed(name)
         try:
             values = {metric.query_id: float(metric.value) for metric in ir_measures.iter_calc([measure], qrels, run)}
-        except (ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+        except _UNCOMPUTABLE as error:
+            told = " ".join(f"{type(error).__name__}: {error}".split())[:140]
             raise ValueError(
-                f"measure {name!r}: nothing installed computes it ({' '.join(str(error).split())[:120]}); RBP needs "
-                f"pip install cwl-eval, ERR a Perl interpreter"
+                f"measure {name!r}: nothing installed computes it ({told}); check its parameters; RBP needs pip "
+                f"install cwl-eval, ERR a Perl interpreter"
             ) from error
         for qid in qids:
             found[qid][name] = values.get(short[qid], 0.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 from headrank_pipeline.experiment.benchmark import Reference, ReferenceCheck, check_references
 from headrank_pipeline.experiment.directory import RunDirectory, file_sha256, write_json
-from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluated, parse_measure
+from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluated
 from headrank_pipeline.files import Input, open_input
 from headrank_pipeline.records import Candidate
 from headrank_pipeline.trec import Qrels, read_qrels, read_run
@@ -39,7 +39,8 @@ class Judgement:
 
     Raises:
         FileNotFoundError: missing qrels.
-        ValueError: an unknown measure, or malformed qrels.
+        ValueError: a measure that is unknown or that nothing installed computes, none at all, a relevance level that
+            is no grade, or malformed qrels.
     """
 
     qrels: str | os.PathLike[str]
@@ -50,8 +51,9 @@ class Judgement:
     grades: Qrels = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for measure in self.measures:
-            parse_measure(measure)
+        # One made-up query: what some library refuses only when it computes is refused before anything is reranked.
+        run, grades = {"q": {"d": 2.0, "e": 1.0}}, {"q": {"d": 1, "e": 0}}
+        evaluated(run, grades, [*self.measures], relevance_level=self.relevance_level)
         object.__setattr__(self, "opened", open_input(self.qrels, "qrels"))
         object.__setattr__(self, "grades", read_qrels(self.opened))
 

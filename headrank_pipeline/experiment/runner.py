@@ -39,7 +39,7 @@ from headrank_pipeline.experiment.directory import (
 from headrank_pipeline.experiment.judgement import Judged, Judgement, judge
 from headrank_pipeline.files import open_input
 from headrank_pipeline.pipeline import Reranker
-from headrank_pipeline.records import Candidate, Ranking
+from headrank_pipeline.records import Candidate, Ranking, check_id
 from headrank_pipeline.trec import read_candidates, run_writer, write_candidates
 
 __all__ = [
@@ -93,8 +93,7 @@ class RunPlan:
         for name in ("depth", "batch_size", "limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
-        if not self.tag or any(character.isspace() for character in self.tag):
-            raise ValueError(f"tag {self.tag!r}: expected a non-empty word without white space, as run files need")
+        check_id("run tag", self.tag)
 
     def identity(self) -> dict[str, Any]:
         """Return everything that can change a ranking, as JSON-ready values."""

@@ -557,10 +557,28 @@ def test_repeated_qids_and_empty_candidates_are_refused(tmp_path):
         execute(plan(tmp_path, tmp_path / "other", supply=nothing))
 
 
-@pytest.mark.parametrize(("name", "value"), [("depth", 0), ("batch_size", 0), ("tag", "two words"), ("tag", "")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("depth", 0), ("batch_size", 0), ("tag", "two words"), ("tag", ""), ("tag", "a\0b")]
+)
 def test_a_plan_that_makes_no_sense_is_refused_when_it_is_written(candidates, tmp_path, name, value):
     with pytest.raises(ValueError, match=name):
         plan(candidates, tmp_path / "run", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"relevance_level": 0}, "relevance level 0: expected a grade"),
+        ({"measures": ()}, "no measures given"),
+        ({"measures": ["alpha_nDCG@10"]}, r"measure 'alpha_nDCG@10': nothing installed computes it"),
+        ({"measures": ["INST(T=1)"]}, r"measure 'INST\(T=1\)': nothing installed computes it \(Asser.* parameters"),
+        ({"measures": ["nDCG(T=1)@10"]}, r"measure 'nDCG\(T=1\)@10': nothing installed computes it \(KeyError"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_reranked(tmp_path, changes, message):
+    (tmp_path / "qrels.txt").write_text("q0 0 d0 1\n")
+    with pytest.raises(ValueError, match=message):
+        Judgement(qrels=tmp_path / "qrels.txt", **changes)
 
 
 def test_the_last_line_of_a_query_wins_and_a_damaged_one_is_named(tmp_path):
