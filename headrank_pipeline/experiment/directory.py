@@ -167,15 +167,22 @@ class RunDirectory:
         return (self.path / _REPLACED).is_dir()
 
     def recover(self) -> None:
-        """Bring to an end what a killed call left half done: its old run comes back, unless the new one had begun."""
+        """Bring to an end what a killed call left half done: its old run comes back, unless the new one had scores."""
         shutil.rmtree(self.path / _DISCARDED, ignore_errors=True)
         if (self.path / _MOVING).is_dir():
             self._put_back()
         if self.has_aside:
-            if self.scores.exists() and b"\n" in self.scores.read_bytes():
+            if self._has_scores():
                 self.discard()
             else:
                 self.restore()
+
+    def _has_scores(self) -> bool:
+        """Whether a whole line of the journal holds scores; a batch that failed leaves lines without any."""
+        if not self.scores.exists():
+            return False
+        # The name of the field: in the text of an error or an id its quotes would be escaped.
+        return any(b'"docids": ' in line for line in self.scores.read_bytes().split(b"\n")[:-1])
 
     def _files(self) -> tuple[Path, ...]:
         results = (self.run, self.above_threshold, self.evaluation, self.first_stage_run)

@@ -778,6 +778,20 @@ def test_a_kill_while_a_run_is_replaced_leaves_the_old_one_or_the_new_one(candid
     assert sorted(path.name for path in directory.path.iterdir()) == sorted([*old, ".lock"])
 
 
+def test_an_old_run_comes_back_where_the_new_one_was_killed_with_nothing_but_failures(candidates, tmp_path):
+    execute(plan(candidates, tmp_path / "run"))
+    old, directory = state_of(tmp_path / "run"), RunDirectory(tmp_path / "run")
+    directory.set_aside()
+    journal = Journal(directory.scores, "another run")
+    journal.append([Entry("q0", error='CUDA error "docids": [], "scores": []')])
+    directory.recover()
+    assert state_of(directory.path) == old
+    directory.set_aside()
+    journal.append([Entry("q0", error="CUDA error"), Entry("q1", ("d0",), (1.0,))])
+    directory.recover()
+    assert (directory.run.exists(), directory.has_aside, directory.scores.exists()) == (False, False, True)
+
+
 def test_litter_of_a_killed_run_is_removed_by_the_next(candidates, tmp_path):
     (tmp_path / "run").mkdir()
     litter = [tmp_path / "run" / f".{name}.77.0123abcd.tmp" for name in ("manifest.json", "run.trec")]
