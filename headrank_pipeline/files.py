@@ -393,23 +393,26 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[TextIO]:
 
     The text goes to a hidden file in the same folder, is flushed to the disk and renamed; on an exception nothing is
     left behind and a file that was there before stays as it was. What a killed process left of the same file is
-    removed. Missing parent folders are made. A name that ends in ``.gz`` is gzipped, without a time stamp, so that
-    equal text gives equal bytes.
+    removed. Missing parent folders are made. A symbolic link stays, and the file that it names is written. A device or
+    a pipe (``/dev/null``, ``/dev/stdout``) is written to as it is, and keeps what was written before an exception. A
+    name that ends in ``.gz`` is gzipped, without a time stamp, so that equal text gives equal bytes.
 
     Raises:
         FileExistsError: where the folder should be there is a file.
     """
-    target = Path(path)
+    place = Path(path)
+    packed = place.suffix == ".gz"
+    if place.exists() and not place.is_file() and not place.is_dir():
+        with place.open("wb") as special, _text(special, packed=packed) as text:
+            yield text
+        return
+    target = place.resolve()
     made_folder(target.parent)
     _remove_drafts(target)
     draft, handle = _new_draft(target)
     try:
-        with ExitStack() as stack:
-            binary: IO[bytes] = stack.enter_context(open(handle, "wb", closefd=False))
-            if target.suffix == ".gz":
-                packed = gzip.GzipFile(filename="", mode="wb", fileobj=binary, mtime=0)
-                binary = cast(IO[bytes], stack.enter_context(packed))
-            yield stack.enter_context(io.TextIOWrapper(binary, encoding="utf-8", newline="\n"))
+        with open(handle, "wb", closefd=False) as binary, _text(binary, packed=packed) as text:
+            yield text
         _sync(draft)
         draft.replace(target)
     except BaseException:
@@ -418,6 +421,15 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     finally:
         os.close(handle)  # and not before the rename: until then it is locked
     _sync(target.parent)  # the rename itself; some file systems keep it in memory otherwise
+
+
+@contextmanager
+def _text(binary: IO[bytes], *, packed: bool) -> Iterator[TextIO]:
+    with ExitStack() as stack:
+        if packed:
+            zipped = gzip.GzipFile(filename="", mode="wb", fileobj=binary, mtime=0)
+            binary = cast(IO[bytes], stack.enter_context(zipped))
+        yield stack.enter_context(io.TextIOWrapper(binary, encoding="utf-8", newline="\n"))
 
 
 def made_folder(folder: Path) -> Path:

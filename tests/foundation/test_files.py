@@ -6,11 +6,12 @@ import io
 import os
 import pickle
 import sys
+import threading
 from pipes import piped
 
 import pytest
 
-from headrank_pipeline.files import check_input, file_sha256, numbered_lines, open_input, open_text
+from headrank_pipeline.files import atomic_writer, check_input, file_sha256, numbered_lines, open_input, open_text
 
 LINES = b"".join(b"line %d of a file that is longer than a pipe\n" % number for number in range(5000))
 
@@ -103,3 +104,42 @@ def test_an_input_travels_to_another_process_by_name_and_digest(tmp_path, monkey
         piping = pickle.dumps(open_input(name, "topics"))
     with pytest.raises(ValueError, match=r"the topics file is read by another process here"):
         pickle.loads(piping)
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def test_a_link_stays_and_the_file_that_it_names_is_written(tmp_path):
+    link, named = tmp_path / "link.txt", tmp_path / "elsewhere" / "named.txt"
+    link.symlink_to(named)
+    for text in ("new\n", "newer\n"):  # what it names need not be there yet
+        with atomic_writer(link) as file:
+            file.write(text)
+        assert (link.is_symlink(), named.read_text()) == (True, text)
+    assert [path.name for path in named.parent.iterdir()] == ["named.txt"]
+    with pytest.raises(ZeroDivisionError), atomic_writer(link) as file:
+        file.write(f"{1 / 0}")
+    assert named.read_text() == "newer\n"
+
+
+@pytest.mark.parametrize("name", ["fifo", "fifo.gz"])
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path, name):
+    pipe = tmp_path / name
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.daemon = True  # of a pipe that is gone it would wait for ever
+    reader.start()
+    with atomic_writer(pipe) as file:
+        file.write("line\n")
+    assert pipe.is_fifo()
+    reader.join(timeout=10)
+    assert [gzip.decompress(data) if name.endswith(".gz") else data for data in read] == [b"line\n"]
+
+
+def test_a_link_to_standard_output_is_written_to(fresh_python, tmp_path):
+    (tmp_path / "out").symlink_to("/dev/stdout")  # not by its own name: a fault would replace it, for a root user
+    code = "from headrank_pipeline.files import atomic_writer\n"
+    code += f"with atomic_writer({str(tmp_path / 'out')!r}) as file:\n    file.write('line')\n"
+    assert fresh_python(code).stdout == "line"
+    assert (tmp_path / "out").is_symlink()
