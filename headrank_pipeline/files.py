@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import weakref
@@ -34,6 +35,7 @@ __all__ = [
     "atomic_writer",
     "begun",
     "check_input",
+    "empty_locked",
     "file_sha256",
     "first_field",
     "foreign_id",
@@ -48,12 +50,14 @@ __all__ = [
     "open_text",
     "parse_json",
     "refuse_header",
+    "remove_locked",
     "string_field",
 ]
 
 PathLike = str | os.PathLike[str]
 
 _STDIN = "-"
+_LOCK = ".lock"
 _GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**20
@@ -471,6 +475,8 @@ def _remove_drafts(target: Path) -> None:
 def locked_folder(folder: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Make a folder and hold it for this process; a file ``.lock`` stays in it.
 
+    Who holds it may move it away or `remove_locked` it; who waited for it then makes a new one.
+
     Args:
         folder: the folder to lock.
         what: is written there, for the error.
@@ -480,21 +486,54 @@ def locked_folder(folder: Path, what: str, *, wait: bool = False) -> Iterator[No
         FileExistsError: it, or a folder above it, is a file.
         RuntimeError: another process holds it.
     """
-    made_folder(folder)
-    # The file stays: removing it would let two processes lock two different files of one name.
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise RuntimeError(
-                f"{folder}: another process (id {owner}) is writing this {what}; wait for it or choose another output"
-            ) from error
+    with ExitStack() as stack:
+        while (file := _lock(folder, what, wait=wait)) is None:
+            pass
+        stack.enter_context(file)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _lock(folder: Path, what: str, *, wait: bool) -> TextIO | None:
+    """Return the locked file of a folder, or None where the folder went before the file was locked."""
+    lock = made_folder(folder) / _LOCK
+    try:
+        file = lock.open("a+")
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        file.close()
+        raise RuntimeError(
+            f"{folder}: another process (id {owner}) is writing this {what}; wait for it or choose another output"
+        ) from error
+    with suppress(FileNotFoundError):
+        if os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+            return file
+    file.close()  # two processes must not lock two different files of one name
+    return None
+
+
+def empty_locked(folder: Path) -> None:
+    """Remove everything from a folder that this process holds but its lock."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
+
+
+def remove_locked(folder: Path) -> None:
+    """Remove a folder that this process holds, unless another process takes it over meanwhile."""
+    empty_locked(folder)
+    (folder / _LOCK).unlink()
+    with suppress(OSError):  # not empty: it has a new owner
+        folder.rmdir()
 
 
 def _sync(path: Path) -> None:

@@ -27,6 +27,7 @@ from headrank_pipeline.experiment.directory import (
 )
 from headrank_pipeline.experiment.judgement import Judged, Judgement, judge
 from headrank_pipeline.experiment.runner import Effect, Outcome, closed, totals_of
+from headrank_pipeline.files import empty_locked, locked_folder, remove_locked
 from headrank_pipeline.trec import read_run
 
 __all__ = ["merge"]
@@ -45,26 +46,33 @@ def merge(output: Path, shards: Sequence[Path], *, qrels: Path | None = None) ->
     Raises:
         FileExistsError: the output holds something.
         FileNotFoundError: a directory without a run, or qrels that are not there.
+        RuntimeError: another process merges into the output.
         ValueError: a shard is missing, given twice, unfinished, damaged, or was run with other settings.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(
-            f"{output}: is there already; a merged run needs a new folder: choose another, or remove it"
-        )
+    _refuse_output(output)
     parts = _ordered([_Part.of(path) for path in shards])
     _check_settings(parts)
     _check_whole(parts)
     judgement = _judgement(parts[0], qrels)
     work = output.with_name(f".{output.name}.merging")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        manifest, judged = _written(RunDirectory(work), parts, judgement)
-        work.replace(output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with locked_folder(work, "merged run"):
+        _refuse_output(output)  # again: another merge may just have ended
+        empty_locked(work)  # of a merge that was killed
+        try:
+            manifest, judged = _written(RunDirectory(work), parts, judgement)
+            work.replace(output)
+        except BaseException:
+            remove_locked(work)
+            raise
     logger.info("%s: %d shards, %d queries", output, len(parts), manifest["totals"]["queries"])
     return Outcome(RunDirectory(output), manifest, judged)
+
+
+def _refuse_output(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(
+            f"{output}: is there already; a merged run needs a new folder: choose another, or remove it"
+        )
 
 
 @dataclass(frozen=True, slots=True)

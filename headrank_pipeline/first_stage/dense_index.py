@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from headrank_pipeline.files import atomic_writer, open_input
+from headrank_pipeline.files import atomic_writer, empty_locked, locked_folder, open_input, remove_locked
 from headrank_pipeline.first_stage.encoder import Encoder, load_encoder
 from headrank_pipeline.first_stage.index import IDENTITY_FILE, IndexSummary, is_index, publish, refuse_strangers
 from headrank_pipeline.first_stage.jvm import versions
@@ -65,7 +65,7 @@ def build_dense_index(
         FileNotFoundError: no such corpus or encoder.
         FileExistsError: `output` is there already.
         MissingPrerequisite: ``lucene-hnsw`` without Java 21 or pyserini.
-        RuntimeError: Anserini's indexer failed.
+        RuntimeError: Anserini's indexer failed, or another process is building this index.
         ValueError: a malformed line, a docid that occurs twice, nothing to index, or an encoder whose vectors are not
             of length 1 for ``lucene-hnsw``.
     """
@@ -83,17 +83,21 @@ def build_dense_index(
     opened = open_input(corpus, "corpus")
     checksum = opened.sha256
     passages, empty = _passages(opened)
-    draft = _draft(target, {"corpus_sha256": checksum, "encoder": chosen.describe(), "shard": _SHARD})
-    _encode(passages, chosen, draft, on_progress or (lambda done, total: None))
-    folder = draft / "index"
-    _write_index(folder, passages, draft, kind)
+    plan = {"corpus_sha256": checksum, "encoder": chosen.describe(), "shard": _SHARD}
     identity = {"corpus": Path(corpus).name, "corpus_sha256": checksum, "docs": len(passages), "empty_docs": empty}
     identity |= {"kind": kind if kind == "lucene-hnsw" else f"faiss-{kind}", "encoder": chosen.describe(), **versions()}
-    (folder / IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    replaced = draft / "replaced"
-    shutil.rmtree(replaced, ignore_errors=True)  # of a build that was killed here
-    publish(folder, target, replaced)
-    shutil.rmtree(draft)
+    draft = target.with_name(f".{target.name}.building")
+    with locked_folder(draft, "index"):
+        _check_output(target, overwrite)  # again: another build may just have ended
+        _begin(draft, target, plan)
+        _encode(passages, chosen, draft, on_progress or (lambda done, total: None))
+        folder = draft / "index"
+        _write_index(folder, passages, draft, kind)
+        (folder / IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+        replaced = draft / "replaced"
+        shutil.rmtree(replaced, ignore_errors=True)  # of a build that was killed here
+        publish(folder, target, replaced)
+        remove_locked(draft)
     summary = IndexSummary(target, len(passages), empty, time.perf_counter() - started, checksum)
     _log.info("%s: %d vectors in %.1f s", target, summary.docs, summary.seconds)
     return summary
@@ -128,19 +132,17 @@ def _passages(corpus: str | os.PathLike[str]) -> tuple[list[Passage], int]:
     return kept, empty
 
 
-def _draft(target: Path, plan: dict[str, Any]) -> Path:
-    """Return the folder of an unfinished build of the same plan, or an empty one."""
-    draft = target.with_name(f".{target.name}.building")
+def _begin(draft: Path, target: Path, plan: dict[str, Any]) -> None:
+    """Keep in the folder what an unfinished build of the same plan left there, or nothing."""
     note = draft / "plan.json"
     if note.is_file():
         if json.loads(note.read_text(encoding="utf-8")) == json.loads(json.dumps(plan)):
             _log.info("%s: continuing an interrupted build", target)
         else:
             _log.warning("%s: the interrupted build was of another corpus or encoder; starting anew", target)
-            shutil.rmtree(draft)
+            empty_locked(draft)
     with atomic_writer(note) as file:
         json.dump(plan, file)
-    return draft
 
 
 def _encode(passages: list[Passage], encoder: Encoder, draft: Path, on_progress: Callable[[int, int], None]) -> None:

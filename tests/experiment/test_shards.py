@@ -22,6 +22,7 @@ from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.merging import merge
 from headrank_pipeline.experiment.reproduction import recorded_command
 from headrank_pipeline.experiment.runner import execute
+from headrank_pipeline.files import locked_folder
 from headrank_pipeline.first_stage import search
 from headrank_pipeline.pipeline import Source, Terminated
 from headrank_pipeline.records import Query, Ranking
@@ -61,7 +62,7 @@ def entries(directory: Path) -> list:
 
 def assert_same(one: Path, merged: Path) -> None:
     names = {path.name for path in one.iterdir()} - {".lock"}
-    assert {path.name for path in merged.iterdir()} == {name for name in names if not name.startswith(".")}
+    assert {path.name for path in merged.iterdir()} - {".lock"} == {name for name in names if not name.startswith(".")}
     for name in names & {"run.trec", "first_stage.trec", "evaluation.json", "candidates.jsonl"}:
         assert (one / name).read_bytes() == (merged / name).read_bytes(), name
     assert untimed(one) == untimed(merged)
@@ -235,3 +236,13 @@ def test_a_merge_that_was_killed_leaves_nothing_that_looks_like_a_run(three, tmp
     shutil.copytree(three[0], litter)
     merge(tmp_path / "merged", three)
     assert not litter.exists()
+
+
+def test_two_merges_into_one_folder_do_not_take_each_others_files(three, tmp_path):
+    with locked_folder(tmp_path / ".merged.merging", "merged run"):
+        (tmp_path / ".merged.merging" / "run.trec").write_text("of the first one")
+        with pytest.raises(RuntimeError, match=r"another process .* is writing this merged run; wait for it"):
+            merge(tmp_path / "merged", three)
+        assert (tmp_path / ".merged.merging" / "run.trec").exists()
+    assert merge(tmp_path / "merged", three).directory.run.stat().st_size > 100
+    assert not (tmp_path / ".merged.merging").exists()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -207,6 +208,29 @@ def test_an_interrupted_build_of_another_corpus_is_not_continued(tiny_corpus, en
     assert "was of another corpus or encoder; starting anew" in caplog.text
     [ranking] = dense(tmp_path / "index").retrieve([FLEA])
     assert ranking.scores[0] > 0  # a vector of zeros would score 0
+
+
+def test_two_builds_of_one_index_do_not_write_each_others_vectors(tiny_corpus, tmp_path):
+    refused = []
+
+    @dataclass(frozen=True)
+    class Starting(Encoder):
+        """Begins the second build in the middle of the first."""
+
+        def passages(self, passages):
+            with pytest.raises(RuntimeError) as caught:
+                build_dense_index(tiny_corpus, tmp_path / "index", Still("still", "mean", True))
+            refused.append(str(caught.value))
+            return np.eye(len(passages), 16, dtype=np.float32)
+
+    class Still(Encoder):
+        def passages(self, passages):
+            return np.zeros((len(passages), 16), dtype=np.float32)
+
+    built = build_dense_index(tiny_corpus, tmp_path / "index", Starting("starting", "mean", True))
+    assert [message.partition("another process")[0] for message in refused] == [f"{tmp_path}/.index.building: "]
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert json.loads((built.path / "headrank-index.json").read_text())["encoder"]["name"] == "starting"
 
 
 def test_an_index_that_is_there_is_replaced_only_when_asked(index, encoder_folder, tmp_path):

@@ -11,7 +11,16 @@ from pipes import piped
 
 import pytest
 
-from headrank_pipeline.files import atomic_writer, check_input, file_sha256, numbered_lines, open_input, open_text
+from headrank_pipeline.files import (
+    atomic_writer,
+    check_input,
+    file_sha256,
+    locked_folder,
+    numbered_lines,
+    open_input,
+    open_text,
+    remove_locked,
+)
 
 LINES = b"".join(b"line %d of a file that is longer than a pipe\n" % number for number in range(5000))
 
@@ -143,3 +152,28 @@ def test_a_link_to_standard_output_is_written_to(fresh_python, tmp_path):
     code += f"with atomic_writer({str(tmp_path / 'out')!r}) as file:\n    file.write('line')\n"
     assert fresh_python(code).stdout == "line"
     assert (tmp_path / "out").is_symlink()
+
+
+def test_a_folder_that_its_owner_removed_is_locked_anew_by_one_of_those_who_waited(tmp_path):
+    folder, held = tmp_path / "draft", threading.Event()
+    end = threading.Event()
+
+    def wait():
+        with locked_folder(folder, "index", wait=True):
+            held.set()
+            end.wait(10)
+
+    waiting = threading.Thread(target=wait)
+    with locked_folder(folder, "index"):
+        (folder / "part").mkdir()
+        waiting.start()
+        assert not held.wait(0.3)  # it has opened the lock file by now
+        remove_locked(folder)
+    assert held.wait(10)
+    try:
+        with pytest.raises(RuntimeError, match="another process"), locked_folder(folder, "index"):
+            pass
+    finally:
+        end.set()
+        waiting.join()
+    assert [path.name for path in folder.iterdir()] == [".lock"]
