@@ -47,7 +47,8 @@ class Comparison:
         baseline: the system that the others are tested against.
         measures: the first one is shown in figures.
         runs: what was read, the order of the rows.
-        conditions: what all systems share (depth, judgments, …), JSON-ready.
+        conditions: what all systems share (depth, judgments, …), JSON-ready. ``queries`` counts the judged queries,
+            over which means are taken; ``tested`` those of them that some run has, over which tests are made.
         notes: what a reader must know: differences that were allowed, reranking that did nothing, queries that are
             missing.
     """
@@ -118,7 +119,8 @@ def compare(
         baseline=chosen,
         measures=names,
         runs=tuple(finished),
-        conditions=_conditions(finished, judgments, level, evaluations[FIRST_STAGE].queries, seed),
+        conditions=_conditions(finished, judgments, level, seed)
+        | {"queries": evaluations[FIRST_STAGE].queries, "tested": asked[FIRST_STAGE].queries},
         notes=(
             *notes,
             *_effect_notes(finished),
@@ -220,13 +222,12 @@ def _ceiling(run: FinishedRun, qrels: Input, measures: Sequence[str], level: int
     return {**evaluate(ideal, grades, measures, relevance_level=level).means, recall: reached[recall]}
 
 
-def _conditions(runs: Sequence[FinishedRun], qrels: Input, level: int, queries: int, seed: int) -> dict[str, Any]:
+def _conditions(runs: Sequence[FinishedRun], qrels: Input, level: int, seed: int) -> dict[str, Any]:
     first = runs[0]
     return {
         "benchmark": first.identity["benchmark"],
         "candidates": first.identity["candidates"],
         "depth": first.depth,
-        "queries": queries,
         "qrels": str(qrels),
         "qrels_sha256": qrels.sha256,
         "relevance_level": level,

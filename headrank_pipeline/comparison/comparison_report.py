@@ -231,7 +231,7 @@ def _sections(
 ) -> list[Section]:
     means, *tests, costs = tables
     named = {picture.name: picture for picture in pictures}
-    queries = comparison.conditions["queries"]
+    queries = comparison.conditions["tested"]
     per_query = [_per_query(comparison, output)] if queries <= _MOST_QUERIES else []
     told = "" if per_query else f"{queries} queries are too many for a page; per_query.csv holds them."
     quality = [named["quality-cost"]] if "quality-cost" in named else []
@@ -264,7 +264,7 @@ def _facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
             "judgments",
             f"{known['qrels']}, SHA-256 {known['qrels_sha256'][:16]}…, relevant from {known['relevance_level']}",
         ),
-        ("tests", f"over {known['queries']} queries, seed {known['seed']}"),
+        ("tests", f"over {known['tested']} queries, seed {known['seed']}"),
     ]
     return facts + [
         (

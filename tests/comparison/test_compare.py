@@ -189,6 +189,10 @@ def test_means_wins_and_ceiling_by_hand_with_a_missing_query_as_0(tmp_path):
     )
     assert len(found.notes) == 1
     assert sorted(found.per_query["qid"].unique()) == ["q1", "q2"]
+    save_comparison(found, tmp_path / "page", command="headrank compare best")
+    assert "over 2 queries, seed 0" in (tmp_path / "page" / "report.html").read_text()
+    recorded = json.loads((tmp_path / "page" / "comparison.json").read_text())["conditions"]
+    assert (recorded["queries"], recorded["tested"]) == (3, 2)
 
 
 def test_the_ceiling_reorders_down_to_the_depth_and_keeps_the_rest(tmp_path):
