@@ -500,17 +500,21 @@ class Effect:
     """Whether reranking did anything: what a run must tell that would otherwise look like any other run.
 
     Counted over lists of two passages or more, and told where it is the rule: all scores of a list are equal; the order
-    is the first stage's; the scores follow the passages' places in the prompt.
+    is the first stage's; the scores follow the passages' places in the prompt, where each has one place and the scores
+    are the reranker's alone.
 
     Args:
         reranker: its description, as in a manifest's identity.
     """
 
     def __init__(self, reranker: Mapping[str, Any]) -> None:
-        template = reranker.get("template")
-        # Isolated passages have no place, and systems without one prompt have none that is known here.
+        template, rule = reranker.get("template"), reranker.get("rule")
+        # Isolated passages have no place, those of a list that is read in both orders have two, and systems without
+        # one prompt have none that is known here. Scores into which the first stage's are mixed follow it as asked.
         placed = isinstance(template, Mapping) and template.get("passages", "causal") == "causal"
-        self._template: Mapping[str, Any] | None = template if placed else None
+        twice = isinstance(rule, Mapping) and rule.get("both_orders")
+        alone = not (twice or reranker.get("first_stage_weight"))
+        self._template: Mapping[str, Any] | None = template if placed and alone else None
         self.lists = self.unchanged = self.equal = 0
         self._neighbours = 0
         self._taus: list[float] = []

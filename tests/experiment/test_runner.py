@@ -825,6 +825,7 @@ class Following(Reranker):
 
     kind: str
     template: dict = field(default_factory=dict)
+    more: dict = field(default_factory=dict)
 
     def rerank_batch(self, rankings):
         return [r.rescored([self.score(r.query.qid, i, c) for i, c in enumerate(r.candidates)]) for r in rankings]
@@ -834,7 +835,7 @@ class Following(Reranker):
         return {"equal": 1.0, "first stage": -place, "place": place + 2 * chance, "passages": chance}[self.kind]
 
     def describe(self):
-        return {"system": self.kind, "template": {"passages": "causal", **self.template}}
+        return {"system": self.kind, "template": {"passages": "causal", **self.template}, **self.more}
 
 
 @pytest.mark.parametrize(
@@ -862,3 +863,19 @@ def test_reranking_that_did_nothing_is_told_in_the_log_and_the_manifest(tmp_path
         [warning] = totals["warnings"]
         assert re.search(told, warning)
         assert warning in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("more", "known"),
+    [
+        ({"first_stage_weight": 0.8}, False),  # the prompt follows the first stage, and the scores do as asked
+        ({"first_stage_weight": 0.0}, True),
+        ({"rule": {"both_orders": True}}, False),
+        ({"rule": {"both_orders": False}}, True),
+    ],
+)
+def test_nothing_is_said_of_a_place_that_scores_follow_as_asked_or_that_is_not_one(tmp_path, more, known):
+    path = tmp_path / "candidates.jsonl"
+    write_candidates(path, [ranking_of(f"q{number}") for number in range(9)])
+    totals = execute(plan(path, tmp_path / "run", Following("place", more=more), depth=5)).manifest["totals"]
+    assert (bool(totals["warnings"]), totals["effect"]["place_correlation"] is not None) == (known, known)
