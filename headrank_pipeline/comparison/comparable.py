@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from headrank_pipeline.comparison.finished import FinishedRun
-from headrank_pipeline.experiment.directory import differences, file_sha256
+from headrank_pipeline.experiment.directory import differences, file_sha256, recorded_files
 
 __all__ = ["FIELDS", "check_comparable", "find_qrels"]
 
@@ -59,8 +59,11 @@ def find_qrels(runs: Sequence[FinishedRun]) -> Path:
     for run in runs:
         recorded = run.recorded_evaluation
         origin = run.manifest["origins"].get("qrels")
-        for path in (run.directory.qrels, Path(origin) if origin else None):
-            if recorded and path and path.is_file() and file_sha256(path, "qrels") == recorded["qrels_sha256"]:
+        places = [run.directory.qrels]
+        if origin:
+            places += recorded_files(run.manifest, origin)
+        for path in places:
+            if recorded and path.is_file() and file_sha256(path, "qrels") == recorded["qrels_sha256"]:
                 return path
     raise FileNotFoundError(f"no judgments known for {runs[0].directory.path}; name them with qrels=FILE")
 

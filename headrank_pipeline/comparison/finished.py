@@ -21,6 +21,7 @@ from headrank_pipeline.experiment.directory import (
     read_journal,
     read_json,
     read_manifest,
+    recorded_files,
 )
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates, read_run
@@ -112,12 +113,13 @@ class FinishedRun:
             return None
         # Manifests of before 0.1.0 have the model's folder in the identity.
         model = self.manifest["origins"].get("model", reranker.get("model"))
-        known = [Path(str(model)) / "heads.json"]
+        known = [str(Path(str(model)) / "heads.json")]
         for session in self.manifest["sessions"]:
             words = shlex.split(session["command"] or "")
-            known += [Path(after) for word, after in pairwise(words) if word == "--heads"]
-            known += [Path(word.removeprefix("--heads=")) for word in words if word.startswith("--heads=")]
-        return next((path for path in known if path.is_file() and HeadSet.load(path).digest() == recorded), None)
+            known += [after for word, after in pairwise(words) if word == "--heads"]
+            known += [word.removeprefix("--heads=") for word in words if word.startswith("--heads=")]
+        files = (path for name in known for path in recorded_files(self.manifest, name))
+        return next((path for path in files if HeadSet.load(path).digest() == recorded), None)
 
     def prompt_candidates(self, qid: str) -> list[Candidate]:
         """Return the reranked candidates of a query, with first-stage scores, in the order of the prompt.
@@ -146,6 +148,8 @@ class FinishedRun:
         if self.directory.candidates.exists():
             return read_candidates(self.directory.candidates)
         path = candidates or Path(self.manifest["origins"].get("candidates", ""))
+        if candidates is None:
+            path = next(iter(recorded_files(self.manifest, str(path))), path)
         if not path.is_file():
             raise FileNotFoundError(
                 f"{self.directory.path}: passage texts are needed, but candidates {path} are not there; "

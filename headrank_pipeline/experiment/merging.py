@@ -22,6 +22,7 @@ from headrank_pipeline.experiment.directory import (
     file_sha256,
     journal_key,
     read_manifest,
+    recorded_files,
     rekeyed_lines,
     write_json,
 )
@@ -206,9 +207,8 @@ def _judgement(first: _Part, qrels: Path | None) -> Judgement | None:
         if qrels is not None:
             raise ValueError(f"{qrels}: the shards were not run for an evaluation; leave qrels out, or use evaluate")
         return None
-    # Where it was read from; a relative path starts where the command was called. ir_datasets' lie in the shard.
-    folder = Path(first.manifest["sessions"][0].get("folder", ""))
-    places = [qrels] if qrels is not None else [Path(stated["qrels"]), folder / stated["qrels"], first.directory.qrels]
+    # Where they were read from; ir_datasets' lie in the shard.
+    places = [qrels] if qrels is not None else [*recorded_files(first.manifest, stated["qrels"]), first.directory.qrels]
     place = next((place for place in places if place.is_file()), None)
     if place is None:
         raise FileNotFoundError(f"{stated['qrels']}: no such qrels file any more; name it with qrels=FILE")

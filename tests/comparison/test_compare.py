@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from run_directories import Scripted, graded_candidates, make_run, shuffled_copy, write_qrels
 from scipy import stats
 
+from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.cli.comparison import FIELDS as CLI_FIELDS
 from headrank_pipeline.cli.comparison import compare as compare_command
 from headrank_pipeline.comparison.comparable import FIELDS
@@ -396,6 +397,31 @@ def test_judgments_are_those_of_the_runs_while_they_are_unchanged(made, tmp_path
     (tmp_path / "good" / "evaluation.json").write_text(json.dumps({**evaluation, "qrels_sha256": "0"}))
     with pytest.raises(FileNotFoundError, match=r"no judgments known for .*good; name them with qrels=FILE"):
         compare([tmp_path / "good"])
+
+
+def test_a_relative_path_in_a_manifest_starts_where_its_command_was_called(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    three_passages(home)
+    heads = HeadSet(name="two", heads=((0, 1), (2, 3)))
+    heads.save(home / "heads.json")
+    monkeypatch.chdir(home)
+    make_run(Path("run"), Path("c.jsonl"), Path("q.txt"), Scripted({}))
+    manifest = json.loads((home / "run" / "manifest.json").read_text())
+    assert (manifest["origins"]["candidates"], manifest["origins"]["qrels"]) == ("c.jsonl", "q.txt")
+    monkeypatch.chdir(tmp_path)
+    for name in ("c.jsonl", "q.txt", "heads.json"):
+        shutil.copyfile(home / "q.txt", tmp_path / name)  # others of the same name, where nobody meant them
+    (tmp_path / "q.txt").write_text("q1 0 a 1\n")
+    assert compare([home / "run"]).conditions["qrels"] == str(home / "q.txt")
+    run = read_finished(home / "run")
+    assert [ranking.query.qid for ranking in run.rankings()] == ["q1", "q2"]
+    run.manifest["identity"]["reranker"]["heads"] = {"sha256": heads.digest()}
+    run.manifest["sessions"][0]["command"] += " --heads heads.json"
+    assert run.heads_file == home / "heads.json"
+    shutil.move(home, tmp_path / "moved")  # with its files: who stands beside them finds them
+    monkeypatch.chdir(tmp_path / "moved")
+    assert compare(["run"]).conditions["qrels"] == "q.txt"
 
 
 # ---------------------------------------------------------------------------------------------------------- command
