@@ -240,7 +240,7 @@ def _lexical_of_corpus(setting: Workspace, place: Located, corpus: Path) -> _Sta
 
 
 def _built_from(index: Path, stage: FirstStage, language: str | None) -> dict[str, str] | None:
-    """The corpus of an index that is as `_ensure_index` would build it, or None: then the index is what it is."""
+    """The corpus of an index that is as `_lexical_of_corpus` builds it, or None: then the index is what it is."""
     from headrank_pipeline.first_stage.index import index_identity
 
     known = index_identity(index) or {}
