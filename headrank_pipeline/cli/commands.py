@@ -8,8 +8,10 @@ import re
 import select
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -150,7 +152,36 @@ def _echo_error(message: str, status: int, *, as_json: bool) -> None:
         echo_json({"error": message, "status": status})
 
 
-class CommandWithMovedFlags(click.Command):
+class WritingCommand(click.Command):
+    """A command that does not write over what it reads."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line, and refuse an output that is one of the inputs."""
+        rest = super().parse_args(ctx, args)
+        named = {param.name: param.opts[0] for param in self.params}
+        paths = [(name, value) for name, given in ctx.params.items() for value in _paths(given)]
+        for name, output in paths:
+            for other, value in paths:
+                if name in _OUTPUTS and other not in _OUTPUTS and value.samefile(output):
+                    raise click.UsageError(
+                        f"{named[name]} {output} is what {named[other]} names, and would be lost; name another", ctx
+                    )
+        return rest
+
+
+_OUTPUTS = ("output", "figure")
+
+
+def _paths(given: Any) -> Iterator[Path]:
+    """Yield the files and folders that a parameter's value names; a device or a pipe can be both read and written."""
+    for value in given if isinstance(given, tuple | list) else (given,):
+        if isinstance(value, str | Path) and str(value):
+            with suppress(OSError, ValueError):  # a text may be no path at all
+                if (path := Path(value)).is_file() or path.is_dir():
+                    yield path
+
+
+class CommandWithMovedFlags(WritingCommand):
     """A command that says of each flag that it once had what to write instead.
 
     Args:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.commands import command_line, echo_json
+from headrank_pipeline.cli.commands import WritingCommand, command_line, echo_json
 
 if TYPE_CHECKING:
     from headrank_pipeline.comparison.tables import Table
@@ -45,7 +45,7 @@ _SEED = click.option("--seed", default=0, show_default=True, help="Seed of the b
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.command()
+@click.command(cls=WritingCommand)
 @_RUNS
 @_QRELS
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for Markdown, CSV, JSON, figures and the page.")
@@ -102,7 +102,7 @@ def compare(
     _echo(comparison_tables(comparison), written)
 
 
-@click.command()
+@click.command(cls=WritingCommand)
 @_RUNS
 @_QRELS
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for figures, CSV, Markdown and the page.")

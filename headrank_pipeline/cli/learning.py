@@ -10,7 +10,7 @@ import click
 
 from headrank_pipeline.attention.model_files import named_model
 from headrank_pipeline.attention.recipe import RECIPES, Recipe
-from headrank_pipeline.cli.commands import ASSIGNMENT, assigned, command_line, echo_json, table
+from headrank_pipeline.cli.commands import ASSIGNMENT, WritingCommand, assigned, command_line, echo_json, table
 from headrank_pipeline.cli.reranking import model_option, path_option
 from headrank_pipeline.experiment.batches import Progress
 from headrank_pipeline.experiment.directory import environment
@@ -38,7 +38,7 @@ _PASSAGES = click.option(
 )
 
 
-@click.command()
+@click.command(cls=WritingCommand)
 @path_option("--candidates", "Candidates (JSONL), as headrank retrieve writes them.", required=True)
 @path_option("--qrels", "TREC or BEIR judgments.", required=True)
 @path_option("--output", "File of graded lists to write; a name that ends in .gz is gzipped.", required=True)
@@ -70,7 +70,7 @@ def lists(
     )
 
 
-@click.command(name="select-heads")
+@click.command(name="select-heads", cls=WritingCommand)
 @model_option(required=True)
 @path_option(
     "--lists", "Graded lists to choose by, as headrank lists writes them; never those of a test set.", required=True
@@ -192,7 +192,7 @@ def _costs(found: Selection) -> dict[str, Any]:
     }
 
 
-@click.command()
+@click.command(cls=WritingCommand)
 @model_option(required=True)
 @click.option("--heads", required=True, help="Head set to train: JSON file, published name, 'all' or 'layers:10-13'.")
 @path_option("--lists", "Graded training lists.", required=True)
@@ -246,6 +246,10 @@ def train(
     from headrank_pipeline.comparison.learning_figures import training_curves
     from headrank_pipeline.learn.trainer import Trainer, TrainingData
 
+    directory = output / "training"
+    if output.is_dir() and not directory.is_dir() and (found := sorted(entry.name for entry in output.iterdir())):
+        raise click.UsageError(f"--output {output}: the folder holds what train did not write ({found[0]}, …), and could "
+                               f"lose it; name a new one")  # fmt: skip
     if figure:
         require_pictures()
     named = {name: value for name, value in common.items() if value is not None}
@@ -258,7 +262,6 @@ def train(
     data = TrainingData(read_lists(train_lists)[:max_lists], held_out, origin)
     model = str(named_model(model))
     loaded = load(model, heads, device=device, dtype=dtype, revision=revision)
-    directory = output / "training"
     trainer = Trainer(
         loaded,
         _recipe("headrank", model, loaded.source.revision, passages),

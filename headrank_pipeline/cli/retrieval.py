@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.commands import ASSIGNMENT, assigned, echo_json, refuse_typed
+from headrank_pipeline.cli.commands import ASSIGNMENT, WritingCommand, assigned, echo_json, refuse_typed
 from headrank_pipeline.pipeline import Source
 from headrank_pipeline.records import Query, Ranking
 from headrank_pipeline.trec import CandidateLayout, read_topics, write_candidates, write_run
@@ -25,7 +25,7 @@ __all__ = ["index", "retrieve"]
 logger = logging.getLogger(__name__)
 
 
-@click.command()
+@click.command(cls=WritingCommand)
 @click.option("--corpus", required=True, type=click.Path(path_type=Path), help="BEIR or {id, contents} JSONL, or TSV.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the index.")
 @click.option("--threads", default=1, show_default=True, help="Indexing threads; 1 keeps the order of the corpus.")
@@ -86,7 +86,7 @@ def index(
     click.echo(f"{summary.path}: {summary.docs} documents in {summary.seconds:.1f} s{empty}")
 
 
-@click.command()
+@click.command(cls=WritingCommand)
 @click.option("--index", help="Folder of an index, or the name of a prebuilt one of Pyserini.")
 @click.option("--run", type=click.Path(path_type=Path), help="Saved TREC run to take instead of searching an index.")
 @click.option(

@@ -491,6 +491,39 @@ def test_offline_holds_for_the_process_that_retrieves_beside_workers(monkeypatch
         assert seen == ["1"]
 
 
+# ------------------------------------------------------------------------------------- outputs that would be inputs
+
+READS_AND_WRITES = {
+    "retrieve": ("--topics", "--index", "nowhere"),
+    "lists": ("--candidates", "--qrels", "nowhere"),
+    "select-heads": ("--lists", "--model", "embedded"),
+    "calibrate": ("--lists", "--model", "embedded"),
+    "explain": ("--candidates", "--model", "embedded"),
+    "train": ("--model", "--heads", "all", "--lists", "nowhere"),
+    "rerank": ("--candidates", "--model", "embedded"),
+}
+
+
+@pytest.mark.parametrize("command", READS_AND_WRITES)
+def test_no_command_writes_over_what_it_reads(files, tmp_path, command):
+    flag, *others = READS_AND_WRITES[command]
+    before, link = files["candidates"].read_bytes(), tmp_path / "the-same.jsonl"
+    link.symlink_to(files["candidates"])
+    result = invoke(command, flag, files["candidates"], *others, "--output", link)
+    assert result.exit_code == 2
+    assert f"--output {link} is what {flag} names, and would be lost" in result.stderr
+    assert files["candidates"].read_bytes() == before
+
+
+def test_train_does_not_write_into_a_folder_of_other_things(files, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/README.md").write_text("my project")
+    result = invoke("train", "--model", "embedded", "--heads", files["heads"], "--lists", files["candidates"],
+                    "--output", tmp_path / "mine")  # fmt: skip
+    assert result.exit_code == 2
+    assert "the folder holds what train did not write (README.md, …)" in result.stderr
+
+
 # ------------------------------------------------------------------------------------------------- demo and doctor
 
 
