@@ -248,8 +248,8 @@ def train(
 
     directory = output / "training"
     if output.is_dir() and not directory.is_dir() and (found := sorted(entry.name for entry in output.iterdir())):
-        raise click.UsageError(f"--output {output}: the folder holds what train did not write ({found[0]}, …), and could "
-                               f"lose it; name a new one")  # fmt: skip
+        raise click.UsageError(f"--output {output}: the folder holds what train did not write ({found[0]}, …), which "
+                               f"could be lost; name a new one")  # fmt: skip
     if figure:
         require_pictures()
     named = {name: value for name, value in common.items() if value is not None}

@@ -16,8 +16,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Integral
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
+from headrank_pipeline.experiment.directory import RunDirectory, read_json
 from headrank_pipeline.options import nearest
 from headrank_pipeline.pipeline import Reranker, Source
 from headrank_pipeline.records import Ranking, check_id
@@ -200,17 +202,18 @@ def evaluate(
     `trec.write_run` writes scores that survive it. Rankings are evaluated in their own order.
 
     Args:
-        run: a run file, ``{qid: {docid: score}}``, rankings, or a data frame with qid, docno and score (or query_id and
-            doc_id). Ids that are whole numbers become strings; a file keeps '007' apart from '7', numbers do not.
+        run: a run file, a run directory, ``{qid: {docid: score}}``, rankings, or a data frame with qid, docno and score
+            (or query_id and doc_id). Ids that are whole numbers become strings; a file keeps '007' apart from '7',
+            numbers do not.
             Or a reranker, or a pipeline.
         qrels: a qrels file (TREC or BEIR form), ``{qid: {docid: grade}}``, a data frame with qid, docno and label (or
             relevance), or ``ir_datasets:ID``. For a reranker or a pipeline: a benchmark as `headrank run` takes it,
             or an id of ir_datasets such as ``msmarco-passage/trec-dl-2019/judged``.
         measures: one or several of nDCG@k, R@k, P@k, MAP, MAP@k, RR, RR@k (also MRR), Success@k, trec_eval's names
             (``ndcg_cut_10``), and for what it lacks ir_measures' (``Judged@10``, ``RBP(p=0.8)``, ``ERR@20``). None for
-            the benchmark's, or nDCG@10 and R@100.
+            the benchmark's (``ir_datasets:ID`` names one), or nDCG@10 and R@100.
         relevance_level: the lowest grade that counts as relevant; nDCG uses the grades themselves and ignores it. None
-            for the benchmark's, or 1.
+            for that of the run directory's evaluation, the benchmark's, or 1.
         candidates: what a reranker gets: a file of candidates, or a first stage that is asked the benchmark's queries.
         depth: how many of them are reranked; None for the benchmark's.
         output: run directory of a reranker, as `headrank run` writes it; the same call continues an interrupted one.
@@ -233,8 +236,14 @@ def evaluate(
         return evaluate_on(run, qrels, measures=measures, relevance_level=relevance_level, **given)
     if any(value is not None for value in given.values()):
         raise TypeError("candidates, depth and output are for a reranker; a run has its candidates, in its own order")
-    wanted = DEFAULT_MEASURES if measures is None else measures
-    level = 1 if relevance_level is None else relevance_level
+    own_measures, own_level = _benchmarks_own(qrels)
+    if isinstance(run, str | os.PathLike) and Path(run).is_dir():
+        directory = RunDirectory(Path(run))
+        run = directory.run  # absent until every query was tried; the error then names it
+        if directory.evaluation.exists():
+            own_level = read_json(directory.evaluation)["relevance_level"]
+    wanted = own_measures if measures is None else measures
+    level = own_level if relevance_level is None else relevance_level
     result, strangers = evaluated(run, qrels, wanted, relevance_level=level)
     if strangers:
         _log.warning("%s", strangers)
@@ -245,7 +254,9 @@ def evaluated(
     run: Run, qrels: Qrels, measures: str | Sequence[str] = DEFAULT_MEASURES, *, relevance_level: int = 1
 ) -> tuple[Evaluation, str | None]:
     """Return what `evaluate` does, and its warning where run and qrels share no docid, for a caller that tells it."""
-    parsed = [parse_measure(name) for name in ([measures] if isinstance(measures, str) else measures)]
+    # An ir_measures measure is taken by the name that it prints.
+    one = isinstance(measures, str) or not isinstance(measures, Iterable)
+    parsed = [parse_measure(str(name)) for name in ([measures] if one else measures)]
     if not parsed:
         raise ValueError("no measures given; name at least one, for example nDCG@10")
     if not isinstance(relevance_level, Integral) or not 1 <= relevance_level <= LARGEST_GRADE:
@@ -338,6 +349,16 @@ def _grades(qrels: Qrels) -> dict[str, dict[str, int]]:
         qid: {docid: check_grade(grade, f"qid {qid} docid {docid}") for docid, grade in judged.items()}
         for qid, judged in _by_query(qrels, "qrels", _GRADE_COLUMNS).items()
     }
+
+
+def _benchmarks_own(qrels: Qrels) -> tuple[Sequence[str], int]:
+    """Return the measures and the relevance level that hold where none are given."""
+    if not (isinstance(qrels, str | os.PathLike) and str(qrels).startswith("ir_datasets:")):
+        return DEFAULT_MEASURES, 1
+    from headrank_pipeline.experiment.benchmark import benchmark_of_dataset
+
+    benchmark = benchmark_of_dataset(str(qrels).removeprefix("ir_datasets:"))
+    return benchmark.measures, benchmark.relevance_level
 
 
 def _judgments_of(called: str) -> dict[str, dict[str, int]]:

@@ -729,6 +729,18 @@ def test_evaluate_takes_a_run_directory(files, model):
     assert unfinished.exit_code == 4 and "run.trec: no such run file" in unfinished.stderr
 
 
+def test_a_run_directory_is_evaluated_at_its_own_relevance_level(files, model):
+    files["qrels"].write_text("q0 0 d1 1\nq0 0 d2 2\nq1 0 d2 1\n")
+    made = invoke(*rerank_arguments(files, model), "--qrels", files["qrels"], "-m", "P@1", "-m", "R@3", "-l", 2)
+    assert made.exit_code == 0, made.stderr
+    arguments = ("evaluate", files["output"], "--qrels", files["qrels"], "-m", "R@3")
+    recorded = json.loads((files["output"] / "evaluation.json").read_text())["reranked"]["means"]
+    found, other = (json.loads(invoke(*arguments, *more, "--json").stdout) for more in ((), ("-l", 1)))
+    assert (found["relevance_level"], found["means"]["R@3"]) == (2, recorded["R@3"])
+    assert (other["relevance_level"], other["means"]["R@3"]) == (1, 1.0)
+    assert "grades of 2 and above count as relevant" in invoke(*arguments).stdout
+
+
 def test_retrieve_does_not_write_a_trec_run_into_a_json_file(files, tmp_path):
     run = tmp_path / "found.trec"
     run.write_text("q0 Q0 d1 1 2.0 theirs\n")

@@ -1,10 +1,12 @@
 import logging
 import math
 
+import ir_measures
 import numpy as np
 import pandas as pd
 import pytest
 
+from headrank_pipeline.experiment.benchmark import benchmark_of_dataset
 from headrank_pipeline.experiment.evaluate import evaluate, parse_measure
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_candidates, write_run
@@ -239,3 +241,20 @@ def test_a_run_and_judgments_that_share_no_document_are_told_with_examples(caplo
     caplog.clear()
     evaluate(RUN, {"q1": {"d3": 0}}, ["RR"])
     assert not caplog.messages
+
+
+def test_a_benchmark_of_ir_datasets_brings_its_measures_and_level(monkeypatch):
+    judged = {"q1": {"d1": 1, "d2": 2}}  # what would be downloaded
+    monkeypatch.setattr("headrank_pipeline.experiment.evaluate._judgments_of", lambda called: judged)
+    run = {"q1": {"d1": 2.0, "d2": 1.0}}
+    known = evaluate(run, "ir_datasets:msmarco-passage/trec-dl-2019/judged")
+    assert known.relevance_level == 2
+    assert list(known.means) == list(benchmark_of_dataset("msmarco-passage/trec-dl-2019/judged").measures)
+    assert evaluate(run, "ir_datasets:vaswani").relevance_level == 1
+    assert evaluate(run, "ir_datasets:vaswani", ["RR"], relevance_level=2).means == {"RR": 0.5}
+
+
+def test_measures_of_ir_measures_go_by_their_names():
+    grades, run = {"q1": {"d2": 1}}, {"q1": {"d1": 2.0, "d2": 1.0}}
+    assert evaluate(run, grades, [ir_measures.RR, ir_measures.P @ 2]).means == {"RR": 0.5, "P@2": 0.5}
+    assert evaluate(run, grades, ir_measures.RR).means == {"RR": 0.5}
