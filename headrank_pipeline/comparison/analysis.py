@@ -80,14 +80,14 @@ def middle_zone(
 
     Returns:
         Columns ``system, queries``, then for ``relevant`` and ``irrelevant`` each ``NAME`` (passages in the zone),
-        ``NAME_rate, NAME_low, NAME_high``, and ``gap`` between the two rates.
+        ``NAME_rate, NAME_low, NAME_high``, ``gap`` between the two rates, and ``chance``, the rate of a random order.
     """
     chosen = zone or Zone()
     rows = []
     for run in runs:
         counts = [_zone_counts(order, entry, grades[qid], chosen, relevance_level, judged_only)
                   for qid, order, entry in _lists(run, grades, shortest=4)]  # fmt: skip
-        table = np.array(counts, dtype=np.float64).reshape(-1, 4)
+        table = np.array(counts, dtype=np.float64).reshape(-1, 5)
         row: dict[str, Any] = {"system": run.name, "queries": len(table)}
         for name, column in (("relevant", 0), ("irrelevant", 2)):
             promoted, inside = table[:, column], table[:, column + 1]
@@ -95,14 +95,18 @@ def middle_zone(
             row[name] = int(inside.sum())
             row[f"{name}_rate"] = float(promoted.sum() / inside.sum()) if inside.any() else math.nan
             row[f"{name}_low"], row[f"{name}_high"] = bounds.low, bounds.high
-        rows.append({**row, "gap": row["relevant_rate"] - row["irrelevant_rate"]})
+        row["gap"] = row["relevant_rate"] - row["irrelevant_rate"]
+        inside = table[:, 1] + table[:, 3]
+        # Of a short list the top share is rounded to whole passages, so chance is seldom the share itself.
+        row["chance"] = float((inside * table[:, 4]).sum() / inside.sum()) if inside.any() else math.nan
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _zone_counts(
     order: Sequence[str], entry: Entry, grades: Mapping[str, int], zone: Zone, level: int, judged_only: bool
-) -> tuple[int, int, int, int]:
-    """Relevant promoted, relevant in the zone, irrelevant promoted, irrelevant in the zone."""
+) -> tuple[float, ...]:
+    """Relevant promoted, relevant in the zone, irrelevant promoted, irrelevant there, share of the list at top."""
     size = len(order)
     promoted = {docid for rank, docid in enumerate(entry.docids) if (rank + 0.5) / size < zone.top}
     counts = [0, 0, 0, 0]
@@ -112,7 +116,7 @@ def _zone_counts(
         kind = 0 if grades.get(docid, 0) >= level else 2
         counts[kind] += docid in promoted
         counts[kind + 1] += 1
-    return counts[0], counts[1], counts[2], counts[3]
+    return *counts, len(promoted) / size
 
 
 # ------------------------------------------------------------------------------------------------- scores by place

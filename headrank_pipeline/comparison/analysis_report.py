@@ -208,12 +208,13 @@ def _middle_zone(job: _Job) -> Part:
             interval = _interval(row[f"{kind}_low"], row[f"{kind}_high"], ".1%")
             cells += [row[kind], row[f"{kind}_rate"], interval]
         rows.append([*cells, row["gap"]])
+    chance = float(frame["chance"].mean())
     note = (
         f"Zone: {places}. Promoted: among {top}. Unjudged passages are "
-        f"{'left out' if job.options.judged_only else 'irrelevant'}; a random order promotes {zone.top:.0%}."
+        f"{'left out' if job.options.judged_only else 'irrelevant'}; a random order promotes {chance:.0%}."
     )
     origin = job.origin("scores.jsonl, first_stage.trec, manifest.json")
-    picture = middle_zone_figure(frame, zone=places, top=top, chance=zone.top, origin=origin)
+    picture = middle_zone_figure(frame, zone=places, top=top, chance=chance, origin=origin)
     table = Table("Middle-zone promotion", columns, rows, note)
     return Section("Middle zone", tables=[table], pictures=[picture]), {"middle-zone": frame}
 

@@ -80,6 +80,15 @@ def test_another_zone_and_another_success(tmp_path):
         Zone(0.7, 0.3)
 
 
+def test_chance_is_what_a_random_order_of_short_lists_promotes(tmp_path):
+    paths = [run_of(tmp_path, lettered(tmp_path), "abcde"[turn:] + "abcde"[:turn], name=str(turn), depth=5)
+             for turn in range(5)]  # fmt: skip
+    frame = middle_zone(read_finished_runs(paths), {"q1": {"c": 1}})
+    assert frame["chance"].tolist() == pytest.approx([0.2] * 5)  # one of five: two would be more than a quarter
+    assert frame["relevant_rate"].mean() == pytest.approx(0.2)
+    assert frame["irrelevant_rate"].mean() == pytest.approx(0.2)
+
+
 def test_places_are_those_of_the_prompt_when_it_is_reversed(tmp_path):
     """Cut at depth 4 and turned round, the prompt is d c b a: the zone holds c and b, not b and c of eight."""
     candidates = lettered(tmp_path)
