@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ def bm25(
     """
     if not (k1 >= 0 and 0 <= b <= 1):
         raise ValueError(f"k1 {k1}, b {b}: expected k1 of at least 0 and b between 0 and 1")
+    for name, boost in (fields or {}).items():
+        if not 0 < boost < math.inf:
+            raise ValueError(f"fields: {name} has the boost {boost}; expected a number above 0")
     place = found_words(index, f"build one with `headrank index --corpus CORPUS --output {index}`")
     searcher = _Bm25(LuceneIndex(place, _language(place, language)), float(k1), float(b), fields or {})
     return index_source(
@@ -68,6 +72,22 @@ def bm25(
         exclude=exclude,
         states_texts=False,  # most indexes of words store their documents
     )
+
+
+def _check_fields(fields: Mapping[str, float], called: str, folder: str) -> None:
+    """Raise ValueError for a field that an index lacks: Lucene would find nothing there, and say nothing."""
+    from jnius import autoclass
+    from pyserini.index.lucene import LuceneIndexReader
+
+    reader = LuceneIndexReader(folder).reader
+    indexed = autoclass("org.apache.lucene.index.FieldInfos").getIndexedFields(reader).toArray()
+    reader.close()
+    known = sorted({str(name) for name in indexed} - {"id"})
+    if unknown := [name for name in fields if name not in known]:
+        raise ValueError(
+            f"{called}: no field {unknown[0]!r} to search, it has {', '.join(known)}; headrank index --multifield "
+            f"makes a field of the titles"
+        )
 
 
 @dataclass
@@ -88,6 +108,8 @@ class _Bm25:
 
     def search(self, queries: Sequence[Query], limit: int, threads: int) -> Mapping[str, Iterator[Candidate]]:
         searcher = self.open()
+        if self.fields:
+            _check_fields(self.fields, str(self.index), searcher.index_dir)
         searcher.set_bm25(self.k1, self.b)
         texts, qids = [query.text for query in queries], [query.qid for query in queries]
         from jnius import JavaException

@@ -212,6 +212,13 @@ def test_fields_search_the_title_of_a_multifield_index(tiny_corpus, tmp_path):
     assert docids(bm25(index, fields={"contents": 1.0, "title": 1.0}), query) == [["d5"]]
 
 
+def test_a_field_that_the_index_lacks_is_refused(tiny_index):
+    with pytest.raises(ValueError, match=r"no field 'title' to search, it has contents; headrank index --multifield"):
+        list(bm25(tiny_index, fields={"contents": 1.0, "title": 2.0}).retrieve({"q1": "flea"}))
+    with pytest.raises(ValueError, match=r"fields: contents has the boost -2.0; expected a number above 0"):
+        bm25(tiny_index, fields={"contents": -2.0})
+
+
 @pytest.fixture(scope="module")
 def german_index(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("german")
