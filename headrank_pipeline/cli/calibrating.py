@@ -60,6 +60,8 @@ def calibrate(
 
     _check_files(lists, calibration, check, output, figure)
     given = {path: read_lists(path)[:max_lists] for path in (*check, *filter(None, [lists]))}
+    if lists is not None:
+        _check_unseen(given[lists], {path: given[path] for path in check})
     checked_file = None if calibration is None else _of_level(Calibration.load(calibration), relevance_level)
     opened = reranker_spec(reranker).open()
     if not isinstance(opened, AttentionReranker):
@@ -106,6 +108,16 @@ def _check_files(
         from headrank_pipeline.comparison.canvas import require_pictures
 
         require_pictures()
+
+
+def _check_unseen(fitted: Sequence[GradedList], check: Mapping[Path, Sequence[GradedList]]) -> None:
+    """Raise UsageError where a query that is fitted is checked, too: its error would come out too small."""
+    seen = {(one.ranking.query.qid, one.ranking.query.text) for one in fitted}
+    for path, found in check.items():
+        if both := [one.qid for one in found if (one.ranking.query.qid, one.ranking.query.text) in seen]:
+            raise click.UsageError(
+                f"--check {path}: {len(both)} of its queries are fitted, too, as is {both[0]}; check on others"
+            )
 
 
 def _report(checked: Mapping[str, Mapping[str, Any]]) -> None:

@@ -138,7 +138,9 @@ def configured(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingCo
     except ValidationError as error:
         problem = error.errors()[0]
         name, wanted = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
-        raise ValueError(f"training setting {name}: {wanted}, got {problem['input']!r}") from error
+        # Settings that are wrong by their own rules, not by their type, say so themselves.
+        told = f"training setting {name}: {wanted}, got {problem['input']!r}" if name else wanted
+        raise ValueError(told) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,10 +188,10 @@ def _one(index: int, entry: Any) -> tuple[str, str, str | None]:
         text = entry
     for name, value in (("id", passage_id), ("text", text), ("title", title)):
         if not isinstance(value, str) and (name != "title" or value is not None):
-            raise TypeError(
-                f"{where}: {name} {value!r:.60}: expected str, got {type(value).__name__}; passages are texts, "
-                f"(id, text) pairs or dictionaries"
-            )
+            instead = "ids are strings, so give str(id)" if name == "id" else (
+                "passages are texts, (id, text) pairs or dictionaries"
+            )  # fmt: skip
+            raise TypeError(f"{where}: {name} {value!r:.60}: expected str, got {type(value).__name__}; {instead}")
     return passage_id, text, title
 
 
