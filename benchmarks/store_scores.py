@@ -1,6 +1,6 @@
 """Store a model's scores on the shipped lists, for `headrank doctor --model` to compare with: store_scores.py FOLDER
 
-Run it again for a model that was trained anew; entries of older fingerprints are left to those who still have them.
+Run it again for a model that was trained anew; entries of older weights are left to those who still have them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from headrank_pipeline.rerank.self_check import scores_of, shipped_lists
+from headrank_pipeline.rerank.self_check import scores_of, shipped_lists, stored_under
 from headrank_pipeline.rerank.systems import headrank
 
 STORED = Path(__file__).resolve().parents[1] / "headrank_pipeline" / "resources" / "self_check.json"
@@ -26,7 +26,7 @@ def main() -> None:
     scores = [[float(f"{score:.7g}") for score in found] for found in scores_of(reranker, shipped_lists())]
     entry = {"name": chosen.name or chosen.folder.resolve().name, "made_with": made_with, "scores": scores}
     known = json.loads(STORED.read_text(encoding="utf-8")) if STORED.is_file() else {}
-    known[reranker.reader.source.fingerprint] = entry
+    known[stored_under(reranker)] = entry
     STORED.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 

@@ -10,7 +10,8 @@ import ctypes
 import hashlib
 import logging
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -53,6 +54,7 @@ __all__ = [
     "quiet_transformers",
     "readable_by_others",
     "reading_weights",
+    "sampled_sha256",
     "save_weights",
     "source_of",
     "tokens_beside",
@@ -67,6 +69,14 @@ logger = logging.getLogger(__name__)
 _HASH_WHOLE = 64 * 2**20
 _HASH_END = 2**20
 _HASH_STRIDE, _HASH_SAMPLE = 2**18, 2**12
+
+# Files of a folder that a model is loaded from. Other files come and go without changing what it computes: a
+# calibration is written beside weights whose fingerprint it holds. Heads, recipe and chat template are recorded apart,
+# each with a digest of its own.
+_IDENTIFYING = re.compile(
+    r".*\.(safetensors|bin|model)|.*\.(safetensors|bin)\.index\.json|(generation_|adapter_|.*quant.*_)?config\.json|"
+    r"(tokenizer|vocab|tekken)[\w.-]*\.json|(special_tokens_map|added_tokens)\.json|(vocab|merges)\.txt"
+)
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -441,10 +451,16 @@ def quiet_transformers() -> Iterator[None]:
 
 def fingerprint(model: Path) -> str:
     """Return a SHA-256 over a GGUF file, or a folder's configuration, tokenizer and weights; see `_HASH_WHOLE`."""
+    if not model.is_dir():
+        return sampled_sha256([model])
+    files = (path for path in sorted(model.iterdir()) if path.is_file())
+    return sampled_sha256(path for path in files if _IDENTIFYING.fullmatch(path.name))
+
+
+def sampled_sha256(paths: Iterable[Path]) -> str:
+    """Return a SHA-256 over the names, sizes and bytes of files; see `_HASH_WHOLE`."""
     digest = hashlib.sha256()
-    for path in sorted(model.iterdir()) if model.is_dir() else [model]:
-        if path != model and path.suffix not in {".json", ".safetensors", ".bin", ".txt", ".model"}:
-            continue
+    for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())
         with path.open("rb") as stream:

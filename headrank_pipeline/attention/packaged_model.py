@@ -235,13 +235,14 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Return whether a folder is as it was made: names and sizes of all files, and the fingerprint of its weights."""
+    """Return whether a folder is as it was made: names and sizes of all files, and a digest of weights and settings."""
     state = folder / _STATE_FILE
     return state.is_file() and state.read_text(encoding="utf-8") == _state(folder)
 
 
 def _state(folder: Path) -> str:
-    from headrank_pipeline.attention.model import fingerprint
+    from headrank_pipeline.attention.model import sampled_sha256
 
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != _STATE_FILE}
-    return json.dumps({"fingerprint": fingerprint(folder), "files": sizes}, indent=1)
+    files = [path for path in sorted(folder.iterdir()) if path.name != _STATE_FILE]
+    digest = sampled_sha256(path for path in files if path.suffix in {".json", ".safetensors"})
+    return json.dumps({"fingerprint": digest, "files": {path.name: path.stat().st_size for path in files}}, indent=1)

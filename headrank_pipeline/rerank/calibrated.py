@@ -119,7 +119,8 @@ class Calibration:
         if differ := [name for name in reading if name not in free and self.reading.get(name) != reading[name]]:
             raise ValueError(
                 f"the calibration was fitted for another reading: {', '.join(differ)} differ (model "
-                f"{self.reading.get('model')!r} there, {reading['model']!r} here); fit one with headrank calibrate"
+                f"{self.reading.get('model')!r} with fingerprint {self.reading.get('fingerprint')!r} there, "
+                f"{reading['model']!r} with {reading['fingerprint']!r} here); fit one with headrank calibrate"
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -29,10 +30,11 @@ from headrank_pipeline.attention.tap import LEAST_SHARE
 from headrank_pipeline.passages import read_corpus
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
+from headrank_pipeline.rerank.calibrated import reading_of
 from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import read_qrels, read_topics
 
-__all__ = ["Difference", "check_model", "scores_of", "shipped_lists", "stored_scores"]
+__all__ = ["Difference", "check_model", "scores_of", "shipped_lists", "stored_scores", "stored_under"]
 
 _LISTS, _PASSAGES, _WORDS = 3, 5, 40
 
@@ -99,7 +101,7 @@ def check_model(
     broken, reader.without = reader.without, frozenset(SHORTCUTS)
     yield differing("fast path against none of it", scores_of(reranker, lists), left_out and f"left out: {left_out}")
     reader.without = broken
-    stored = stored_scores(reader.source.fingerprint) if brings else None
+    stored = stored_scores(reranker) if brings else None
     own, depth, layers = reader.heads, reader.heads.depth, reader.source.layers
     revision, recipe = reader.source.revision, reranker.recipe
     del reranker, reader  # two of them may not fit
@@ -130,15 +132,21 @@ def shipped_lists() -> list[Ranking]:
     return lists
 
 
-def stored_scores(fingerprint: str) -> dict[str, Any] | None:
+def stored_scores(reranker: AttentionReranker) -> dict[str, Any] | None:
     """Return the scores of a model on the shipped lists and the versions they were made with, or None.
 
-    ``resources/self_check.json`` maps fingerprints of model folders to ``name``, ``made_with`` and ``scores``, one list
+    ``resources/self_check.json`` maps what `stored_under` returns to ``name``, ``made_with`` and ``scores``, one list
     of numbers per shipped list, in float32 on a CPU.
     """
     path = files("headrank_pipeline") / "resources" / "self_check.json"
     known: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return known.get(fingerprint)
+    return known.get(stored_under(reranker))
+
+
+def stored_under(reranker: AttentionReranker) -> str:
+    """Return the SHA-256 under which scores are stored: of the weights, heads, prompt and rule, not of the name."""
+    reading = {name: value for name, value in reading_of(reranker).items() if name != "model"}
+    return sha256(json.dumps(reading, sort_keys=True).encode()).hexdigest()
 
 
 def scores_of(reranker: AttentionReranker, lists: Sequence[Ranking]) -> list[list[float]]:

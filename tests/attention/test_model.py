@@ -64,6 +64,30 @@ def test_a_copied_folder_is_the_same_model(large, tmp_path_factory):
     assert fingerprint(copy) == fingerprint(large)
 
 
+def test_files_that_a_model_is_not_loaded_from_do_not_change_which_model_it_is(large):
+    before = fingerprint(large)
+    for name in ("calibration.json", "heads.json", "recipe.json", "card.json", "my-heads.json", "notes.txt"):
+        (large / name).write_text("{}")
+    (large / "tokenizer.json").mkdir()  # a folder is no file of a model, whatever it is called
+    assert fingerprint(large) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json", "generation_config.json", "adapter_config.json", "quantize_config.json",
+        "quantization_config.json", "hf_quant_config.json", "tokenizer.json", "tokenizer_config.json",
+        "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model",
+        "spiece.model", "tekken.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+        "pytorch_model.bin",
+    ],
+)  # fmt: skip
+def test_another_file_that_a_model_is_loaded_from_makes_it_another_model(large, name):
+    before = fingerprint(large)
+    (large / name).write_text('{"changed": true}')
+    assert fingerprint(large) != before
+
+
 @pytest.fixture
 def folder(tmp_path_factory):
     """A model folder that one may damage."""
