@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrank_pipeline.attention.heads import HeadSet
-from headrank_pipeline.attention.model_files import HEADS_FILE, RECIPE_FILE, read_recipe
+from headrank_pipeline.attention.model_files import CALIBRATION_FILE, HEADS_FILE, RECIPE_FILE, read_recipe
 from headrank_pipeline.comparison.finished import FinishedRun, read_finished
 from headrank_pipeline.files import atomic_writer
 from headrank_pipeline.learn.card import base_model_of, new_metadata
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
+
+    from headrank_pipeline.rerank.calibrated import Calibration
 
 __all__ = ["CardFacts", "prepare", "upload"]
 
@@ -61,7 +63,7 @@ def prepare(source: Path, target: Path, repository: str, facts: CardFacts) -> li
         FileExistsError: a target with files in it.
         FileNotFoundError: no source, or one that lacks a file.
         ValueError: a name that the hub does not take, weights that are not safetensors, a damaged head set or recipe,
-            no license, no base model, or a run of another model.
+            no license, no base model, or a run or a calibration of another model.
     """
     _check_repository(repository)
     if target.exists() and any(target.iterdir()):
@@ -70,15 +72,18 @@ def prepare(source: Path, target: Path, repository: str, facts: CardFacts) -> li
         raise FileNotFoundError(f"{source}: neither a model folder nor a head set's JSON file")
     taken = _model_files(source) if source.is_dir() else []
     heads = HeadSet.load(source / HEADS_FILE if source.is_dir() else source)
+    calibration = _calibration(source, heads)
     text = _card_text(source, heads, repository, facts)
     target.mkdir(parents=True, exist_ok=True)
     for file in taken:
         shutil.copyfile(file, target / file.name)
+    if calibration is not None:
+        calibration.save(target / CALIBRATION_FILE)
     if source.is_file():
         heads.save(target / HEADS_FILE)
     with atomic_writer(target / _CARD) as stream:
         stream.write(text)
-    kept = {file.name for file in taken} | {_CARD}
+    kept = {file.name for file in taken} | {_CARD, CALIBRATION_FILE}
     return sorted({entry.name for entry in source.iterdir()} - kept) if source.is_dir() else []
 
 
@@ -128,6 +133,27 @@ def _model_files(folder: Path) -> list[Path]:
         raise ValueError(f"{folder}: no safetensors weights, found {found}; only safetensors are pushed, save it again")
     read_recipe(folder / RECIPE_FILE if (folder / RECIPE_FILE).is_file() else None)
     return files
+
+
+def _calibration(source: Path, heads: HeadSet) -> Calibration | None:
+    """Return the calibration of a model folder as it is pushed, or None where there is none.
+
+    On the hub a model goes by its commit, which is not known before the push. So the file states no fingerprint: it
+    then belongs to the weights that it lies beside.
+    """
+    if not (source / CALIBRATION_FILE).is_file():
+        return None
+    from headrank_pipeline.attention.model import fingerprint
+    from headrank_pipeline.rerank.calibrated import Calibration
+
+    found = Calibration.load(source / CALIBRATION_FILE)
+    own = {"fingerprint": (None, fingerprint(source)), "heads": (heads.digest(),)}
+    if differ := [name for name, known in own.items() if found.reading.get(name, "") not in known]:
+        raise ValueError(
+            f"{source / CALIBRATION_FILE}: was fitted for another reading than that of {source}: {', '.join(differ)} "
+            f"differ; fit one with headrank calibrate, or take the file out of the folder"
+        )
+    return replace(found, reading={**found.reading, "fingerprint": None})
 
 
 def _card_text(source: Path, heads: HeadSet, repository: str, facts: CardFacts) -> str:

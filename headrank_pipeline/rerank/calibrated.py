@@ -158,11 +158,14 @@ def _probability(weights: Sequence[float], features: Sequence[float]) -> float:
 
 
 def reading_of(reranker: AttentionReranker) -> dict[str, str]:
-    """Return what a calibration belongs to: model, heads, prompt and rule."""
+    """Return what a calibration belongs to: model, heads, prompt and rule.
+
+    A model on the hub has no fingerprint. It goes by its name and commit.
+    """
     told = reranker.describe()
     return {
         "model": str(told["model"]),
-        "fingerprint": str(told["fingerprint"]),
+        "fingerprint": str(told["fingerprint"] or f"{told['model']}@{told['revision']}"),
         "heads": str(told["heads"]["sha256"]),
         "template": str(told["template"]["sha256"]),
         "rule": json.dumps(told["rule"], sort_keys=True),

@@ -17,6 +17,7 @@ from run_directories import graded_candidates, make_run
 from headrank_pipeline import HeadSet, embedded_model, headrank
 from headrank_pipeline.adapters.hub import CardFacts, prepare
 from headrank_pipeline.cli import main
+from headrank_pipeline.rerank.calibrated import Calibration, reading_of
 
 PUSHED = {
     "README.md", "config.json", "heads.json", "model.safetensors", "recipe.json", "tokenizer.json",
@@ -79,6 +80,31 @@ print("status", main(refused, standalone_mode=False))
     assert "heads 'me/nothing': there is no such file, and no heads.json could be had" in printed
     assert re.search(r"error: .*403.*", printed)
     assert "status 6" in printed
+
+
+def test_a_model_is_pushed_with_its_calibration_and_gives_probabilities_by_its_name(model: Path, tmp_path: Path):
+    reading = reading_of(headrank(str(model)))
+    Calibration((-1.0, 2.0, -0.5), (0.5, -1.0, 0.3), 1, reading, {"lists": 0}).save(model / "calibration.json")
+    code = f"""
+from headrank_pipeline import Candidate, Query, Ranking, headrank
+from headrank_pipeline.cli import main
+main(["push", {str(model)!r}, "me/ranker", "--base-model", "someone/base"], standalone_mode=False)
+ranking = Ranking(Query("q", "flea life"), (Candidate("a", 2.0, "The dog."), Candidate("b", 1.0, "A flea lives.")))
+here, there = (headrank(name, calibration="own").rerank(ranking) for name in ({str(model)!r}, "me/ranker"))
+print("equal", here.scores == there.scores, max(here.scores) < 1 > sum(here.scores))
+"""
+    with hub_server() as hub:
+        printed = in_fresh_python(hub, tmp_path / "home", code)
+    assert set(hub.repositories["me/ranker"]) == PUSHED | {"calibration.json"}
+    assert "left out: pytorch_model.bin, training\n" in printed
+    assert "equal True True\n" in printed
+
+    for name in ("fingerprint", "heads"):
+        other = Calibration((-1.0, 2.0, -0.5), (0.5, -1.0, 0.3), 1, {**reading, name: "another"}, {})
+        other.save(model / "calibration.json")
+        with pytest.raises(ValueError, match=rf"calibration\.json: was fitted for another reading.*: {name} differ"):
+            prepare(model, tmp_path / "no", "me/x", CardFacts(base_model="a/b"))
+        assert not (tmp_path / "no").exists()
 
 
 def test_a_hub_that_cannot_be_reached_is_told_after_one_try(tmp_path: Path):

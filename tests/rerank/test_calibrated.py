@@ -256,6 +256,25 @@ def test_weights_made_on_another_machine_are_told_from_others_by_no_fingerprint_
         calibration(reranker, reading=lacking).check_reading(reranker)
 
 
+def test_models_on_the_hub_are_told_apart_by_name_and_commit(folder):
+    def on_hub(name, commit):
+        found = headrank(folder, HEADS, device="cpu", dtype="float32", passages="isolated")
+        # what source_of gives a model whose files are in the hub's cache
+        found.reader.source = replace(found.reader.source, name=name, revision=commit, fingerprint="")
+        return found
+
+    fitted = calibration(on_hub("org/one", "a" * 40))
+    fitted.check_reading(on_hub("org/one", "a" * 40))
+    for name, commit in (("org/two", "a" * 40), ("org/one", "b" * 40)):
+        with pytest.raises(
+            ValueError, match=f"fingerprint differ .*'org/one@{'a' * 40}' there.*'{name}@{commit}' here"
+        ):
+            fitted.check_reading(on_hub(name, commit))
+    written_before = replace(fitted, reading={**fitted.reading, "fingerprint": ""})  # which could be any model's
+    with pytest.raises(ValueError, match="fingerprint differ"):
+        written_before.check_reading(on_hub("org/one", "a" * 40))
+
+
 def test_the_calibration_that_smollm2_brings_was_fitted_with_its_weights():
     shipped = SMOLLM2.resources / "calibration.json"
     if not shipped.exists():
