@@ -160,8 +160,11 @@ def _to_the_end(heads: HeadSet, layers: int) -> HeadSet:
     """Return the heads with one of the last layer that counts nothing, so that the whole model is loaded."""
     if heads.depth == layers:
         return heads
-    weights = heads.weights or (1.0,) * len(heads.heads)
-    return replace(heads, heads=(*heads.heads, (layers - 1, 0)), weights=(*weights, 0.0), model=None)
+    weights, places = heads.weights or (1.0,) * len(heads.heads), heads.places
+    if places is not None:  # a curve for each head; which one makes no difference where the head counts nothing
+        places = replace(places, heads=(*places.heads, places.heads[0]))
+    added = (layers - 1, 0)
+    return replace(heads, heads=(*heads.heads, added), weights=(*weights, 0.0), places=places, model=None)
 
 
 def _own_scores(reranker: AttentionReranker, ranking: Ranking) -> list[float]:

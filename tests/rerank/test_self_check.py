@@ -10,6 +10,7 @@ from tiny_models import tiny_model
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model_files import embedded_model
+from headrank_pipeline.attention.places import Places
 from headrank_pipeline.cli import main
 from headrank_pipeline.rerank import self_check
 from headrank_pipeline.rerank.self_check import check_model, shipped_lists
@@ -34,6 +35,13 @@ def test_every_way_of_reading_a_model_agrees(folder, dtype):
     assert [one.name for one in found] == WAYS
     assert all(one.agrees and one.lists == 3 for one in found)
     assert max(one.largest for one in found) < (1e-5 if dtype == "float32" else 0.1)
+
+
+def test_heads_with_place_curves_are_checked_as_others_are(folder):
+    curves = Places((0, 1), (2, 1), ((3, 1), (1, 2)), (0.1, 0.1), "passages", 4, 5)
+    found = list(check_model(folder, HeadSet("two", ((0, 1), (1, 2)), places=curves), device="cpu", dtype="float32"))
+    assert [one.name for one in found] == WAYS
+    assert all(one.agrees for one in found)
 
 
 def test_a_way_that_differs_is_named_and_ends_with_status_6(folder, monkeypatch):
