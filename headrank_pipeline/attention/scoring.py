@@ -130,8 +130,7 @@ def token_factors(
     tokens, owner, lengths = _tokens_of(passages)
     kept = np.ones((1, len(tokens)))
     if rule.filter_deviations is not None and rule.pools_first:
-        values, counted = read.double()[:, tokens], torch.from_numpy(lengths)
-        kept = (~_dropped_by_head(values, torch.from_numpy(owner), counted, rule.filter_deviations)).double().numpy()
+        kept = (~_dropped_by_head(*_values_of(read.double(), passages), rule.filter_deviations)).double().cpu().numpy()
     elif rule.filter_deviations is not None:
         summed = token_scores(attention, content_free, rule, heads.weights)[tokens]
         kept = (~_dropped(summed, owner, lengths, rule.filter_deviations))[None].astype(float)
@@ -282,8 +281,7 @@ def passage_mass(attention: Tensor, passages: np.ndarray, rule: ScoringRule | No
         [[3.0, 4.0]]
     """
     rule = rule or ScoringRule()
-    tokens, owner, lengths = (torch.from_numpy(part).to(attention.device) for part in _tokens_of(passages))
-    values = attention[:, tokens]
+    values, owner, lengths = _values_of(attention, passages)
     shape = (len(attention), len(passages))
     if rule.filter_deviations is not None:
         values = torch.where(_dropped_by_head(values, owner, lengths, rule.filter_deviations), 0.0, values)
@@ -303,6 +301,15 @@ def _tokens_of(passages: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     # A passage's tokens are its first place, and as many after it as it has.
     starts = np.repeat(passages[:, 0] - np.cumsum(lengths) + lengths, lengths)
     return starts + np.arange(len(owner)), owner, lengths
+
+
+def _values_of(attention: Tensor, passages: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each head's attention to the tokens of passages, [H, n]; the owner [n] and lengths [P] of `_tokens_of`.
+
+    All three are on the attention's device.
+    """
+    tokens, owner, lengths = (torch.from_numpy(part).to(attention.device) for part in _tokens_of(passages))
+    return attention[:, tokens], owner, lengths
 
 
 def _dropped_by_head(values: Tensor, owner: Tensor, lengths: Tensor, deviations: float) -> Tensor:

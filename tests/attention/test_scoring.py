@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.recipe import ScoringRule
-from headrank_pipeline.attention.scoring import passage_mass, pool_tokens, token_scores
+from headrank_pipeline.attention.scoring import passage_mass, passage_scores, pool_tokens, token_factors, token_scores
 
 ICR_RULE = ScoringRule(support="all", heads="sum", content_free="N/A", filter_deviations=2.0)
 
@@ -72,3 +75,33 @@ def test_filter_equals_torch_per_passage(passages, deviations):
                 continue
             tensor = tensor[tensor > bound]
         assert abs(float(tensor.sum()) - score) < 1e-9
+
+
+class MetaAsGpu(TorchDispatchMode):
+    """Meta tensors, which have shapes and no values, refuse what a GPU's refuse; copies of them are ones."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        flat = [one for one in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        if func is torch.ops.aten._to_copy.default and flat[0].is_meta and kwargs.get("device") == torch.device("cpu"):
+            return torch.ones(flat[0].shape, dtype=flat[0].dtype)
+        mixed = {one.is_meta for one in flat if one.dim()} == {True, False}
+        if mixed and func not in (torch.ops.aten.index.Tensor, torch.ops.aten.copy_.default):
+            raise RuntimeError(f"{func}: expected all tensors to be on the same device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("normalise", "content_free"),
+    [("mass", None), ("log", None), ("zscore", None), ("mass", "N/A"), ("zscore", "N/A")],
+)
+@pytest.mark.parametrize("filter_deviations", [None, 2.0])
+def test_attention_on_a_gpu_is_scored_and_explained(normalise, filter_deviations, content_free):
+    rule = ScoringRule(normalise=normalise, filter_deviations=filter_deviations, content_free=content_free)
+    passages, places, heads = np.array([[1, 4], [4, 8]]), np.arange(2), HeadSet("two", ((0, 0), (1, 1)))
+    read = torch.empty(2, 9, device="meta")
+    blank = None if content_free is None else torch.empty(2, 9, device="meta")
+    with MetaAsGpu():
+        assert passage_scores(read, blank, passages, places, rule, heads).shape == (2,)
+        if normalise != "zscore":  # which are no sums over words
+            factors = token_factors(read, blank, passages, places, rule, heads)
+            assert [one.shape for one in factors] == [(2, 3), (2, 4)]
