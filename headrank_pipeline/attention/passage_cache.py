@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -52,6 +51,12 @@ class KeyValues:
         """Size of all tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.keys + self.values)
 
+    def to(self, device: torch.device) -> KeyValues:
+        """Return these on a device: themselves where they lie there, else a copy."""
+        if self.keys[0].device == device:
+            return self
+        return KeyValues(*(tuple(tensor.to(device) for tensor in part) for part in (self.keys, self.values)))
+
     def compact(self) -> KeyValues:
         """Return a copy that does not hold on to the batch it was computed in."""
         return KeyValues(tuple(map(torch.clone, self.keys)), tuple(map(torch.clone, self.values)))
@@ -65,7 +70,7 @@ class PassageCache:
 
     Args:
         folder: made where it is missing; None: memory only.
-        memory_bytes: size of the entries held in memory, on the reader's device; 0 holds none.
+        memory_bytes: size of the entries held in memory, on the device of the reader that first asked; 0 holds none.
         folder_bytes: size of the files in the folder; those that were not used for longest go first. Each process that
             writes may exceed it by a sixteenth for a while.
 
@@ -97,7 +102,7 @@ class PassageCache:
         """Return an entry on the device, or None where there is none that can be trusted."""
         if (held := self._held.get(name)) is not None:
             self._held.move_to_end(name)
-            return held
+            return held.to(device)  # readers on other devices may share the cache
         if self.folder is None or not self._path(name).is_file():
             return None
         try:
@@ -189,14 +194,15 @@ def _save(path: Path, name: str, entry: KeyValues) -> int:
         tensors["values"] = torch.stack(entry.values).cpu()
     data = save(tensors, {"format": _FORMAT, "name": name, "sha256": _checksum(tensors)})
     path.parent.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as draft:
-        try:
-            draft.write(data)
-            draft.close()
-            Path(draft.name).replace(path)
-        except BaseException:
-            Path(draft.name).unlink(missing_ok=True)
-            raise
+    # No temporary file of Python's: those are for the owner's eyes only, and others may share the folder. Nothing is
+    # synced either: a file that a crash leaves torn has another checksum, and is computed again.
+    draft = path.with_name(f".{name}.{os.getpid()}.{os.urandom(4).hex()}.part")
+    try:
+        draft.write_bytes(data)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     return len(data)
 
 
@@ -208,8 +214,9 @@ def _load(path: Path, name: str, device: torch.device) -> KeyValues:
         raise ValueError(f"it says it is {metadata.get('format')!r} of {metadata.get('name')!r}")
     if metadata.get("sha256") != _checksum(tensors):
         raise ValueError("its checksum differs")
-    values = tensors["values"].to(device).unbind() if "values" in tensors else ()
-    return KeyValues(tensors["keys"].to(device).unbind(), values)
+    # Copies, on a CPU too: what safetensors gives keeps its file mapped, and a process may have 65530 mappings.
+    on_device = {part: tensor.to(device, copy=True).unbind() for part, tensor in tensors.items()}
+    return KeyValues(on_device["keys"], on_device.get("values", ()))
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,6 +247,33 @@ def test_entries_do_not_hold_on_to_their_batch():
     cache.put("a", KeyValues((batch[:2],), ()))
     held = cache.get("a", torch.device("cpu"))
     assert held.keys[0].untyped_storage().nbytes() == 32
+
+
+def test_others_may_read_what_one_has_written_to_a_shared_folder(tmp_path):
+    before = os.umask(0o022)
+    try:
+        PassageCache(tmp_path).put("aa", KeyValues((torch.zeros(2, 1, 4),), ()))
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in files(tmp_path)] == [0o644]
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2**20])
+def test_each_reader_gets_an_entry_on_its_own_device(tmp_path, memory_bytes):
+    cache = PassageCache(tmp_path, memory_bytes=memory_bytes)
+    cache.put("aa", KeyValues((torch.zeros(2, 1, 4),) * 2, (torch.zeros(2, 1, 4),)))
+    for device in map(torch.device, ("cpu", "meta", "cpu")):
+        found = cache.get("aa", device)
+        assert {tensor.device for tensor in found.keys + found.values} == {device}
+        assert (len(found.keys), len(found.values)) == (2, 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the mappings of a process are told by Linux")
+def test_entries_read_from_the_folder_do_not_keep_their_files_mapped(tmp_path):
+    PassageCache(tmp_path).put("aa", KeyValues((torch.ones(2, 1, 4),), (torch.ones(2, 1, 4),)))
+    found = PassageCache(tmp_path).get("aa", torch.device("cpu"))
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert torch.equal(found.keys[0], torch.ones(2, 1, 4))
 
 
 def test_gradients_do_not_meet_the_cache(folder):
