@@ -282,7 +282,7 @@ class AttentionReader:
         if len(batch) == 1 and smaller < row:
             raise MemoryError(
                 f"a prompt of {longest} tokens does not fit into the memory of {self.device} beside "
-                f"{self.source.name} in {self.model.dtype}; rerank fewer passages, shorten them "
+                f"{self.source.label} in {self.model.dtype}; rerank fewer passages, shorten them "
                 f"(passage_words), isolate them (passages='isolated') or load the model as bfloat16 (dtype)"
             )
         if self.device.type == "cuda":
@@ -320,7 +320,7 @@ class AttentionReader:
         for prompts in lists:
             if any(map(self._is_long, prompts)):
                 raise ValueError(
-                    f"{self.source.name}: a list with isolated passages takes {max(map(_positions, prompts))} "
+                    f"{self.source.label}: a list with isolated passages takes {max(map(_positions, prompts))} "
                     f"positions; beyond {self._short_positions} its LongRoPE would turn the question by other "
                     f"frequencies than the passages: shorten them (passage_words)"
                 )
@@ -333,7 +333,7 @@ class AttentionReader:
             with torch.inference_mode():
                 return read_contexts(self, [(prompt,)], support="all")[0][0]
 
-        check_isolated(self.model, self.heads.heads, read, name=self.source.name)
+        check_isolated(self.model, self.heads.heads, read, name=self.source.label)
 
     # What reading isolated passages is made of.
 
@@ -404,7 +404,7 @@ class AttentionReader:
         except DeepestLayerRead:
             return
         if tap.stop_at is not None:
-            raise RuntimeError(f"{self.source.name}: its layers do not hand their attention to the tap")
+            raise RuntimeError(f"{self.source.label}: its layers do not hand their attention to the tap")
 
     def _tap(
         self,
@@ -419,7 +419,7 @@ class AttentionReader:
     def _collect(self, tap: Tap) -> Tensor:
         """Return [B, G, H, S] in the head set's order."""
         if len(tap.read) < len(self._heads):
-            raise RuntimeError(f"{self.source.name}: its layers do not hand their attention to the tap")
+            raise RuntimeError(f"{self.source.label}: its layers do not hand their attention to the tap")
         read = torch.cat([tap.read[layer] for layer in sorted(tap.read)], dim=2)
         return read[:, :, to_device(self._as_listed, read.device)]
 

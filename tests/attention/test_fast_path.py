@@ -548,8 +548,10 @@ def test_a_prompt_too_large_for_memory_is_an_error_that_says_what_to_do(folders,
         raise torch.OutOfMemoryError("out of memory")  # a single prompt cannot be made to fail by a limit alone
 
     monkeypatch.setattr(loaded.model, "forward", full)
-    with pytest.raises(MemoryError, match=r"a prompt of \d+ tokens does not fit .*rerank fewer passages"):
+    with pytest.raises(MemoryError, match=r"a prompt of \d+ tokens does not fit .*rerank fewer passages") as caught:
         reader.read(prompts(builder()))
+    # A server tells its clients so, whom the path of the model does not concern.
+    assert f"beside {Path(folders['qwen3']).name} in" in str(caught.value)
 
 
 def test_what_the_allocator_of_a_cpu_says_is_understood():
