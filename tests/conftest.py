@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
+import huggingface_hub.constants
 import pytest
 from hypothesis import settings
 
@@ -66,7 +67,9 @@ _OFFLINE = os.environ.get("HF_HUB_OFFLINE")
 @pytest.fixture(autouse=True)
 def hub_as_at_the_start() -> Iterator[None]:
     """A command with --offline forbids its process the hub; what follows begins as the first test did."""
+    known = huggingface_hub.constants.HF_HUB_OFFLINE
     yield
+    huggingface_hub.constants.HF_HUB_OFFLINE = known
     os.environ.pop("HF_HUB_OFFLINE", None)
     if _OFFLINE is not None:
         os.environ["HF_HUB_OFFLINE"] = _OFFLINE

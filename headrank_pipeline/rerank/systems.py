@@ -15,7 +15,9 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -73,7 +75,7 @@ class SystemSpec:
             The system refuses a name that it does not know, with the nearest.
         first_stage_weight: mix in the first stage's scores with this weight (`interpolated`); None mixes nothing in.
         log_scores: mix with the logarithm of the reranker's scores.
-        offline: keep the Hugging Face libraries off the network.
+        offline: keep the Hugging Face libraries off the network while the reranker is opened.
 
     Raises:
         ValueError: fields that do not go together.
@@ -114,9 +116,8 @@ class SystemSpec:
             MissingPrerequisite: a GPU was named and there is none, or a package that the system needs is missing.
             ValueError: an unknown system or option, or a value that one refuses.
         """
-        if self.offline:
-            forbid_hub()
-        reranker = _opener(self.system)(self)
+        with _hub_forbidden() if self.offline else nullcontext():
+            reranker = _opener(self.system)(self)
         if not isinstance(reranker, Reranker):
             raise TypeError(f"system {self.system!r}: its opener returned {type(reranker).__name__}, not a Reranker")
         if self.first_stage_weight is None:
@@ -139,8 +140,26 @@ def open_system(
 
 
 def forbid_hub() -> None:
-    """Keep the Hugging Face libraries off the network; they read this only when they are first imported."""
+    """Keep the Hugging Face libraries of this process, and of those that it starts, off the network from now on."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if (constants := sys.modules.get("huggingface_hub.constants")) is not None:  # it read the variable when it came
+        constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]  # a module like any other to mypy
+
+
+@contextmanager
+def _hub_forbidden() -> Iterator[None]:
+    """Keep the Hugging Face libraries off the network while a model is loaded; other models may be had from it."""
+    from huggingface_hub import constants  # before the variable is set: it keeps what it reads when it is imported
+
+    variable, known = os.environ.get("HF_HUB_OFFLINE"), constants.HF_HUB_OFFLINE
+    forbid_hub()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = known
+        del os.environ["HF_HUB_OFFLINE"]
+        if variable is not None:
+            os.environ["HF_HUB_OFFLINE"] = variable
 
 
 def system_names() -> list[str]:

@@ -42,6 +42,7 @@ def in_fresh_python(hub: Hub, home: Path, code: str) -> str:
     """What code prints in a process whose hub is the stand-in; Xet, the hub's other way to send weights, is off."""
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(home)}
     environment["HF_HUB_DISABLE_XET"] = "1"
+    environment.pop("HF_HUB_OFFLINE", None)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
@@ -105,6 +106,23 @@ print("equal", here.scores == there.scores, max(here.scores) < 1 > sum(here.scor
         with pytest.raises(ValueError, match=rf"calibration\.json: was fitted for another reading.*: {name} differ"):
             prepare(model, tmp_path / "no", "me/x", CardFacts(base_model="a/b"))
         assert not (tmp_path / "no").exists()
+
+
+def test_offline_asks_the_hub_nothing_while_a_model_is_opened_and_forbids_it_no_longer(tmp_path: Path):
+    code = """
+import os, huggingface_hub.constants
+from headrank_pipeline.rerank.systems import SystemSpec
+try:
+    SystemSpec("headrank", "me/ranker", offline=True).open()
+except FileNotFoundError as error:
+    print(error)
+print("then", os.environ.get("HF_HUB_OFFLINE"), huggingface_hub.constants.HF_HUB_OFFLINE)
+"""
+    with hub_server() as hub:
+        printed = in_fresh_python(hub, tmp_path / "home", code)
+    assert hub.asked == []
+    assert "model 'me/ranker' is neither a local model folder" in printed
+    assert "then None False\n" in printed
 
 
 def test_a_hub_that_cannot_be_reached_is_told_after_one_try(tmp_path: Path):
