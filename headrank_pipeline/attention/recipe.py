@@ -279,7 +279,14 @@ class PromptTemplate:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}: expected at least 1, or None for whole passages")
-        if self.passages == "isolated" and "{rank}" in self.label:
+        try:
+            first, second = (self.label.format(rank=rank) for rank in (1, 2))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"label {self.label!r}: {{rank}}, a passage's place, is all that can be filled in ({error}); write it "
+                f"so, and double braces that are to be read"
+            ) from error
+        if self.passages == "isolated" and first != second:
             raise ValueError(
                 f"label {self.label!r}: with isolated passages nothing may depend on a passage's place; "
                 f"leave {{rank}} out (label='' writes none)"

@@ -378,3 +378,20 @@ def test_english_at_its_word_limit_loses_no_token():
     prompt = PromptBuilder(tiny_tokenizer(), replace(HEADRANK.template, passage_words=240), max_prompt_tokens=100_000)
     counts = prompt.build(ranking("Birds fly over the old harbour. " * 80, text[:300])).counts
     assert counts["words_dropped"] == 240 and counts["tokens_dropped"] == 0
+
+
+@pytest.mark.parametrize(
+    "label", ["{doc} ", "{} ", "{0} ", "[{rank ", "{rank!x} ", "{rank:q}", "{rank.name}", "{rank[0]}"]
+)
+def test_a_label_that_cannot_be_filled_in_is_refused_before_anything_is_read(label):
+    with pytest.raises(
+        ValueError, match=rf"option label '{re.escape(label)}': \{{rank\}}, a passage's place, is all that"
+    ):
+        HEADRANK.varied({"passages": "causal", "label": label})
+
+
+def test_a_label_may_write_ranks_and_braces_in_any_form():
+    prompt = built(replace(HEADRANK.template, label="{{{rank:02}}} "), ranking("Birds fly."))
+    assert "{01} " in prompt.text
+    with pytest.raises(ValueError, match="nothing may depend on a passage's place"):
+        replace(HEADRANK.template, passages="isolated", label="{rank:02} ")
