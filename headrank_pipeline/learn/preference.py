@@ -282,23 +282,26 @@ def list_loss(
     teacher: Tensor | None = None,
     seed: int = 0,
     texts: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> ListLoss:
     """Return the loss of one list.
 
     Args:
         objective: what the scores should become.
-        scores: [P] as the rule gives them, in the order of the prompt or its reverse.
+        scores: [P] as the rule gives them.
         grades: [P] int64.
         teacher: [P], for distillation.
         seed: seed of the random pairs.
         texts: [P] int64, equal where passages are: these are never paired.
+        places: [P] int64, of each passage in the prompt, from 0: what the zone goes by. None: as they are given.
 
     Raises:
         ValueError: distillation of a list without teacher scores.
     """
     logs = log_scores(scores)
     if objective.kind == "preference":
-        return _preference(objective, logs, grades, seed, texts)
+        places = torch.arange(len(logs), device=logs.device) if places is None else places
+        return _preference(objective, logs, grades, seed, texts, places)
     if objective.kind == "group-contrastive":
         loss = group_contrastive_loss(scores, grades, scale=objective.scale, relevance_level=objective.relevance_level)
     elif objective.kind == "listwise":
@@ -315,7 +318,9 @@ def list_loss(
     return ListLoss(loss, float(loss.detach()))
 
 
-def _preference(objective: Objective, logs: Tensor, grades: Tensor, seed: int, texts: Tensor | None) -> ListLoss:
+def _preference(
+    objective: Objective, logs: Tensor, grades: Tensor, seed: int, texts: Tensor | None, places: Tensor
+) -> ListLoss:
     generator = None if objective.hard else torch.Generator().manual_seed(seed)
     pairs = preference_pairs(
         grades,
@@ -328,7 +333,7 @@ def _preference(objective: Objective, logs: Tensor, grades: Tensor, seed: int, t
     )
     margins = pair_margins(grades, pairs, objective.margins) if objective.margins else 0.0
     main = pair_loss(logs, pairs, beta=objective.beta, margins=margins)
-    extra = _regulariser(objective, logs, grades)
+    extra = _regulariser(objective, logs, grades, places)
     loss = main if extra is None else main + objective.weight * extra
     wrong = logs.detach()[pairs[:, 0]] < logs.detach()[pairs[:, 1]]
     return ListLoss(
@@ -340,11 +345,11 @@ def _preference(objective: Objective, logs: Tensor, grades: Tensor, seed: int, t
     )
 
 
-def _regulariser(objective: Objective, logs: Tensor, grades: Tensor) -> Tensor | None:
+def _regulariser(objective: Objective, logs: Tensor, grades: Tensor, places: Tensor) -> Tensor | None:
     if objective.regulariser == "none" or not objective.weight:
         return None
     everywhere = torch.ones(len(logs), dtype=torch.bool, device=logs.device)
-    zone = everywhere if objective.zone == "all" else middle_zone(len(logs), logs.device)
+    zone = everywhere if objective.zone == "all" else middle_zone(len(logs), logs.device)[places]
     if objective.regulariser == "variance":
         return negative_variance(logs, zone)
     return grade_divergence(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from headrank_pipeline.attention.model import LoadedModel
+from headrank_pipeline.attention.prompt import Prompt
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import Recipe
 from headrank_pipeline.learn.checkpoint import TrainingDirectory
@@ -319,18 +320,23 @@ class Trainer:
 
     def _backward(self, part: Sequence[tuple[Draw, GradedList]], *, share: float) -> list[ListLoss]:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            scores = self.scorer.forward(self.scorer.prompts([graded for _, graded in part]))
-        losses = [self._loss(draw, graded, one) for (draw, graded), one in zip(part, scores, strict=True)]
+            prompts = self.scorer.prompts([graded for _, graded in part])
+            scores = self.scorer.forward(prompts)
+        losses = [
+            self._loss(draw, graded, prompt, one)
+            for (draw, graded), prompt, one in zip(part, prompts, scores, strict=True)
+        ]
         total = torch.stack([loss.loss for loss in losses]).sum() * share
         total.backward()  # type: ignore[no-untyped-call]
         return losses
 
-    def _loss(self, draw: Draw, graded: GradedList, scores: Tensor) -> ListLoss:
+    def _loss(self, draw: Draw, graded: GradedList, prompt: Prompt, scores: Tensor) -> ListLoss:
         grades = torch.tensor(graded.grades, device=self._device)
         teacher = None if graded.teacher is None else torch.tensor(graded.teacher, device=self._device)
         seed = _seed(self.config.seed, "pairs", draw.epoch, draw.draw, graded.qid)
         texts = torch.tensor(graded.ranking.first_with_text(), device=self._device)
-        loss = list_loss(self.config.objective, scores, grades, teacher=teacher, seed=seed, texts=texts)
+        places = torch.from_numpy(prompt.places).to(self._device)
+        loss = list_loss(self.config.objective, scores, grades, teacher=teacher, seed=seed, texts=texts, places=places)
         if not torch.isfinite(loss.loss):
             raise NotFiniteError(
                 f"step {self._progress.step + 1}: the loss of qid {graded.qid} (epoch {draw.epoch}, passages "

@@ -21,7 +21,7 @@ from headrank_pipeline.learn.checkpoint import TrainingDirectory
 from headrank_pipeline.learn.export import export
 from headrank_pipeline.learn.lists import GradedList, sublist
 from headrank_pipeline.learn.movable import checkpointed_activations, fold_lora, movable_weights, set_movable
-from headrank_pipeline.learn.preference import list_loss
+from headrank_pipeline.learn.preference import grade_divergence, list_loss
 from headrank_pipeline.learn.schedule import TrainingConfig, configured, learning_rate, plan
 from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg
 from headrank_pipeline.learn.settings import Objective
@@ -275,6 +275,23 @@ def test_a_steps_gradient_is_that_of_the_mean_loss_however_it_is_split(folder, t
     (step, _) = _log(tmp_path)
     assert step["loss"] == pytest.approx(float(torch.stack(losses).mean().detach()), rel=1e-5)
     assert step["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_the_middle_zone_is_that_of_the_prompt_whatever_order_it_is_written_in(folder, tmp_path):
+    config = replace(QUICK, lists_per_step=1, lists_per_pass=1, max_steps=1)
+    shuffled = replace(SHORT, template=replace(SHORT.template, shuffle_seed=1))
+    Trainer(fresh(folder), shuffled, TrainingData(LISTS[:1]), config, directory=tmp_path).run()
+    (draw,) = next(plan(config, 1))
+    drawn = sublist(LISTS[0], None, seed=0, epoch=draw.epoch, draw=draw.draw)
+    scorer = ListScorer(AttentionReader(fresh(folder)), shuffled)
+    (prompt,) = scorer.prompts([drawn])
+    zone = torch.zeros(6, dtype=torch.bool)
+    zone[list(prompt.order[1:-1])] = True  # of six places all but the first and the last
+    assert zone.tolist() != [False, True, True, True, True, False]
+    (scores,) = scorer.scores([drawn])
+    expected = grade_divergence(scores.log(), torch.tensor(drawn.grades), zone)
+    (step, _) = _log(tmp_path)
+    assert step["regulariser"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_every_epoch_draws_other_passages_in_another_order(folder, tmp_path, monkeypatch):
