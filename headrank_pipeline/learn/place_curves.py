@@ -12,14 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from headrank_pipeline.attention.places import Places, relative_places
-
-if TYPE_CHECKING:  # it brings torch, which analyses of runs do without
-    from headrank_pipeline.attention.recipe import Support
+from headrank_pipeline.attention.recipe import Support
 
 __all__ = ["POINTS", "PlaceSums", "PlaceTable"]
 

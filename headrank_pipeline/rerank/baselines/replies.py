@@ -2,7 +2,8 @@
 
 The rule of this package: a reply that names at least one passage is repaired (passages it leaves out follow in their
 present order); a reply that names none says nothing about the order, and a query whose replies all say nothing fails.
-What the counts are called is in `NOTES`, the one place for names of notes of the rerankers of this package.
+What the baselines count is in `NOTES`, with what it means. Rerankers that read attention note some of the same names,
+and others that their own modules explain: windows and copies in rerank/long_lists.py, for example.
 """
 
 from __future__ import annotations
