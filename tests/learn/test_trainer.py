@@ -639,7 +639,7 @@ def test_configuration_from_names_and_values():
         TrainingConfig(warmup=1.0)
     with pytest.raises(ValueError, match=r"averaging 1\.0: expected a decay between 0 and 1, or None"):
         TrainingConfig(averaging=1.0)
-    with pytest.raises(ValueError, match="epochs 0: expected at least 1$"):
+    with pytest.raises(ValueError, match=r"epochs 0: expected at least 1$"):
         configured(TrainingConfig(), {"epochs": 0})
 
 
