@@ -137,7 +137,7 @@ RERANKER_OPTIONS = (
     *SYSTEM_OPTIONS,
     click.option(
         "--first-stage-weight",
-        type=float,
+        type=click.FloatRange(0, 1),
         help="Mixes in the first stage's scores with this weight, 0 to 1. Choose it on training queries.",
     ),
     click.option(
@@ -164,7 +164,13 @@ RUN_OPTIONS = (
         callback=_shard,
         help="Run part I of N equal parts of the queries; headrank merge makes one run of all parts.",
     ),
-    click.option("--batch-size", default=8, show_default=True, help="Queries handed to the reranker at once."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=8,
+        show_default=True,
+        help="Queries handed to the reranker at once.",
+    ),
     click.option(
         "--workers",
         type=click.IntRange(min=1),

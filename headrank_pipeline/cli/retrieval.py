@@ -99,9 +99,9 @@ def index(
     type=click.Path(path_type=Path),
     help="NAME.jsonl or NAME.jsonl.gz: candidates with text, for rerank; any other name: a TREC run.",
 )
-@click.option("--hits", default=1000, show_default=True, help="Candidates per query.")
-@click.option("--k1", default=0.9, show_default=True, help="Term frequency saturation of BM25.")
-@click.option("--b", default=0.4, show_default=True, help="Length normalisation of BM25.")
+@click.option("--hits", type=click.IntRange(min=1), default=1000, show_default=True, help="Candidates per query.")
+@click.option("--k1", type=click.FloatRange(min=0), default=0.9, show_default=True, help="Term frequency saturation.")
+@click.option("--b", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="Length normalisation of BM25.")
 @click.option(
     "--fields",
     multiple=True,

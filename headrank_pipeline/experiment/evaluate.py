@@ -204,8 +204,7 @@ def evaluate(
     Args:
         run: a run file, a run directory, ``{qid: {docid: score}}``, rankings, or a data frame with qid, docno and score
             (or query_id and doc_id). Ids that are whole numbers become strings; a file keeps '007' apart from '7',
-            numbers do not.
-            Or a reranker, or a pipeline.
+            numbers do not. Or a reranker, or a pipeline.
         qrels: a qrels file (TREC or BEIR form), ``{qid: {docid: grade}}``, a data frame with qid, docno and label (or
             relevance), or ``ir_datasets:ID``. For a reranker or a pipeline: a benchmark as `headrank run` takes it,
             or an id of ir_datasets such as ``msmarco-passage/trec-dl-2019/judged``.
@@ -236,14 +235,9 @@ def evaluate(
         return evaluate_on(run, qrels, measures=measures, relevance_level=relevance_level, **given)
     if any(value is not None for value in given.values()):
         raise TypeError("candidates, depth and output are for a reranker; a run has its candidates, in its own order")
-    own_measures, own_level = _benchmarks_own(qrels)
+    wanted, level = _settings(run, qrels, measures, relevance_level)
     if isinstance(run, str | os.PathLike) and Path(run).is_dir():
-        directory = RunDirectory(Path(run))
-        run = directory.run  # absent until every query was tried; the error then names it
-        if directory.evaluation.exists():
-            own_level = read_json(directory.evaluation)["relevance_level"]
-    wanted = own_measures if measures is None else measures
-    level = own_level if relevance_level is None else relevance_level
+        run = RunDirectory(Path(run)).run  # absent until every query was tried; the error then names it
     result, strangers = evaluated(run, qrels, wanted, relevance_level=level)
     if strangers:
         _log.warning("%s", strangers)
@@ -351,14 +345,19 @@ def _grades(qrels: Qrels) -> dict[str, dict[str, int]]:
     }
 
 
-def _benchmarks_own(qrels: Qrels) -> tuple[Sequence[str], int]:
-    """Return the measures and the relevance level that hold where none are given."""
-    if not (isinstance(qrels, str | os.PathLike) and str(qrels).startswith("ir_datasets:")):
-        return DEFAULT_MEASURES, 1
-    from headrank_pipeline.experiment.benchmark import benchmark_of_dataset
+def _settings(
+    run: Run, qrels: Qrels, measures: str | Sequence[str] | None, level: int | None
+) -> tuple[str | Sequence[str], int]:
+    """Return measures and relevance level: those given, else those of the run directory, the benchmark, or all."""
+    own: tuple[Sequence[str], int] = (DEFAULT_MEASURES, 1)
+    if isinstance(qrels, str | os.PathLike) and str(qrels).startswith("ir_datasets:"):
+        from headrank_pipeline.experiment.benchmark import benchmark_of_dataset
 
-    benchmark = benchmark_of_dataset(str(qrels).removeprefix("ir_datasets:"))
-    return benchmark.measures, benchmark.relevance_level
+        benchmark = benchmark_of_dataset(str(qrels).removeprefix("ir_datasets:"))
+        own = benchmark.measures, benchmark.relevance_level
+    if isinstance(run, str | os.PathLike) and (recorded := RunDirectory(Path(run)).evaluation).is_file():
+        own = own[0], read_json(recorded)["relevance_level"]
+    return own[0] if measures is None else measures, own[1] if level is None else level
 
 
 def _judgments_of(called: str) -> dict[str, dict[str, int]]:

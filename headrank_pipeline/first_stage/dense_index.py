@@ -91,16 +91,20 @@ def build_dense_index(
         _check_output(target, overwrite)  # again: another build may just have ended
         _begin(draft, target, plan)
         _encode(passages, chosen, draft, on_progress or (lambda done, total: None))
-        folder = draft / "index"
-        _write_index(folder, passages, draft, kind)
-        (folder / IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-        replaced = draft / "replaced"
-        shutil.rmtree(replaced, ignore_errors=True)  # of a build that was killed here
-        publish(folder, target, replaced)
+        _write_index(draft / "index", passages, draft, kind)
+        _publish(draft, target, identity)
         remove_locked(draft)
     summary = IndexSummary(target, len(passages), empty, time.perf_counter() - started, checksum)
     _log.info("%s: %d vectors in %.1f s", target, summary.docs, summary.seconds)
     return summary
+
+
+def _publish(draft: Path, target: Path, identity: dict[str, Any]) -> None:
+    """Put the finished index where it belongs, with what it was made of."""
+    folder, replaced = draft / "index", draft / "replaced"
+    (folder / IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(replaced, ignore_errors=True)  # of a build that was killed here
+    publish(folder, target, replaced)
 
 
 def _check_output(target: Path, overwrite: bool) -> None:

@@ -67,7 +67,7 @@ def reason_of(message):
         return f"has layers of kind {kinds[1]}"
     found = re.search(r"is not read right here \((.*)\); choose", message)
     assert found, message
-    reason = re.sub(r"^\w+Error: |/\S+: ", "", found[1])
+    reason = re.sub(r"^\w+Error: |/\S+: |\btest_\w+: ", "", found[1])
     return re.sub(r"^[\d.e-]+ of its attention", "some of its attention", reason)
 
 
