@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from headrank_pipeline.comparison.finished import FinishedRun
-from headrank_pipeline.experiment.directory import differences, file_sha256, recorded_files
+from headrank_pipeline.experiment.directory import differences, file_sha256
+from headrank_pipeline.experiment.reproduction import recorded_files
 
 __all__ = ["FIELDS", "check_comparable", "find_qrels"]
 

@@ -21,8 +21,8 @@ from headrank_pipeline.experiment.directory import (
     read_journal,
     read_json,
     read_manifest,
-    recorded_files,
 )
+from headrank_pipeline.experiment.reproduction import recorded_files
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates, read_run
 

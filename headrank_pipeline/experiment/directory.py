@@ -53,7 +53,6 @@ __all__ = [
     "read_journal",
     "read_json",
     "read_manifest",
-    "recorded_files",
     "rekeyed_lines",
     "usage",
     "write_json",
@@ -279,21 +278,6 @@ class _Manifest(_Written):
     environment: dict[str, Any]
     sessions: list[_Session]
     totals: _Totals | None
-
-
-def recorded_files(manifest: Mapping[str, Any], name: str) -> list[Path]:
-    """Return the files that a path in a manifest may mean, the likeliest first; empty where there is no such file.
-
-    A relative path starts in the folder of the call that gave it, the latest call first. The present folder comes last:
-    a run may have been copied here together with its files. Digests tell whether a file is the one that was read.
-
-    Args:
-        manifest: manifest of a run.
-        name: path as it was given to one of the run's calls.
-    """
-    folders = [session.get("folder", "") for session in reversed(manifest["sessions"])]
-    places = dict.fromkeys(Path(folder) / name for folder in (*folders, ""))
-    return [place for place in places if place.is_file()]
 
 
 def read_json(path: Path) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from headrank_pipeline.experiment.directory import RunDirectory, differences, read_json, read_manifest
 from headrank_pipeline.trec import read_run
 
-__all__ = ["Reproduction", "compare_runs", "recorded_command", "recorded_folder"]
+__all__ = ["Reproduction", "compare_runs", "recorded_command", "recorded_files", "recorded_folder"]
 
 Verdict = Literal["equal", "near", "different"]
 
@@ -55,6 +55,21 @@ def recorded_folder(run: Path) -> Path:
             f"pass here=True"
         )
     return Path(named or ".")
+
+
+def recorded_files(manifest: Mapping[str, Any], name: str) -> list[Path]:
+    """Return the files that a path in a manifest may mean, the likeliest first; empty where there is no such file.
+
+    A relative path starts in the folder of the call that gave it, the latest call first. The present folder comes last:
+    a run may have been copied here together with its files. Digests tell whether a file is the one that was read.
+
+    Args:
+        manifest: manifest of a run.
+        name: path as it was given to one of the run's calls.
+    """
+    folders = [session.get("folder", "") for session in reversed(manifest["sessions"])]
+    places = dict.fromkeys(Path(folder) / name for folder in (*folders, ""))
+    return [place for place in places if place.is_file()]
 
 
 def recorded_command(run: Path) -> list[str]:
