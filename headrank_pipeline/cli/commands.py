@@ -153,18 +153,19 @@ def _echo_error(message: str, status: int, *, as_json: bool) -> None:
 
 
 class WritingCommand(click.Command):
-    """A command that does not write over what it reads."""
+    """A command that does not write over a file that it reads."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line, and refuse an output that is one of the inputs."""
         rest = super().parse_args(ctx, args)
-        named = {param.name: param.opts[0] for param in self.params}
-        paths = [(name, value) for name, given in ctx.params.items() for value in _paths(given)]
-        for name, output in paths:
-            for other, value in paths:
-                if name in _OUTPUTS and other not in _OUTPUTS and value.samefile(output):
+        flags = {param.name: param.opts[0] for param in self.params}
+        files = [(name, file) for name, given in ctx.params.items() for file in _files(given)]
+        outputs = [(name, file) for name, file in files if name in _OUTPUTS]
+        for name, output in outputs:
+            for other, file in files:
+                if other not in _OUTPUTS and file.samefile(output):
                     raise click.UsageError(
-                        f"{named[name]} {output} is what {named[other]} names, and would be lost; name another", ctx
+                        f"{flags[name]} {output} is what {flags[other]} names, and would be lost; name another", ctx
                     )
         return rest
 
@@ -172,13 +173,17 @@ class WritingCommand(click.Command):
 _OUTPUTS = ("output", "figure")
 
 
-def _paths(given: Any) -> Iterator[Path]:
-    """Yield the files and folders that a parameter's value names; a device or a pipe can be both read and written."""
+def _files(given: Any) -> Iterator[Path]:
+    """Yield the files that a parameter's value names.
+
+    Not folders: an unfinished run may lie in a folder that is called like its system or its benchmark. Not devices or
+    pipes: they can be both read and written.
+    """
     for value in given if isinstance(given, tuple | list) else (given,):
-        if isinstance(value, str | Path) and str(value):
+        if isinstance(value, str | Path):
             with suppress(OSError, ValueError):  # a text may be no path at all
-                if (path := Path(value)).is_file() or path.is_dir():
-                    yield path
+                if Path(value).is_file():
+                    yield Path(value)
 
 
 class CommandWithMovedFlags(WritingCommand):

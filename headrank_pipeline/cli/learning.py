@@ -247,9 +247,7 @@ def train(
     from headrank_pipeline.learn.trainer import Trainer, TrainingData
 
     directory = output / "training"
-    if output.is_dir() and not directory.is_dir() and (found := sorted(entry.name for entry in output.iterdir())):
-        raise click.UsageError(f"--output {output}: the folder holds what train did not write ({found[0]}, …), which "
-                               f"could be lost; name a new one")  # fmt: skip
+    _check_output(output, directory, model)
     if figure:
         require_pictures()
     named = {name: value for name, value in common.items() if value is not None}
@@ -277,6 +275,19 @@ def train(
         picture = training_curves(directory / "log.jsonl", origin=f"Made by: {command_line()}")
         (directory / "curves.png").write_bytes(picture.captioned_png)
     _report(report, output, as_json=as_json)
+
+
+def _check_output(output: Path, training: Path, model: str) -> None:
+    """Raise UsageError where the trained model would be written over its base or over what train did not make."""
+    if not output.is_dir():
+        return
+    if Path(model).is_dir() and output.samefile(model):
+        raise click.UsageError(f"--output {output} is the folder that --model names, and would be lost; name a new one")
+    if not training.is_dir() and (found := sorted(entry.name for entry in output.iterdir())):
+        raise click.UsageError(
+            f"--output {output}: the folder holds what train did not write ({found[0]}, …), which could be lost; "
+            f"name a new one"
+        )
 
 
 def _export(trainer: Any, report: TrainingReport, output: Path, dtype: str) -> None:

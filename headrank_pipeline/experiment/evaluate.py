@@ -510,9 +510,8 @@ def _results(
 # What ir_measures raises for a measure that it cannot compute: no library, no Perl, a parameter that the measure does
 # not have or may not have this value (AssertionError, KeyError), a query without an irrelevant passage (Accuracy).
 _UNCOMPUTABLE = (
-    *(ValueError, RuntimeError, OSError, subprocess.SubprocessError),
-    *(AssertionError, KeyError, ZeroDivisionError),
-)
+    ValueError, RuntimeError, OSError, subprocess.SubprocessError, AssertionError, KeyError, ZeroDivisionError
+)  # fmt: skip
 
 
 def is_further_measure(name: str) -> bool:

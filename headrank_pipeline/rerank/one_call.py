@@ -188,10 +188,8 @@ def _one(index: int, entry: Any) -> tuple[str, str, str | None]:
         text = entry
     for name, value in (("id", passage_id), ("text", text), ("title", title)):
         if not isinstance(value, str) and (name != "title" or value is not None):
-            instead = "ids are strings, so give str(id)" if name == "id" else (
-                "passages are texts, (id, text) pairs or dictionaries"
-            )  # fmt: skip
-            raise TypeError(f"{where}: {name} {value!r:.60}: expected str, got {type(value).__name__}; {instead}")
+            known = "give str(id)" if name == "id" else "passages are texts, (id, text) pairs or dictionaries"
+            raise TypeError(f"{where}: {name} {value!r:.60}: expected str, got {type(value).__name__}; {known}")
     return passage_id, text, title
 
 

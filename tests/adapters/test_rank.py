@@ -98,7 +98,7 @@ def test_no_passages_give_no_results():
         ({"a", "b"}, TypeError, "expected a list or another order of passages, got set"),
         (None, TypeError, "passages None: expected a list .* got NoneType"),
         (["a", None], TypeError, "passage 1: text None: expected str, got NoneType"),
-        ([(7, "a")], TypeError, "passage 0: id 7: expected str, got int; ids are strings, so give str"),
+        ([(7, "a")], TypeError, "passage 0: id 7: expected str, got int; give str"),
         ([{"id": "a", "abstract": "b"}], ValueError, r"passage 0: no text; .*found \['id', 'abstract'\]"),
         (pd.DataFrame({"text": ["a", None]}), ValueError, "passage 1: no text"),
         ([{"text": "a", "title": 5}], TypeError, "passage 0: title 5: expected str"),

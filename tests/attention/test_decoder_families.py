@@ -42,7 +42,7 @@ def standing(family, folder):
         family_folder(folder, family)
         reader = AttentionReader(load(folder, "all", device="cpu"))
     except ValueError as error:
-        return "refused", reason_of(str(error))
+        return "refused", reason_of(str(error).replace(f"{folder.name}: ", ""))
     made_by = builder()
     made = prompts(made_by)
     calibrated = reader.read_calibrated([(prompt, made_by.with_query(prompt, "N/A")) for prompt in made])
@@ -67,7 +67,7 @@ def reason_of(message):
         return f"has layers of kind {kinds[1]}"
     found = re.search(r"is not read right here \((.*)\); choose", message)
     assert found, message
-    reason = re.sub(r"^\w+Error: |/\S+: |\btest_\w+: ", "", found[1])
+    reason = re.sub(r"^\w+Error: |/\S+: ", "", found[1])
     return re.sub(r"^[\d.e-]+ of its attention", "some of its attention", reason)
 
 

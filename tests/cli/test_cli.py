@@ -517,6 +517,30 @@ def test_no_command_writes_over_what_it_reads(files, tmp_path, command):
     assert files["candidates"].read_bytes() == before
 
 
+def test_a_run_may_be_called_like_its_system_and_be_continued(files, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [*rerank_arguments({**files, "output": "icr"}, model), "--system", "icr"]
+    first, again = (invoke(*command) for _ in range(2))
+    assert (first.exit_code, again.exit_code) == (0, 0), again.stderr
+
+
+def test_train_does_not_write_over_its_model(model, files):
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    result = invoke("train", "--model", model, "--heads", files["heads"], "--lists", files["candidates"], "--output",
+                    model)  # fmt: skip
+    assert result.exit_code == 2
+    assert before == {path.name: path.read_bytes() for path in model.iterdir()}
+
+
+def test_train_does_not_write_over_a_model_that_it_made(model, files, tmp_path):
+    trained = shutil.copytree(model, tmp_path / "trained")
+    (trained / "training").mkdir()
+    result = invoke("train", "--model", trained, "--heads", files["heads"], "--lists", files["candidates"], "--output",
+                    trained)  # fmt: skip
+    assert result.exit_code == 2
+    assert f"--output {trained} is the folder that --model names" in result.stderr
+
+
 def test_train_does_not_write_into_a_folder_of_other_things(files, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/README.md").write_text("my project")
