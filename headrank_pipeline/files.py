@@ -35,6 +35,7 @@ __all__ = [
     "atomic_writer",
     "begun",
     "check_input",
+    "check_writable",
     "empty_locked",
     "file_sha256",
     "first_field",
@@ -434,6 +435,25 @@ def _text(binary: IO[bytes], *, packed: bool) -> Iterator[TextIO]:
             zipped = gzip.GzipFile(filename="", mode="wb", fileobj=binary, mtime=0)
             binary = cast(IO[bytes], stack.enter_context(zipped))
         yield stack.enter_context(io.TextIOWrapper(binary, encoding="utf-8", newline="\n"))
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Make the folder of a file that is written after long work, and check that the file can be made in it.
+
+    Raises:
+        IsADirectoryError: the path is a folder.
+        FileExistsError: where its folder should be is a file.
+        PermissionError: no file can be made in its folder.
+    """
+    target = Path(path).resolve()
+    if target.is_dir():
+        raise IsADirectoryError(f"{path}: expected the name of a file, found a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        return  # a device or a pipe
+    made_folder(target.parent)
+    draft, handle = _new_draft(target)
+    draft.unlink()
+    os.close(handle)
 
 
 def made_folder(folder: Path) -> Path:

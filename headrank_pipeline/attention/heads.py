@@ -189,12 +189,12 @@ def published_heads(name: str) -> HeadSet:
     """Return a head set that ships with the package.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        FileNotFoundError: an unknown name; the message lists the known ones.
     """
     known = published_names()
     if name not in known:
         hint = nearest(name, known, what="published sets")
-        raise ValueError(f"no head set {name!r}: neither a file nor a published set; {hint}")
+        raise FileNotFoundError(f"no head set {name!r}: neither a file nor a published set; {hint}")
     return HeadSet.load(Path(str(_published() / f"{name}.json")))
 
 
@@ -218,8 +218,8 @@ def resolve_heads(heads: HeadSet | str | Path, *, layers: int, heads_per_layer: 
         model: its name, for messages.
 
     Raises:
-        FileNotFoundError: a path that is not there, or no such repository.
-        ValueError: an unknown name, or heads that the model does not have.
+        FileNotFoundError: a path that is not there, an unknown name, or no such repository.
+        ValueError: heads that the model does not have.
     """
     if isinstance(heads, HeadSet):
         chosen = heads

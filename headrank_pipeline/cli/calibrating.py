@@ -12,6 +12,7 @@ import click
 
 from headrank_pipeline.cli.commands import CommandWithMovedFlags, command_line, echo_json, table
 from headrank_pipeline.cli.reranking import MOVED_FLAGS, SYSTEM_OPTIONS, path_option, reranker_spec, with_options
+from headrank_pipeline.files import check_writable
 
 if TYPE_CHECKING:
     from headrank_pipeline.learn.lists import GradedList
@@ -95,7 +96,7 @@ def calibrate(
 def _check_files(
     lists: Path | None, calibration: Path | None, check: Sequence[Path], output: Path | None, figure: Path | None
 ) -> None:
-    """Raise UsageError where files do not go together, before a model is loaded."""
+    """Raise where files do not go together or cannot be written, before a model is loaded."""
     if (lists is None) == (calibration is None):
         raise click.UsageError("give --lists to fit a calibration, or --calibration to check one")
     if lists is not None and output is None:
@@ -108,6 +109,8 @@ def _check_files(
         from headrank_pipeline.comparison.canvas import require_pictures
 
         require_pictures()
+    for file in filter(None, (output, figure)):
+        check_writable(file)
 
 
 def _check_unseen(fitted: Sequence[GradedList], check: Mapping[Path, Sequence[GradedList]]) -> None:

@@ -69,6 +69,8 @@ def explain(
         _test(_opened(spec), lists, faithfulness, as_json=as_json)
         return
     (ranking,) = lists
+    if unknown := [docid for docid in docids if docid not in ranking.docids]:
+        raise click.UsageError(f"qid {ranking.query.qid}: no docid {unknown[0]!r} among the {len(ranking)} passages")
     page = None if output is None else _page(output, ranking.query.qid)
     explanation = _opened(spec).explain(_asked(ranking, query), by_query_word=by_query_word)
     shown = [explanation.of(docid) for docid in docids] or list(explanation.passages)
@@ -118,21 +120,22 @@ def _opened(spec: SystemSpec) -> AttentionReranker:
 
 
 def _page(output: Path, qid: str) -> Path:
+    """Return the file of the page, which can be written."""
     from headrank_pipeline.comparison.explanation_page import page_in_run
     from headrank_pipeline.experiment.directory import RunDirectory
+    from headrank_pipeline.files import check_writable
 
-    if not output.is_dir():
-        return output
-    if not RunDirectory(output).manifest.exists():
+    page = page_in_run(output, qid) if output.is_dir() else output
+    if output.is_dir() and not RunDirectory(output).manifest.exists():
         raise click.UsageError(f"--output {output}: a folder that is no run directory; name an HTML file in it")
-    return page_in_run(output, qid)
+    check_writable(page)
+    return page
 
 
 def _write_page(page: Path, explanation: Explanation, docids: Sequence[str]) -> None:
     from headrank_pipeline.comparison.explanation_page import explanation_html
     from headrank_pipeline.files import atomic_writer
 
-    page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_writer(page) as file:
         file.write(explanation_html(explanation, docids=docids, command=command_line()))
 

@@ -14,7 +14,7 @@ from headrank_pipeline.cli.commands import ASSIGNMENT, WritingCommand, assigned,
 from headrank_pipeline.cli.reranking import model_option, path_option
 from headrank_pipeline.experiment.batches import Progress
 from headrank_pipeline.experiment.directory import environment
-from headrank_pipeline.files import open_input
+from headrank_pipeline.files import check_writable, open_input
 from headrank_pipeline.learn.lists import describe_file, read_lists, write_lists
 from headrank_pipeline.learn.schedule import TrainingConfig, configured
 from headrank_pipeline.learn.settings import CRITERIA, MOVES, SelectionConfig
@@ -98,7 +98,11 @@ def lists(
               help="Order of the passages in the prompts.")  # fmt: skip
 @click.option("--list-size", type=int, help="Passages drawn from each list.  [default: all]")
 @click.option("--max-lists", type=click.IntRange(min=1), help="Uses only the first so many lists.")
-@click.option("--max-prompt-tokens", type=click.IntRange(min=1), help="Tokens of a prompt at most.  [default: all the model's positions]")
+@click.option(
+    "--max-prompt-tokens",
+    type=click.IntRange(min=1),
+    help="Tokens of a prompt at most.  [default: all the model's positions]",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the draws and orders.")
 @click.option("--system", type=click.Choice(list(RECIPES)), default="headrank", show_default=True,
               help="System whose prompt and rule the heads are measured with.")  # fmt: skip
@@ -131,6 +135,7 @@ def select_heads(
     if output.suffix in (".tsv", ".png"):
         raise click.UsageError(f"--output {output}: the head set is JSON, and its table and picture lie beside it as "
                                f".tsv and .png; name it .json")  # fmt: skip
+    check_writable(output)
     if figure:
         require_pictures()
     model, config = str(named_model(model)), SelectionConfig(**settings)

@@ -487,10 +487,10 @@ def find_suite(name: str) -> list[tuple[str, Benchmark]]:
     """Return the benchmarks of a suite, and what to call each on the command line.
 
     Raises:
-        ValueError: no such suite; names those that there are.
+        FileNotFoundError: no such suite; names those that there are.
     """
     suites = named_suites()
     if name not in suites:
         hint = f"{nearest(name, suites, otherwise='')} suites: {', '.join(suites)}"
-        raise ValueError(f"suite {name!r}: no such suite; {hint.lstrip()}")
+        raise FileNotFoundError(f"suite {name!r}: no such suite; {hint.lstrip()}")
     return [(called, find_benchmark(called)) for called in suites[name].benchmarks]

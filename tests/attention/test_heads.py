@@ -83,7 +83,7 @@ def test_file_that_is_not_json_is_refused_with_its_line(tmp_path):
 
 
 def test_unknown_names_and_missing_files_are_told_apart():
-    with pytest.raises(ValueError, match=r"did you mean .core-llama-3\.1-8b"):
+    with pytest.raises(FileNotFoundError, match=r"did you mean .core-llama-3\.1-8b"):
         resolved("core-lama-3.1-8b")
     with pytest.raises(FileNotFoundError, match=r"head set file nowhere.json does not exist"):
         resolved("nowhere.json")

@@ -69,7 +69,8 @@ def test_deletion_test_prints_its_figure_with_an_interval(candidates):
     [
         ((), "has 2 lists: name one with --qid (q1, q2"),
         (("--qid", "q3"), "no list of qid q3"),
-        (("--qid", "q1", "--docid", "d9"), "no docid 'd9' among the 3 passages"),
+        (("--qid", "q1", "--docid", "d9", "--model", "./nope"), "no docid 'd9' among the 3 passages"),
+        (("--qid", "q1", "--output", f"{__file__}/page.html", "--model", "./nope"), "is a file; choose another output"),
         (("--qid", "q1", "--option", "normalise=zscore"), "normalise 'zscore': scores compare"),
         (("--qid", "q1", "--option", "calibration=own"), "probabilities are no sums over words"),
         (("--faithfulness", "--docid", "d1"), "--faithfulness tests whole lists"),

@@ -109,6 +109,17 @@ def test_a_head_set_does_not_go_where_its_table_or_picture_would(folder, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_written_is_told_before_a_model_is_loaded(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    for output, code, message in ((tmp_path, 4, "found a folder"), (tmp_path / "file" / "x.json", 5, "is a file")):
+        for command in ("select-heads", "calibrate"):
+            refused = invoke(
+                command, "--model", "./nope", "--lists", folder / "train.jsonl", "--output", output, code=code
+            )
+            assert message in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_core_heads_are_found_by_raw_attention_though_core_reranks_with_calibrated(folder, tmp_path):
     command = ("select-heads", "--model", folder / "model", "--lists", folder / "train.jsonl", "--system", "core")
     invoke(*command, "--criterion", "core", "--num-heads", 2, "--window", 1, "--output", tmp_path / "core.json")

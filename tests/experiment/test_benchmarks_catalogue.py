@@ -171,7 +171,7 @@ def test_every_suite_is_made_of_definitions_and_has_as_many_as_its_name_says():
     assert {benchmark.name for _, benchmark in find_suite("all") if benchmark.measures[0] == "MRR@10"} == {
         "msmarco-passage-dev"
     }
-    with pytest.raises(ValueError, match=r"suite 'beir13': no such suite; did you mean 'beir-13'\?"):
+    with pytest.raises(FileNotFoundError, match=r"suite 'beir13': no such suite; did you mean 'beir-13'\?"):
         find_suite("beir13")
 
 

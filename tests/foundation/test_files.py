@@ -14,6 +14,7 @@ import pytest
 from headrank_pipeline.files import (
     atomic_writer,
     check_input,
+    check_writable,
     file_sha256,
     locked_folder,
     numbered_lines,
@@ -177,3 +178,14 @@ def test_a_folder_that_its_owner_removed_is_locked_anew_by_one_of_those_who_wait
         end.set()
         waiting.join()
     assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_file_that_can_be_written_later_leaves_its_folder_only(tmp_path):
+    check_writable(tmp_path / "new" / "page.html")
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]
+    check_writable("/dev/null")
+    with pytest.raises(IsADirectoryError, match="found a folder"):
+        check_writable(tmp_path)
+    with pytest.raises(FileExistsError, match="is a file; choose another output"):
+        (tmp_path / "file").touch()
+        check_writable(tmp_path / "file" / "page.html")
