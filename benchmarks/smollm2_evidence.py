@@ -47,6 +47,8 @@ from headrank_pipeline.rerank.systems import headrank, icr
 FIRST_STAGE, SHIPPED, MIXED, FUSED = "BM25", "smollm2", "smollm2, interpolated", "smollm2, rank fusion"
 CRITERIA_SYSTEMS = tuple(f"plain, {criterion}" for criterion in CRITERIA)
 ALL_HEADS, SAME_HEADS, SELECTED = "plain, all heads", "plain, the same heads", "plain, entropy-regularised"
+SAME_BY_MEAN, CAUSAL = f"{SAME_HEADS}, mean", "plain, headrank in causal prompts"
+OF_MADE = {SHIPPED, SAME_HEADS, SAME_BY_MEAN, CAUSAL}  # what needs the models or heads of --made
 PLANNED = (
     Comparison("smollm2 against BM25", SHIPPED, FIRST_STAGE),
     Comparison("interpolated against BM25", MIXED, FIRST_STAGE),
@@ -123,7 +125,8 @@ def main() -> None:
 def _systems(experiment: Experiment, chosen: argparse.Namespace) -> dict[str, System]:
     made, small = chosen.made, ("dl19", "noveleval")
     trained = tuple(seed for seed in chosen.seeds if (made / "rerankers" / f"seed-{seed}").exists())
-    if len(trained) not in (1, len(chosen.seeds)):  # of one seed, or of all: others have no spread to compare
+    asked = OF_MADE & {*(chosen.systems or OF_MADE)}
+    if asked and len(trained) not in (1, len(chosen.seeds)):  # of one seed, or of all: others have no spread to compare
         raise SystemExit(f"{made / 'rerankers'} has models of seeds {list(trained)}, not of all {chosen.seeds}: name "
                          f"the seeds that it has, or make the others (benchmarks/smollm2_model.py)")  # fmt: skip
 
@@ -160,11 +163,11 @@ def _systems(experiment: Experiment, chosen: argparse.Namespace) -> dict[str, Sy
             for n in ALIGNED
         },
         SAME_HEADS: System(heads=lambda seed: HeadSet.load(heads(seed)), seeds=trained),
-        f"{SAME_HEADS}, mean": System(
+        SAME_BY_MEAN: System(
             lambda seed: reader(experiment.model, heads(seed), mean), seeds=trained, collections=small
         ),
         "plain, icr": System(lambda _: icr(experiment.model, options=words, dtype=experiment.dtype), collections=small),
-        "plain, headrank in causal prompts": System(
+        CAUSAL: System(
             lambda seed: headrank(experiment.model, heads(seed), options=words, dtype=experiment.dtype),
             seeds=trained, collections=small,
         ),
