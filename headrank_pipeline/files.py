@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Input",
+    "atomic_path",
     "atomic_writer",
     "begun",
     "check_input",
@@ -395,11 +396,9 @@ def string_field(value: Any, what: str, where: str) -> str:
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     """Open a UTF-8 text file that appears under its name only when the block ends without an exception.
 
-    The text goes to a hidden file in the same folder, is flushed to the disk and renamed; on an exception nothing is
-    left behind and a file that was there before stays as it was. What a killed process left of the same file is
-    removed. Missing parent folders are made. A symbolic link stays, and the file that it names is written. A device or
-    a pipe (``/dev/null``, ``/dev/stdout``) is written to as it is, and keeps what was written before an exception. A
-    name that ends in ``.gz`` is gzipped, without a time stamp, so that equal text gives equal bytes.
+    It is an `atomic_path`, but a device or a pipe (``/dev/null``, ``/dev/stdout``) is written to as it is, and keeps
+    what was written before an exception. A name that ends in ``.gz`` is gzipped, without a time stamp, so that equal
+    text gives equal bytes.
 
     Raises:
         FileExistsError: where the folder should be there is a file.
@@ -410,21 +409,41 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         with place.open("wb") as special, _text(special, packed=packed) as text:
             yield text
         return
-    target = place.resolve()
+    with atomic_path(place) as draft, draft.open("wb") as binary, _text(binary, packed=packed) as text:
+        yield text
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
+    """Give a hidden, empty file to write to; it takes its own name when the block ends without an exception.
+
+    The hidden file lies in the same folder, is flushed to the disk and renamed; on an exception nothing is left behind
+    and a file that was there before stays as it was. What a killed process left of the same file is removed. Missing
+    parent folders are made. A symbolic link stays, and the file that it names is written.
+
+    Args:
+        path: the file to be.
+        sync: wait for the disk; False where a reader finds out by itself that a crash left the file torn.
+
+    Raises:
+        FileExistsError: where the folder should be there is a file.
+    """
+    target = Path(path).resolve()
     made_folder(target.parent)
     _remove_drafts(target)
     draft, handle = _new_draft(target)
     try:
-        with open(handle, "wb", closefd=False) as binary, _text(binary, packed=packed) as text:
-            yield text
-        _sync(draft)
+        yield draft
+        if sync:
+            _sync(draft)
         draft.replace(target)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
     finally:
         os.close(handle)  # and not before the rename: until then it is locked
-    _sync(target.parent)  # the rename itself; some file systems keep it in memory otherwise
+    if sync:
+        _sync(target.parent)  # the rename itself; some file systems keep it in memory otherwise
 
 
 @contextmanager

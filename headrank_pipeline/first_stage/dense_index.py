@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from headrank_pipeline.files import atomic_writer, empty_locked, locked_folder, open_input, remove_locked
+from headrank_pipeline.files import atomic_path, atomic_writer, empty_locked, locked_folder, open_input, remove_locked
 from headrank_pipeline.first_stage.encoder import Encoder, load_encoder
 from headrank_pipeline.first_stage.index import IDENTITY_FILE, IndexSummary, is_index, publish, refuse_strangers
 from headrank_pipeline.first_stage.jvm import versions
@@ -156,10 +156,8 @@ def _encode(passages: list[Passage], encoder: Encoder, draft: Path, on_progress:
     while shard := list(islice(remaining, _SHARD)):
         path = _shard_file(draft, number)
         if not path.exists():
-            half = path.with_suffix(".tmp")
-            with half.open("wb") as file:
+            with atomic_path(path) as half, half.open("wb") as file:
                 np.save(file, encoder.passages(shard))
-            half.replace(path)
         done += len(shard)
         number += 1
         on_progress(done, len(passages))

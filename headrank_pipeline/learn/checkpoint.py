@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,25 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from headrank_pipeline.files import atomic_writer, file_sha256, locked_folder
+from headrank_pipeline.files import atomic_path, atomic_writer, file_sha256, locked_folder
 
-__all__ = ["TrainingDirectory", "atomic_path"]
+__all__ = ["TrainingDirectory"]
 
 _ANEW = "the file was changed: start anew with overwrite=True"
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a hidden name to write a file to; it takes its own name when the block ends without an exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield draft
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
