@@ -50,9 +50,11 @@ __all__ = [
     "open_input",
     "open_text",
     "parse_json",
+    "plain",
     "refuse_header",
     "remove_locked",
     "string_field",
+    "write_json",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -124,10 +126,7 @@ class Input(os.PathLike[str]):
             place += len(chunk)
             digest.update(chunk)
             if not chunk and digest.hexdigest() != self.sha256:
-                raise ValueError(
-                    f"{self.name}: the {self.purpose} file was changed after it was first read: expected SHA-256 "
-                    f"{self.sha256[:12]}…, got {digest.hexdigest()[:12]}…; run the command again when nobody writes it"
-                )
+                raise _changed(self.name, self.purpose, self.sha256, digest.hexdigest())
             return chunk
 
         return read
@@ -139,11 +138,15 @@ def _reopened(name: str, place: str, purpose: str, sha256: str) -> Input:
     found = Input(place, purpose)
     found.name = name
     if found.sha256 != sha256:
-        raise ValueError(
-            f"{name}: the {purpose} file was changed after it was first read: expected SHA-256 {sha256[:12]}…, got "
-            f"{found.sha256[:12]}…; run the command again when nobody writes it"
-        )
+        raise _changed(name, purpose, sha256, found.sha256)
     return found
+
+
+def _changed(name: str, purpose: str, expected: str, got: str) -> ValueError:
+    return ValueError(
+        f"{name}: the {purpose} file was changed after it was first read: expected SHA-256 {expected[:12]}…, got "
+        f"{got[:12]}…; run the command again when nobody writes it"
+    )
 
 
 def open_input(path: PathLike, purpose: str = "input") -> Input:
@@ -444,6 +447,22 @@ def atomic_path(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[
         os.close(handle)  # and not before the rename: until then it is locked
     if sync:
         _sync(target.parent)  # the rename itself; some file systems keep it in memory otherwise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write indented JSON; the file appears whole or not at all.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
+    with atomic_writer(path) as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+
+
+def plain(value: Any) -> Any:
+    """Return a value as it reads back from JSON: tuples become lists, keys strings."""
+    return json.loads(json.dumps(value, allow_nan=False))
 
 
 @contextmanager

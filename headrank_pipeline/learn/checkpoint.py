@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from headrank_pipeline.files import atomic_path, atomic_writer, file_sha256, locked_folder
+from headrank_pipeline.files import atomic_path, atomic_writer, file_sha256, locked_folder, plain, write_json
 
 __all__ = ["TrainingDirectory"]
 
@@ -71,7 +71,7 @@ class TrainingDirectory:
         Raises:
             ValueError: it holds another run; the message names what differs.
         """
-        wanted = json.loads(json.dumps(setup, allow_nan=False))
+        wanted = plain(setup)
         if overwrite:
             self.clear()
         if self.setup.is_file():
@@ -85,9 +85,7 @@ class TrainingDirectory:
                     f"another output, or start anew with overwrite=True"
                 )
         else:
-            with atomic_writer(self.setup) as file:
-                json.dump(wanted, file, indent=1, ensure_ascii=False)
-                file.write("\n")
+            write_json(self.setup, wanted)
         return self.state.is_file()
 
     def save_state(self, state: Mapping[str, Any]) -> None:
@@ -169,8 +167,7 @@ def _digested(path: Path) -> Iterator[Path]:
         known = [file_sha256(draft)]
         if path.is_file():
             known.append(file_sha256(path))
-        with atomic_writer(_digests(path)) as file:
-            json.dump(known, file)
+        write_json(_digests(path), known)
 
 
 def _check(path: Path) -> None:
