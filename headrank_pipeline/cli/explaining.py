@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,8 +102,6 @@ def _lists(candidates: Path, qid: str | None, depth: int, *, every: bool) -> lis
 
 
 def _asked(ranking: Ranking, query: str | None) -> Ranking:
-    from dataclasses import replace
-
     return ranking if query is None else replace(ranking, query=replace(ranking.query, text=query))
 
 
@@ -132,7 +131,6 @@ def _write_page(page: Path, explanation: Explanation, docids: Sequence[str]) -> 
     from headrank_pipeline.comparison.explanation_page import explanation_html
     from headrank_pipeline.files import atomic_writer
 
-    page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_writer(page) as file:
         file.write(explanation_html(explanation, docids=docids, command=command_line()))
 

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from headrank_pipeline.comparison.finished import FinishedRun
-from headrank_pipeline.experiment.directory import differences, file_sha256
+from headrank_pipeline.experiment.directory import differences
 from headrank_pipeline.experiment.reproduction import recorded_files
+from headrank_pipeline.files import file_sha256
 
 __all__ = ["FIELDS", "check_comparable", "find_qrels"]
 

@@ -19,8 +19,7 @@ from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.comparison.report import Section, html_page
 from headrank_pipeline.comparison.run_figures import cost_figure, difference_figure, scatter_figure
 from headrank_pipeline.comparison.tables import Cell, Column, Shown, Table
-from headrank_pipeline.experiment.directory import plain, write_json
-from headrank_pipeline.files import atomic_writer
+from headrank_pipeline.files import atomic_writer, plain, write_json
 
 __all__ = ["comparison_tables", "origin_of", "save_comparison", "write_pictures", "write_text"]
 

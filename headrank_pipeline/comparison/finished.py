@@ -16,13 +16,13 @@ from headrank_pipeline.attention.recipe import prompt_order
 from headrank_pipeline.experiment.directory import (
     Entry,
     RunDirectory,
-    file_sha256,
     journal_key,
     read_journal,
     read_json,
     read_manifest,
 )
 from headrank_pipeline.experiment.reproduction import recorded_files
+from headrank_pipeline.files import file_sha256
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates, read_run
 
