@@ -39,7 +39,8 @@ from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.comparison.significance import paired_tests
 from headrank_pipeline.comparison.tables import Column, Table
-from headrank_pipeline.experiment.directory import environment, write_json
+from headrank_pipeline.experiment.directory import environment
+from headrank_pipeline.files import write_json
 from headrank_pipeline.learn.settings import CRITERIA, SelectionConfig
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.rerank.systems import headrank, icr

@@ -35,7 +35,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from headrank_pipeline.files import locked_folder, write_json
+from headrank_pipeline.files import locked_folder
 from headrank_pipeline.records import Ranking
 
 __all__ = [
@@ -53,7 +53,6 @@ __all__ = [
     "read_manifest",
     "rekeyed_lines",
     "usage",
-    "write_json",
 ]
 
 logger = logging.getLogger(__name__)
