@@ -202,12 +202,15 @@ def fuse(*sources: Source, k: int = RRF_K) -> Source:
         k: dampens the weight of the first ranks; 60 in Cormack et al. (SIGIR 2009).
 
     Raises:
+        TypeError: anything but sources.
         ValueError: fewer than two sources, or a k below 1.
     """
-    if k < 1:
+    if not k >= 1:  # NaN is not below 1 either
         raise ValueError(f"k {k}: expected at least 1")
     flat: list[Source] = []
     for source in sources:
+        if not isinstance(source, Source):
+            raise TypeError(f"fuse takes sources, got {_name(source)}; write fuse(source, source)")
         flat += source.sources if isinstance(source, _Fused) and source.k == k else [source]
     if len(flat) < 2:
         raise ValueError(f"fuse takes two sources or more, got {len(flat)}")

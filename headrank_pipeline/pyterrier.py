@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrank_pipeline.pipeline import Reranker, require_extra
 from headrank_pipeline.records import Ranking
+from headrank_pipeline.rerank.interpolation import interpolated
 from headrank_pipeline.rerank.one_call import kept_reranker, rerank_in_turn
 
 require_extra("pyterrier", "the adapter for PyTerrier", "pyterrier")
@@ -56,9 +57,11 @@ class HeadRank(pt.Transformer):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: expected at least 1")
-        self.reranker = kept_reranker(
-            model, heads, system=system, first_stage_weight=first_stage_weight, log_scores=log_scores, **options
-        )
+        if log_scores and first_stage_weight is None:
+            raise ValueError("log_scores says how first_stage_weight mixes; give that, too")
+        self.reranker = kept_reranker(model, heads, system=system, **options)
+        if first_stage_weight is not None:
+            self.reranker = interpolated(self.reranker, first_stage_weight, logs=log_scores)
         self.batch_size = batch_size
         self._name = str(model) if not isinstance(model, Reranker) else type(model).__name__
         self._columns = ["query", "text"] if first_stage_weight is None else ["query", "text", "score"]

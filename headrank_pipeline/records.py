@@ -50,8 +50,8 @@ def _number(value: Any, what: str) -> float:
     """Numbers of numpy and torch are welcome, and strings that spell one: frames are read so to keep their ids."""
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{what} {value!r}: expected a number, got {type(value).__name__}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{what} {value!r:.40}: expected a number, got {type(value).__name__}") from error
 
 
 def _check_text(what: str, text: object) -> None:

@@ -136,8 +136,14 @@ class Evaluation:
         return _means(self.means, [values for qid, values in self.per_query.items() if qid not in lost])
 
     def over(self, qids: Collection[str]) -> Evaluation:
-        """Return the evaluation of some of the judged queries, with means over these alone."""
+        """Return the evaluation of some of the judged queries, with means over these alone.
+
+        Raises:
+            ValueError: none of them is judged.
+        """
         kept = {qid: values for qid, values in self.per_query.items() if qid in qids}
+        if not kept:
+            raise ValueError(f"none of the {len(qids)} qids is judged: there is no query to take means over")
         missing = tuple(qid for qid in self.missing if qid in qids)
         before = None if self.first_stage is None else self.first_stage.over(qids)
         means = _means(self.means, kept.values())
@@ -154,7 +160,11 @@ class Evaluation:
         return {
             "means": dict(self.means),
             "queries": self.queries,
-            **({"means_of_answered": self.means_of_answered, "answered": self.answered} if self.missing else {}),
+            **(
+                {"means_of_answered": self.means_of_answered, "answered": self.answered}
+                if 0 < self.answered < self.queries
+                else {}
+            ),
             "relevance_level": self.relevance_level,
             "missing": list(self.missing),
             "unjudged": list(self.unjudged),
@@ -342,6 +352,7 @@ def _grades(qrels: Qrels) -> dict[str, dict[str, int]]:
     return {
         qid: {docid: check_grade(grade, f"qid {qid} docid {docid}") for docid, grade in judged.items()}
         for qid, judged in _by_query(qrels, "qrels", _GRADE_COLUMNS).items()
+        if judged  # a query without judgments, which a file cannot hold; trec_eval leaves it out
     }
 
 

@@ -85,8 +85,6 @@ def rank(
         TypeError: no model; passages or ids that are not strings.
         ValueError: an empty query, a passage without text, an unknown system or option, or what the system refuses.
     """
-    if mixing := sorted(options.keys() & {"first_stage_weight", "log_scores"}):
-        raise TypeError(f"rank takes no {', '.join(mixing)}: its passages have no scores of a first stage to mix in")
     reranker = kept_reranker(model, heads, system=system, **options)
     given = _given(passages)
     candidates = tuple(
@@ -105,17 +103,17 @@ def kept_reranker(
     heads: HeadSet | str | Path | None = None,
     *,
     system: str = "headrank",
-    first_stage_weight: float | None = None,
-    log_scores: bool = False,
     **options: Any,
 ) -> Reranker:
     """Return the reranker that the arguments describe, opened now or by one of the last calls; arguments as in `rank`.
 
     Raises:
-        TypeError: no model, or a `Reranker` together with what would describe another.
+        TypeError: no model, a `Reranker` together with what would describe another, or scores to mix in.
     """
+    if mixing := sorted(options.keys() & {"first_stage_weight", "log_scores"}):
+        raise TypeError(f"no {', '.join(mixing)} here: the passages have no scores of a first stage to mix in")
     if isinstance(model, Reranker):
-        if heads is not None or system != "headrank" or first_stage_weight is not None or log_scores or options:
+        if heads is not None or system != "headrank" or options:
             raise TypeError("a Reranker is complete: heads, system and options go to the function that makes it")
         return model
     if model is None:
@@ -124,7 +122,7 @@ def kept_reranker(
             "trying things out), model='smollm2' is better (headrank doctor says how to install it), or name your own "
             "with heads"
         )
-    spec = SystemSpec(system, model, heads, options, first_stage_weight=first_stage_weight, log_scores=log_scores)
+    spec = SystemSpec(system, model, heads, options)
     with _turn:
         state = _state(spec)
         found = next((entry for entry in _kept if entry[:2] == (spec, state)), None)

@@ -96,7 +96,7 @@ class RerankingSearcher:
             ``-slim``); default is the first stage.
 
     Raises:
-        TypeError: a path or name in place of a searcher or reranker.
+        TypeError: a path or name in place of a searcher or reranker, or a depth that is no whole number.
         ValueError: a depth below 1, or a searcher without documents (FAISS) and no `texts`.
     """
 
@@ -105,8 +105,7 @@ class RerankingSearcher:
     ) -> None:
         if not isinstance(reranker, Reranker) or isinstance(first_stage, str | PathLike):
             raise TypeError(f"expected a searcher and a reranker, got {first_stage!r} and {reranker!r}")
-        if depth < 1:
-            raise ValueError(f"depth {depth}: expected at least 1")
+        _check_hits("depth", depth)
         self.first_stage = first_stage
         self.reranker = reranker
         self.depth = depth
@@ -135,7 +134,7 @@ class RerankingSearcher:
             ValueError: an empty query, a `k` below 1, or a hit whose text cannot be had.
         """
         _check_text(q)
-        _check_hits(k)
+        _check_hits("k", k)
         found = self.first_stage.search(q, max(k, self.depth), *arguments, **options)
         return self._reranked([(Query("search", q), list(found))], k, threads=1)[0]
 
@@ -163,7 +162,7 @@ class RerankingSearcher:
             ValueError: another number of queries than of qids, a qid given twice, an empty query, a `k` below 1, or a
                 hit whose text cannot be had.
         """
-        _check_hits(k)
+        _check_hits("k", k)
         if len(queries) != len(qids) or len(set(qids)) != len(qids):
             raise ValueError(
                 f"{len(queries)} queries and {len(set(qids))} different qids of {len(qids)}: expected equal"
@@ -239,12 +238,12 @@ def _passage(document: Any, docid: str) -> tuple[str | None, str]:
     return passage_from_raw(raw, docid)
 
 
-def _check_hits(k: object) -> None:
+def _check_hits(name: str, hits: object) -> None:
     """A slice to -1 would leave out the last hit without a word; Lucene refuses such a number."""
-    if isinstance(k, bool) or not isinstance(k, Integral):
-        raise TypeError(f"k {k!r}: expected a whole number of hits, got {type(k).__name__}")
-    if k < 1:
-        raise ValueError(f"k {k}: expected at least 1 hit")
+    if isinstance(hits, bool) or not isinstance(hits, Integral):
+        raise TypeError(f"{name} {hits!r}: expected a whole number of hits, got {type(hits).__name__}")
+    if hits < 1:
+        raise ValueError(f"{name} {hits}: expected at least 1 hit")
 
 
 def _check_text(q: object) -> None:

@@ -78,6 +78,7 @@ class SystemSpec:
         offline: keep the Hugging Face libraries off the network while the reranker is opened.
 
     Raises:
+        TypeError: a model that is neither a name nor a path.
         ValueError: fields that do not go together.
     """
 
@@ -91,8 +92,11 @@ class SystemSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
+        wanted = "expected a folder, a Hugging Face name, a GGUF file, embedded or smollm2"
+        if not isinstance(self.model, str | os.PathLike):
+            raise TypeError(f"model {self.model!r:.60}: {wanted}, got {type(self.model).__name__}")
         if not str(self.model).strip():
-            raise ValueError("model '': expected a folder, a Hugging Face name, a GGUF file, embedded or smollm2")
+            raise ValueError(f"model '': {wanted}")
         if self.log_scores and self.first_stage_weight is None:
             raise ValueError("log_scores says how first_stage_weight mixes; give that, too")
         if self.offline and self.options.get("endpoint") is not None:

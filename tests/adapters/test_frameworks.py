@@ -54,6 +54,8 @@ def test_langchain_refuses_what_it_does_not_know():
         HeadRankCompressor(model="embedded", top_n=0)
     with pytest.raises(ValueError, match="did you mean 'passage_words'"):
         HeadRankCompressor(model="embedded", options={"passage_word": 3})
+    with pytest.raises(TypeError, match="no scores of a first stage"):
+        HeadRankCompressor(model="embedded", options={"first_stage_weight": 0.5})
 
 
 def test_langchain_runs_it_inside_a_chain(expected):
@@ -113,6 +115,8 @@ def test_llama_index_refuses_what_it_does_not_know_and_a_change_that_would_do_no
 
     with pytest.raises(ValueError, match="top_k"):
         HeadRankPostprocessor(model="embedded", top_k=3)
+    with pytest.raises(TypeError, match="no scores of a first stage"):
+        HeadRankPostprocessor(model="embedded", options={"first_stage_weight": 0.5})
     opened = HeadRankPostprocessor(model="embedded")
     opened.top_n = 1
     with pytest.raises(ValueError, match="model"):
@@ -171,6 +175,8 @@ def test_haystack_names_what_it_cannot_read_or_save():
         ranker.to_dict()
     with pytest.raises(ValueError, match="top_k 0: expected at least 1"):
         HeadRankRanker("embedded", top_k=0)
+    with pytest.raises(TypeError, match="no scores of a first stage"):
+        HeadRankRanker("embedded", options={"first_stage_weight": 0.5}).warm_up()
     assert set(inspect.signature(ranker.run).parameters) == {"query", "documents", "top_k"}
 
 

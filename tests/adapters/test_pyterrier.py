@@ -181,3 +181,10 @@ def test_other_things_are_still_refused():
     with pytest.raises(TypeError, match=">> takes a reranker on its right, got 'x'"):
         headrank("embedded") >> "x"
     assert Candidate("d", 1.0).text is None
+
+
+def test_the_weight_goes_with_any_reranker_and_logarithms_with_a_weight():
+    after = HeadRank(headrank("embedded"), first_stage_weight=1.0).transform(RESULTS)
+    assert after["docno"].tolist() == ["d1", "d2", "d1", "d3"]
+    with pytest.raises(ValueError, match="log_scores says how first_stage_weight mixes"):
+        HeadRank("embedded", log_scores=True)

@@ -116,9 +116,11 @@ def test_an_empty_query_and_a_missing_or_doubly_described_model_are_refused():
         rank(QUERY, TEXTS)
     with pytest.raises(ValueError, match="model '': expected a folder"):
         rank(QUERY, TEXTS, model="")
+    with pytest.raises(TypeError, match=r"model 5: expected a folder, .* got int"):
+        rank(QUERY, TEXTS, model=5)
     with pytest.raises(TypeError, match="a Reranker is complete"):
         rank(QUERY, TEXTS, model=Length(), passage_words=3)
-    with pytest.raises(TypeError, match="rank takes no first_stage_weight"):
+    with pytest.raises(TypeError, match="no first_stage_weight here"):
         rank(QUERY, TEXTS, model="embedded", first_stage_weight=0.5)
     with pytest.raises(ValueError, match="did you mean 'passage_words'"):
         rank(QUERY, TEXTS, model="embedded", passage_word=3)

@@ -258,3 +258,19 @@ def test_measures_of_ir_measures_go_by_their_names():
     grades, run = {"q1": {"d2": 1}}, {"q1": {"d1": 2.0, "d2": 1.0}}
     assert evaluate(run, grades, [ir_measures.RR, ir_measures.P @ 2]).means == {"RR": 0.5, "P@2": 0.5}
     assert evaluate(run, grades, ir_measures.RR).means == {"RR": 0.5}
+
+
+def test_a_query_without_any_judgment_is_none_of_the_qrels_as_in_a_file():
+    run, qrels = {"q1": {"d1": 1.0}, "q2": {"d1": 1.0}}, {"q1": {"d1": 1}, "q2": {}}
+    found = evaluate(run, qrels, ["nDCG@10", "Judged@10"])
+    assert (found.means, found.unjudged) == ({"nDCG@10": 1.0, "Judged@10": 1.0}, ("q2",))
+    with pytest.raises(ValueError, match="the qrels are empty"):
+        evaluate(run, {"q1": {}})
+
+
+def test_means_over_no_query_are_refused_and_left_out():
+    found = evaluate({"q1": {"d1": 1.0}}, {"q1": {"d1": 1}, "q2": {"d1": 1}}, ["RR"])
+    lost = found.over(["q2"]).to_dict()
+    assert (lost["means"], lost["missing"], "means_of_answered" in lost) == ({"RR": 0.0}, ["q2"], False)
+    with pytest.raises(ValueError, match="none of the 1 qids is judged"):
+        found.over(["q9"])

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from headrank_pipeline.pipeline import Queries, Reranker, Source, as_queries
+from headrank_pipeline.pipeline import Queries, Reranker, Source, as_queries, fuse
 from headrank_pipeline.records import Candidate, Query, Ranking
 
 QUERIES = [Query("q1", "one"), Query("q2", "two")]
@@ -241,3 +241,16 @@ def test_topics_may_be_a_data_frame():
         list(as_queries(topics.rename(columns={"query": "text"})[["qid", "text"]]))
     with pytest.raises(TypeError, match="qid 7"):
         list(as_queries(pd.DataFrame({"qid": [7], "query": ["one"]})))  # '007' would have become 7 unnoticed
+
+
+@pytest.mark.parametrize(
+    ("sources", "k", "error", "message"),
+    [
+        ((Letters(), Reverse()), 60, TypeError, "fuse takes sources, got Reverse"),
+        (([Letters(), Letters()],), 60, TypeError, r"fuse takes sources, got \[Letters"),
+        ((Letters(), Letters()), float("nan"), ValueError, "k nan: expected at least 1"),
+    ],
+)
+def test_what_cannot_be_fused_is_refused_before_anything_is_retrieved(sources, k, error, message):
+    with pytest.raises(error, match=message):
+        fuse(*sources, k=k)

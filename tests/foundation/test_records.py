@@ -187,7 +187,7 @@ def test_a_text_that_is_no_string_is_refused_where_the_record_is_made(text):
         Query("q1", text)
 
 
-@pytest.mark.parametrize("score", [None, "high", ()])
+@pytest.mark.parametrize("score", [None, "high", (), 10**400])
 def test_a_score_that_is_no_number_names_its_docid(score):
     with pytest.raises(TypeError, match=r"docid d1: score .*: expected a number, got"):
         Candidate("d1", score)

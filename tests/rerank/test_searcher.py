@@ -202,9 +202,11 @@ def test_a_faiss_searcher_without_texts_gets_a_hint_where_it_is_given():
         RerankingSearcher(FaissSearcher.__new__(FaissSearcher), ShortestFirst())
 
 
-def test_a_depth_below_one_is_refused(lucene):
+def test_a_depth_that_is_no_number_of_hits_is_refused(lucene):
     with pytest.raises(ValueError, match="depth 0: expected at least 1"):
         RerankingSearcher(lucene, ShortestFirst(), depth=0)
+    with pytest.raises(TypeError, match=r"depth 2\.5: expected a whole number of hits, got float"):
+        RerankingSearcher(lucene, ShortestFirst(), depth=2.5)
 
 
 def test_hits_carry_lucenes_document_as_pyserinis_scripts_expect(lucene, searcher):
