@@ -34,7 +34,7 @@ _LEVEL = click.option(
     "--relevance-level",
     "-l",
     type=click.IntRange(min=1),
-    help="Lowest grade that counts as relevant.  [default: the runs']",
+    help="Lowest grade that counts as relevant.  [default: the runs', or 1]",
 )
 _BASELINE = click.option(
     "--baseline",
@@ -55,7 +55,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     "-m",
     "measures",
     multiple=True,
-    help="Measure to compare by; repeatable, the first is drawn.  [default: the runs']",
+    help="Measure to compare by; repeatable, the first is drawn.  [default: the runs', or nDCG@10, R@100]",
 )
 @_LEVEL
 @_SEED

@@ -199,6 +199,11 @@ class RunFile:
         return Path(self.run)
 
     @property
+    def commit(self) -> str:
+        """``?``: what made it is not known."""
+        return "?"
+
+    @property
     def origin(self) -> str:
         """Where it comes from, in words."""
         return f"{self.path}, a run file, SHA-256 {self.run.sha256[:16]}…"

@@ -138,11 +138,11 @@ def cost_figure(summary: pd.DataFrame, *, measure: str, origin: str) -> Picture 
         _decimal_ticks(axes)
         axes.set_xlabel("seconds per query, median (log scale)")
         axes.set_ylabel(measure)
-        axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=1.4)
+        axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=2.4)
 
     caption = (
         f"{measure} against the median time per query; a batch's time is divided by its queries. Numbers are named on "
-        f"the right, a dashed line is a system whose time is not known, such as the first stage. {origin}"
+        f"the right, a grey line is a system whose time is not known, such as the first stage. {origin}"
     )
     height = max(3.0, 0.5 + 0.2 * (len(rows) + len(free)))
     return draw("quality-cost", f"{measure} and time per query", caption, (_WIDTH, height), content)
