@@ -98,7 +98,7 @@ def write_text(path: Path, text: str) -> Path:
 
 def origin_of(runs: Sequence[FinishedRun | RunFile], files: str, command: str) -> str:
     """Return the sentence of a caption that says which runs and files a figure is drawn from, and how."""
-    commits = ", ".join(sorted({run.commit for run in runs}))
+    commits = ", ".join(sorted({run.commit for run in runs}, key=lambda commit: (commit == "?", commit)))
     names = ", ".join(run.name for run in runs) if len(runs) <= 4 else f"{len(runs)} runs"
     return f"Drawn from {files} of {names} (made by commit {commits}). Command: {shortened(command, 240)}"
 
