@@ -72,7 +72,7 @@ class EngineSettings:
         passage_cache_limit: GiB that the folder may hold; what was not used for longest goes first. None for 64 GiB.
 
     Raises:
-        ValueError: markup that there is not, or settings of a cache that do not go together.
+        ValueError: a number out of range, markup that there is not, or settings of a cache that do not go together.
     """
 
     device: str = "auto"
@@ -93,11 +93,16 @@ class EngineSettings:
         tokens = self.batch_tokens
         if tokens != "auto" and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
             raise ValueError(f"batch_tokens {tokens!r}: expected auto or a whole number of at least 1")
+        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
+            raise ValueError(f"max_prompt_tokens {self.max_prompt_tokens}: expected at least 1")
         if self.chat != "auto" and self.chat not in CHATS:
             raise ValueError(f"chat {self.chat!r}: expected auto or one of {', '.join(CHATS)}")
         if not isinstance(self.passage_cache, PassageCache | str | Path | None):
             raise ValueError(f"passage_cache {self.passage_cache!r}: expected a folder or a PassageCache")
         sized = [name for name in ("passage_cache_memory", "passage_cache_limit") if getattr(self, name) is not None]
+        for name in sized:
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected GiB, a number from 0")
         if sized and isinstance(self.passage_cache, PassageCache):
             raise ValueError(f"{sized[0]}: the PassageCache has its own size; name a folder, or leave it out")
         if self.threshold is not None and self.calibration is None:  # a threshold is a probability

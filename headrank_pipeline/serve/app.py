@@ -60,12 +60,13 @@ def create_app(batcher: Batcher, *, model: str, system: str, key: str | None = N
         calls.cancel()
         batcher.close()
 
-    app = FastAPI(title="headrank", lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="headrank", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     metrics = Metrics(_RERANK_PATHS)
     bearer = [Depends(HTTPBearer(auto_error=False))]  # for the page only; the gate checks the key
     app.include_router(_rerank_routes(batcher, metrics, model), dependencies=bearer)
     _add_error_handlers(app)
 
+    @app.head("/health", include_in_schema=False)  # what many probes ask
     @app.get("/health")
     async def health() -> dict[str, str | int]:
         """Say that the service answers, and with what."""

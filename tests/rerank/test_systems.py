@@ -183,6 +183,9 @@ def test_opener_that_returns_no_reranker_is_refused(installed):
         ({"system": "rankgpt", "options": {"strde": 2}}, "rankgpt has no option 'strde'; did you mean 'stride'?"),
         ({"options": {"passage_cache_limit": 1}}, "passage_cache_limit bounds a folder; name it as passage_cache"),
         ({"options": {"batch_tokens": "many"}}, "batch_tokens 'many': expected auto or a whole number"),
+        ({"options": {"max_prompt_tokens": 0}}, "max_prompt_tokens 0: expected at least 1"),
+        ({"options": {"passage_cache_memory": float("nan")}}, "passage_cache_memory nan: expected GiB"),
+        ({"options": {"passage_cache_memory": -1}}, "passage_cache_memory -1.0: expected GiB"),
         ({"options": {"passage_cache": 5}}, "passage_cache 5: expected a folder or a PassageCache"),
     ],
 )

@@ -159,6 +159,7 @@ def test_requests_at_once_get_their_own_answers(client, reranker):
         ("/rerank", b"[" * 100_000, 400, "error parsing the body"),
         ("/rerank", b"x" * (2 * 2**20 + 1), 413, "the body has 2097153 bytes; at most 2097152"),
         ("/rank", {}, 404, "there are /v1/rerank, /v2/rerank, /rerank, /metrics"),
+        ("/v2/rerank/", {"query": "q", "documents": ["a"]}, 404, "there are /v1/rerank, /v2/rerank"),
     ],
 )
 def test_wrong_requests_are_told_what_is_wrong_in_their_own_shape(client, path, body, status, words):
@@ -180,6 +181,7 @@ def test_the_key_is_needed_but_for_health_and_the_page(url):
     assert httpx.get(f"{url}/health").json() == {
         "status": "ok", "model": "embedded", "system": "headrank", "waiting": 0,
     }  # fmt: skip
+    assert (httpx.head(f"{url}/health").status_code, httpx.head(f"{url}/docs").status_code) == (200, 200)
     assert "swagger" in httpx.get(f"{url}/docs").text
     schema = httpx.get(f"{url}/openapi.json").json()
     assert schema["paths"]["/rerank"]["post"]["responses"]["429"]["content"]["application/json"]["schema"] == {
