@@ -110,7 +110,11 @@ def lists(
               help="Order of the passages in the prompts.")  # fmt: skip
 @click.option("--list-size", type=int, help="Passages drawn from each list.  [default: all]")
 @click.option("--max-lists", type=click.IntRange(min=1), help="Uses only the first so many lists.")
-@click.option("--max-prompt-tokens", type=click.IntRange(min=1), help="Tokens of a prompt at most.  [default: all the model's positions]")
+@click.option(
+    "--max-prompt-tokens",
+    type=click.IntRange(min=1),
+    help="Tokens of a prompt at most.  [default: all the model's positions]",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the draws and orders.")
 @click.option("--system", type=click.Choice(list(RECIPES)), default="headrank", show_default=True,
               help="System whose prompt and rule the heads are measured with.")  # fmt: skip
