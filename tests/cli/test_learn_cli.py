@@ -151,9 +151,9 @@ def test_heads_of_every_system_are_measured_with_the_passages_that_a_model_was_t
     layouts = [
         [learning._recipe(system, str(model), None, asked).template.passages for system in ("headrank", "icr", "core")]
         for model, asked in (
-            (embedded_model(), None),
-            (embedded_model(), "causal"),
-            (tmp_path, None),
+            (embedded_model(), {}),
+            (embedded_model(), {"passages": "causal"}),
+            (tmp_path, {}),
         )  # no trained folder
     ]
     assert layouts == [["isolated"] * 3, ["causal"] * 3, ["causal"] * 3]
