@@ -47,7 +47,8 @@ from headrank_pipeline.comparison.analysis import middle_zone
 from headrank_pipeline.comparison.biases import order_sensitivity
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.comparison.tables import Column, Table
-from headrank_pipeline.experiment.directory import environment, write_json
+from headrank_pipeline.experiment.directory import environment
+from headrank_pipeline.files import write_json
 from headrank_pipeline.learn.settings import CRITERIA, SelectionConfig
 from headrank_pipeline.trec import read_qrels
 

@@ -28,8 +28,9 @@ from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.model_files import recipe_of
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import Recipe
-from headrank_pipeline.experiment.directory import environment, write_json
+from headrank_pipeline.experiment.directory import environment
 from headrank_pipeline.experiment.evaluate import evaluate
+from headrank_pipeline.files import write_json
 from headrank_pipeline.learn.export import export
 from headrank_pipeline.learn.lists import GradedList
 from headrank_pipeline.learn.preference import log_scores

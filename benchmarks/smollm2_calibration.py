@@ -27,7 +27,7 @@ from evidence.data import retrieve_apart
 from smollm2.lists import all_lists
 
 from headrank_pipeline.attention.model_files import SMOLLM2
-from headrank_pipeline.experiment.directory import write_json
+from headrank_pipeline.files import write_json
 from headrank_pipeline.learn.lists import GradedList, read_lists, save_lists, write_lists
 
 TRAINING = ("dl23", "antique_graded", "cranfield", "musique_train", "hotpotqa_train")

@@ -1,11 +1,13 @@
-"""What SmolLM2's heads are worth before and after: BM25, rules of others, selected heads, trained, mixed.
+"""What SmolLM2's heads are worth before and after: BM25, rules of others, selected heads, aligned, trained, mixed.
 
     python benchmarks/smollm2_evidence.py --model PLAIN --made runs/smollm2 --data ../shared/data --output runs/evidence
 
 Reads what `benchmarks/smollm2_model.py` made (`--made`) and reranks BM25's first candidates of SciFact test, DL19,
 NovelEval and the demo collection, which nothing was chosen or trained on. `--systems` names a part of the systems, so
 that the rest can follow later; finished runs are not done again. Each criterion selects heads of the plain model on the
-lists of each seed; one reading of all heads then serves every choice. Writes evidence.json and evidence.md.
+lists of each seed; one reading of all heads then serves every choice. The heads of the entropy-regularised one are
+aligned from the plain weights on 211 other lists of the seed, whole and without one of its parts: this is the method
+without the distillation that `smollm2` had before. Writes evidence.json and evidence.md.
 """
 
 from __future__ import annotations
@@ -26,23 +28,28 @@ import torch
 from evidence.data import UNSEEN, Judged, judged_collections
 from evidence.experiment import MEASURE, Experiment
 from evidence.frozen import read_all_heads, scored_by_heads, selected_heads
-from evidence.learned import fused_by_rank, with_first_stage
+from evidence.learned import ABLATIONS, ALIGNED, FULL, align, fused_by_rank, model_folder, with_first_stage
 from evidence.report import Comparison, Results, planned_tests, tables
+from evidence.settings import ALIGNMENT
 from smollm2.in_batch import RULE
-from smollm2.lists import drawn
+from smollm2.lists import Lists, drawn
 
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.passage_cache import PassageCache
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.comparison.significance import paired_tests
 from headrank_pipeline.comparison.tables import Column, Table
-from headrank_pipeline.experiment.directory import environment, write_json
+from headrank_pipeline.experiment.directory import environment
+from headrank_pipeline.files import write_json
 from headrank_pipeline.learn.settings import CRITERIA, SelectionConfig
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.rerank.systems import headrank, icr
 
 FIRST_STAGE, SHIPPED, MIXED, FUSED = "BM25", "smollm2", "smollm2, interpolated", "smollm2, rank fusion"
+CRITERIA_SYSTEMS = tuple(f"plain, {criterion}" for criterion in CRITERIA)
 ALL_HEADS, SAME_HEADS, SELECTED = "plain, all heads", "plain, the same heads", "plain, entropy-regularised"
+SAME_BY_MEAN, CAUSAL = f"{SAME_HEADS}, mean", "plain, headrank in causal prompts"
+OF_MADE = {SHIPPED, SAME_HEADS, SAME_BY_MEAN, CAUSAL}  # what needs the models or heads of --made
 PLANNED = (
     Comparison("smollm2 against BM25", SHIPPED, FIRST_STAGE),
     Comparison("interpolated against BM25", MIXED, FIRST_STAGE),
@@ -51,6 +58,20 @@ PLANNED = (
     Comparison("smollm2 against heads selected on the plain model", SHIPPED, SELECTED),
     Comparison("selected heads against all heads", SELECTED, ALL_HEADS),
 )
+# The alignment of plain weights and its parts, on collections whose passages are short: nothing of it is dear there.
+SHORT = ("dl19", "noveleval", "demo")
+WHOLE = f"plain, {FULL}"
+PLANNED_OF_ALIGNMENT = (
+    Comparison("selected heads against all heads", SELECTED, ALL_HEADS),
+    Comparison("aligned against selected", WHOLE, SELECTED),
+    *(Comparison(f"full against {name.removeprefix(f'{FULL}, ')}", WHOLE, f"plain, {name}") for name in ABLATIONS),
+    Comparison("smollm2 against aligned", SHIPPED, WHOLE),
+)
+# The embedded model's objective; the rate was chosen on seed 0's dev lists (docs/learning.md).
+PLAIN_ALIGNMENT: dict[str, Any] = {
+    **ALIGNMENT, "learning_rate": 1e-4, "epochs": 1, "list_size": 8, "lists_per_step": 4, "lists_per_pass": 4,
+    "averaging": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,7 @@ def main() -> None:
     options.add_argument("--collections", nargs="+", default=[*UNSEEN, "demo"])
     options.add_argument("--depth", type=int, default=20)
     options.add_argument("--words", type=int, default=220, help="of a passage")
+    options.add_argument("--aligned-words", type=int, default=100, help="of a passage, in the alignment")
     options.add_argument("--dtype", default="bfloat16")
     options.add_argument("--cache", type=float, default=6.0, help="GiB for keys of isolated passages")
     options.add_argument("--threads", type=int, default=2)
@@ -95,7 +117,7 @@ def main() -> None:
         collections=[replace(one, depth=min(one.depth, chosen.depth))
                      for one in collections if one.name in chosen.collections],
         cache_bytes=int(chosen.cache * 2**30), training_words=chosen.words,
-        selection=SelectionConfig(num_heads=6, list_size=20), training={}, command=command,
+        selection=SelectionConfig(num_heads=6, list_size=20), training=PLAIN_ALIGNMENT, command=command,
     )  # fmt: skip
     runs = _runs(experiment, chosen)
     _report(experiment, runs, command)
@@ -104,7 +126,8 @@ def main() -> None:
 def _systems(experiment: Experiment, chosen: argparse.Namespace) -> dict[str, System]:
     made, small = chosen.made, ("dl19", "noveleval")
     trained = tuple(seed for seed in chosen.seeds if (made / "rerankers" / f"seed-{seed}").exists())
-    if len(trained) not in (1, len(chosen.seeds)):  # of one seed, or of all: others have no spread to compare
+    asked = OF_MADE & {*(chosen.systems or OF_MADE)}
+    if asked and len(trained) not in (1, len(chosen.seeds)):  # of one seed, or of all: others have no spread to compare
         raise SystemExit(f"{made / 'rerankers'} has models of seeds {list(trained)}, not of all {chosen.seeds}: name "
                          f"the seeds that it has, or make the others (benchmarks/smollm2_model.py)")  # fmt: skip
 
@@ -115,9 +138,17 @@ def _systems(experiment: Experiment, chosen: argparse.Namespace) -> dict[str, Sy
     def heads(seed: int) -> Path:
         return made / "heads" / f"seed-{seed}.json"
 
+    def lists(seed: int) -> Lists:
+        return drawn(chosen.data, chosen.output / "lists", seed)
+
     def selected(criterion: str, seed: int) -> HeadSet:
-        lists = drawn(chosen.data, chosen.output / "lists", seed)
-        return selected_heads(experiment, lists.selection, lists.files[0], seed, dtype=experiment.dtype)[criterion]
+        selection, file = lists(seed).selection, lists(seed).files[0]
+        return selected_heads(experiment, selection, file, seed, dtype=experiment.dtype)[criterion]
+
+    def aligned(name: str, seed: int) -> Reranker:
+        short = replace(experiment, training_words=chosen.aligned_words)
+        align(short, name, selected(ALIGNED[name][0], seed), lists(seed), seed)
+        return reader(model_folder(experiment, name, seed), None, experiment.reading)
 
     words = {"passage_words": chosen.words}
     mean = {"passages": "isolated", **words}  # HeadRank's own rule; a trained folder brings another
@@ -126,13 +157,18 @@ def _systems(experiment: Experiment, chosen: argparse.Namespace) -> dict[str, Sy
             lambda seed: reader(made / "rerankers" / f"seed-{seed}", None, experiment.reading), seeds=trained
         ),
         ALL_HEADS: System(heads=lambda _: None),
-        **{f"plain, {c}": System(heads=lambda seed, c=c: selected(c, seed), seeds=(*chosen.seeds,)) for c in CRITERIA},
+        **{n: System(heads=lambda seed, c=c: selected(c, seed), seeds=(*chosen.seeds,))
+           for n, c in zip(CRITERIA_SYSTEMS, CRITERIA, strict=True)},
+        **{
+            f"plain, {n}": System(lambda seed, n=n: aligned(n, seed), seeds=(*chosen.seeds,), collections=SHORT)
+            for n in ALIGNED
+        },
         SAME_HEADS: System(heads=lambda seed: HeadSet.load(heads(seed)), seeds=trained),
-        f"{SAME_HEADS}, mean": System(
+        SAME_BY_MEAN: System(
             lambda seed: reader(experiment.model, heads(seed), mean), seeds=trained, collections=small
         ),
         "plain, icr": System(lambda _: icr(experiment.model, options=words, dtype=experiment.dtype), collections=small),
-        "plain, headrank in causal prompts": System(
+        CAUSAL: System(
             lambda seed: headrank(experiment.model, heads(seed), options=words, dtype=experiment.dtype),
             seeds=trained, collections=small,
         ),
@@ -199,16 +235,30 @@ def _report(experiment: Experiment, runs: Mapping[str, Mapping[str, list[Finishe
         return {qid: values[MEASURE] for qid, values in stage["per_query"].items()}
 
     values = {s: {p: [per_query(s, run) for run in row] for p, row in places.items()} for s, places in runs.items()}
-    whole = {system for system, places in values.items() if {*UNSEEN, "demo"} <= places.keys()}
-    results = Results({system: values[system] for system in values if system in whole})
-    planned = [pair for pair in PLANNED if {pair.system, pair.baseline} <= whole]
-    records = planned_tests(results, planned) if planned else []
-    shown = [*(tables(results, records) if planned else []), _against_first_stage(Results(values))]
+    shown, records = [], []
+    for planned, averaged in ((PLANNED, UNSEEN), (PLANNED_OF_ALIGNMENT, SHORT)):
+        of_planned, found = _planned(values, planned, averaged)
+        shown, records = [*shown, *of_planned], [*records, *found]
+    shown.append(_against_first_stage(Results(values)))
     page = "\n\n".join([*(table.to_markdown() for table in shown), f"Made by: {command}"])
     write_json(experiment.output / "evidence.json", {"command": command, "environment": environment(),
                "planned": records, "per_query": values})  # fmt: skip
     (experiment.output / "evidence.md").write_text(page + "\n", encoding="utf-8")
     print(page)
+
+
+def _planned(
+    values: Mapping[str, Mapping[str, list[dict[str, float]]]], planned: Sequence[Comparison], averaged: Sequence[str]
+) -> tuple[list[Table], list[dict[str, Any]]]:
+    """Return tables and records of the systems that were run on every collection averaged; none without a pair."""
+    named = {FIRST_STAGE, *CRITERIA_SYSTEMS, *(name for pair in planned for name in (pair.system, pair.baseline))}
+    whole = [system for system in values if system in named and {*averaged, "demo"} <= values[system].keys()]
+    pairs = [pair for pair in planned if {pair.system, pair.baseline} <= {*whole}]
+    if not pairs:
+        return [], []
+    results = Results({system: values[system] for system in whole}, averaged)
+    records = planned_tests(results, pairs)
+    return tables(results, records), records
 
 
 def _against_first_stage(results: Results) -> Table:

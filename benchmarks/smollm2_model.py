@@ -48,7 +48,8 @@ from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.prompt import PromptBuilder
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.recipe import HEADRANK
-from headrank_pipeline.experiment.directory import environment, write_json
+from headrank_pipeline.experiment.directory import environment
+from headrank_pipeline.files import write_json
 from headrank_pipeline.learn.export import export
 from headrank_pipeline.learn.lists import describe_file
 from headrank_pipeline.learn.scorer import ListScorer, mean_ndcg

@@ -23,8 +23,8 @@ from evidence.data import retrieve_apart
 from evidence.experiment import KnownScores
 from evidence.learned import WEIGHTS
 
-from headrank_pipeline.experiment.directory import write_json
 from headrank_pipeline.experiment.evaluate import evaluate
+from headrank_pipeline.files import write_json
 from headrank_pipeline.records import Ranking
 from headrank_pipeline.rerank.interpolation import interpolated
 from headrank_pipeline.rerank.systems import headrank

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Input",
+    "atomic_path",
     "atomic_writer",
     "begun",
     "check_input",
@@ -50,9 +51,11 @@ __all__ = [
     "open_input",
     "open_text",
     "parse_json",
+    "plain",
     "refuse_header",
     "remove_locked",
     "string_field",
+    "write_json",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -124,10 +127,7 @@ class Input(os.PathLike[str]):
             place += len(chunk)
             digest.update(chunk)
             if not chunk and digest.hexdigest() != self.sha256:
-                raise ValueError(
-                    f"{self.name}: the {self.purpose} file was changed after it was first read: expected SHA-256 "
-                    f"{self.sha256[:12]}…, got {digest.hexdigest()[:12]}…; run the command again when nobody writes it"
-                )
+                raise _changed(self.name, self.purpose, self.sha256, digest.hexdigest())
             return chunk
 
         return read
@@ -139,11 +139,15 @@ def _reopened(name: str, place: str, purpose: str, sha256: str) -> Input:
     found = Input(place, purpose)
     found.name = name
     if found.sha256 != sha256:
-        raise ValueError(
-            f"{name}: the {purpose} file was changed after it was first read: expected SHA-256 {sha256[:12]}…, got "
-            f"{found.sha256[:12]}…; run the command again when nobody writes it"
-        )
+        raise _changed(name, purpose, sha256, found.sha256)
     return found
+
+
+def _changed(name: str, purpose: str, expected: str, got: str) -> ValueError:
+    return ValueError(
+        f"{name}: the {purpose} file was changed after it was first read: expected SHA-256 {expected[:12]}…, got "
+        f"{got[:12]}…; run the command again when nobody writes it"
+    )
 
 
 def open_input(path: PathLike, purpose: str = "input") -> Input:
@@ -396,11 +400,9 @@ def string_field(value: Any, what: str, where: str) -> str:
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     """Open a UTF-8 text file that appears under its name only when the block ends without an exception.
 
-    The text goes to a hidden file in the same folder, is flushed to the disk and renamed; on an exception nothing is
-    left behind and a file that was there before stays as it was. What a killed process left of the same file is
-    removed. Missing parent folders are made. A symbolic link stays, and the file that it names is written. A device or
-    a pipe (``/dev/null``, ``/dev/stdout``) is written to as it is, and keeps what was written before an exception. A
-    name that ends in ``.gz`` is gzipped, without a time stamp, so that equal text gives equal bytes.
+    It is an `atomic_path`, but a device or a pipe (``/dev/null``, ``/dev/stdout``) is written to as it is, and keeps
+    what was written before an exception. A name that ends in ``.gz`` is gzipped, without a time stamp, so that equal
+    text gives equal bytes.
 
     Raises:
         FileExistsError: where the folder should be there is a file.
@@ -411,21 +413,57 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         with place.open("wb") as special, _text(special, packed=packed) as text:
             yield text
         return
-    target = place.resolve()
+    with atomic_path(place) as draft, draft.open("wb") as binary, _text(binary, packed=packed) as text:
+        yield text
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
+    """Give a hidden, empty file to write to; it takes its own name when the block ends without an exception.
+
+    The hidden file lies in the same folder, is flushed to the disk and renamed; on an exception nothing is left behind
+    and a file that was there before stays as it was. What a killed process left of the same file is removed. Missing
+    parent folders are made. A symbolic link stays, and the file that it names is written.
+
+    Args:
+        path: the file to be.
+        sync: wait for the disk; False where a reader finds out by itself that a crash left the file torn.
+
+    Raises:
+        FileExistsError: where the folder should be there is a file.
+    """
+    target = Path(path).resolve()
     made_folder(target.parent)
     _remove_drafts(target)
     draft, handle = _new_draft(target)
     try:
-        with open(handle, "wb", closefd=False) as binary, _text(binary, packed=packed) as text:
-            yield text
-        _sync(draft)
+        yield draft
+        if sync:
+            _sync(draft)
         draft.replace(target)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
     finally:
         os.close(handle)  # and not before the rename: until then it is locked
-    _sync(target.parent)  # the rename itself; some file systems keep it in memory otherwise
+    if sync:
+        _sync(target.parent)  # the rename itself; some file systems keep it in memory otherwise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write indented JSON; the file appears whole or not at all.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
+    with atomic_writer(path) as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+
+
+def plain(value: Any) -> Any:
+    """Return a value as it reads back from JSON: tuples become lists, keys strings."""
+    return json.loads(json.dumps(value, allow_nan=False))
 
 
 @contextmanager

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, trainers
@@ -83,12 +81,3 @@ def numbered(length: int, qid: str = "q1", query: str = "how do birds fly") -> R
     """A list whose texts are different, the one with the highest number at the bottom."""
     candidates = (Candidate(f"d{i}", -float(i), f"number {i} birds") for i in range(1, length + 1))
     return Ranking(Query(qid, query), tuple(candidates))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Tiny tensors on a busy machine: threads waiting for each other cost fifty times the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 # Threads fight over tiny matrices: one thread is several times faster here, in this process and those it starts.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 # Indexers of five passages live for a second: Java need not compile for longer (a third of their time).
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 

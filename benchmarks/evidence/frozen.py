@@ -17,7 +17,7 @@ from headrank_pipeline.attention.model import load
 from headrank_pipeline.attention.reader import AttentionReader
 from headrank_pipeline.attention.scoring import combined
 from headrank_pipeline.comparison.finished import FinishedRun
-from headrank_pipeline.learn.checkpoint import atomic_path
+from headrank_pipeline.files import atomic_path
 from headrank_pipeline.learn.lists import GradedList, describe_file
 from headrank_pipeline.learn.scorer import ListScorer
 from headrank_pipeline.learn.selection import select_heads

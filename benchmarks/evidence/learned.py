@@ -14,8 +14,8 @@ from evidence.experiment import MEASURE, Experiment, KnownScores, candidates_of,
 from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.model import load
 from headrank_pipeline.comparison.finished import FinishedRun
-from headrank_pipeline.experiment.directory import write_json
 from headrank_pipeline.experiment.evaluate import evaluate
+from headrank_pipeline.files import write_json
 from headrank_pipeline.first_stage.saved import saved_run
 from headrank_pipeline.learn.export import export
 from headrank_pipeline.learn.lists import GradedList, describe_file

@@ -17,6 +17,7 @@ from headrank_pipeline.comparison.tables import Column, Table
 __all__ = ["Comparison", "Results", "picture", "planned_tests", "tables"]
 
 PerQuery = Mapping[str, float]
+NAMES = {"unseen": "mean of these", "scifact": "SciFact", "dl19": "DL19", "noveleval": "NovelEval"}
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,16 @@ class Results:
 
     Args:
         values: system -> collection -> one mapping per seed (a single one for systems that no seed changes).
+        averaged: collections whose mean is the main figure, each counting the same.
     """
 
     values: Mapping[str, Mapping[str, Sequence[PerQuery]]]
+    averaged: Sequence[str] = UNSEEN
+
+    @property
+    def places(self) -> list[str]:
+        """Return the collections of every table: those averaged, and the demo."""
+        return list(dict.fromkeys((*self.averaged, "demo")))
 
     def seeds(self, system: str) -> int:
         """Return how many seeds a system was made with; 1 for those that no seed changes."""
@@ -54,11 +62,11 @@ class Results:
         return float(np.mean(list(runs[seed if len(runs) > 1 else 0].values())))
 
     def unseen(self, system: str, seed: int) -> float:
-        """Return the mean over the unseen collections, each counting the same."""
-        return float(np.mean([self.mean(system, collection, seed) for collection in UNSEEN]))
+        """Return the mean over the averaged collections."""
+        return float(np.mean([self.mean(system, collection, seed) for collection in self.averaged]))
 
     def over_seeds(self, system: str, place: str) -> list[float]:
-        """Return a system's value per seed: on a collection, or for ``unseen`` the mean over the unseen ones."""
+        """Return a system's value per seed: on a collection, or for ``unseen`` the mean over the averaged ones."""
         of = self.unseen if place == "unseen" else lambda name, seed: self.mean(name, place, seed)
         return [of(system, seed) for seed in range(self.seeds(system))]
 
@@ -78,17 +86,17 @@ class Results:
 def planned_tests(results: Results, pairs: Sequence[Comparison]) -> list[dict[str, Any]]:
     """Return one record per planned comparison: differences, their spread over seeds, and paired tests.
 
-    The test on the unseen collections takes all their queries, each weighted so that collections count the same: the
+    The test on the averaged collections takes all their queries, each weighted so that collections count the same: the
     mean of the weighted differences is the mean over collections, and flipping the sign of a query's difference stays
     what it is. p-values are Holm's over the planned comparisons.
     """
-    places = [*UNSEEN, "demo"]
+    places, averaged = results.places, results.averaged
     sizes = {place: len(results.per_query(pairs[0].system, place)) for place in places}
-    whole = sum(sizes[place] for place in UNSEEN)
+    whole = sum(sizes[place] for place in averaged)
     records: list[dict[str, Any]] = []
     for pair in pairs:
         differences = {p: results.per_query(pair.system, p) - results.per_query(pair.baseline, p) for p in places}
-        weighted = np.concatenate([differences[p] * whole / (len(UNSEEN) * sizes[p]) for p in UNSEEN])
+        weighted = np.concatenate([differences[p] * whole / (len(averaged) * sizes[p]) for p in averaged])
         found = {"unseen": weighted, **differences}
         tests = {place: paired_tests(values[:, None], np.zeros(len(values)))[0] for place, values in found.items()}
         seeds = {place: results.differences(pair, place) for place in found}
@@ -105,23 +113,23 @@ def planned_tests(results: Results, pairs: Sequence[Comparison]) -> list[dict[st
 
 def tables(results: Results, records: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Return the table of systems and the table of planned comparisons."""
-    places = ["unseen", *UNSEEN, "demo"]
-    names = {"unseen": "mean of the three", "scifact": "SciFact", "dl19": "DL19", "noveleval": "NovelEval"}
+    places = ["unseen", *results.places]
+    shown = [NAMES.get(place, place) for place in results.averaged]
     rows = []
     for system in results.values:
         cells = [results.over_seeds(system, place) for place in places]
         rows.append([system, *(_with_spread(each) for each in cells)])
     first = Table(
         f"{MEASURE}, mean over seeds ± standard deviation over seeds",
-        [Column("system"), *(Column(names.get(place, place)) for place in places)],
+        [Column("system"), *(Column(NAMES.get(place, place)) for place in places)],
         rows,
     )
     second = Table(
-        "Planned comparisons on the three unseen collections",
+        f"Planned comparisons on {', '.join(shown)}",
         [Column("comparison"), Column("difference", "+.4f"), Column("spread over seeds", ".4f"),
-         Column("SciFact", "+.4f"), Column("DL19", "+.4f"), Column("NovelEval", "+.4f"), Column("p (Holm)", "p")],
+         *(Column(name, "+.4f") for name in shown), Column("p (Holm)", "p")],
         [[record["claim"], record["tests"]["unseen"]["difference"], record["spread"]["unseen"],
-          *(record["tests"][place]["difference"] for place in UNSEEN),
+          *(record["tests"][place]["difference"] for place in results.averaged),
           record["tests"]["unseen"]["randomisation_holm"]] for record in records],
     )  # fmt: skip
     return [first, second]
@@ -130,8 +138,7 @@ def tables(results: Results, records: Sequence[Mapping[str, Any]]) -> list[Table
 def picture(results: Results, baseline: str, origin: str) -> Picture:
     """Draw every system's value on every collection, one dot per seed; the baseline is a line."""
     systems = [system for system in results.values if system != baseline]
-    places = ["unseen", *UNSEEN, "demo"]
-    titles = {"unseen": "mean of three", "scifact": "SciFact", "dl19": "DL19", "noveleval": "NovelEval", "demo": "demo"}
+    places = ["unseen", *results.places]
 
     def content(figure: Any) -> None:
         panels = figure.subplots(1, len(places), sharey=True)
@@ -142,7 +149,7 @@ def picture(results: Results, baseline: str, origin: str) -> Picture:
                 colour = ORANGE if "interpolated" in system or "fusion" in system else BLUE
                 axes.plot([min(values), max(values)], [row, row], color=colour, linewidth=1.0, alpha=0.5)
                 axes.plot(values, [row] * len(values), "o", color=colour, markersize=4, alpha=0.8, markeredgewidth=0)
-            axes.set_title(titles[place])
+            axes.set_title(NAMES.get(place, place))
             axes.grid(False, axis="y")
             axes.locator_params(axis="x", nbins=3)
         panels[0].set_yticks(range(len(systems)), reversed(systems))

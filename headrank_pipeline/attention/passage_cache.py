@@ -23,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from headrank_pipeline.files import atomic_path
+
 __all__ = ["KeyValues", "PassageCache", "entry_name", "weights_digest"]
 
 logger = logging.getLogger(__name__)
@@ -193,17 +195,9 @@ def _save(path: Path, name: str, entry: KeyValues) -> int:
     if entry.values:
         tensors["values"] = torch.stack(entry.values).cpu()
     data = save(tensors, {"format": _FORMAT, "name": name, "sha256": _checksum(tensors)})
-    path.parent.mkdir(exist_ok=True)
-    # No temporary file of Python's: those are for the owner's eyes only, and others may share the folder. Nothing is
-    # synced either: a file that a crash leaves torn has another checksum, and is computed again.
-    draft = path.with_name(f".{name}.{os.getpid()}.{os.urandom(4).hex()}.part")
-    try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    return len(data)
+    # Nothing is synced: a file that a crash leaves torn has another checksum, and is computed again.
+    with atomic_path(path, sync=False) as draft:
+        return draft.write_bytes(data)
 
 
 def _load(path: Path, name: str, device: torch.device) -> KeyValues:

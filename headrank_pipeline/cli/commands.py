@@ -57,7 +57,7 @@ _MODULES = {
     "train": "learning",
     "push": "hub",
     "calibrate": "calibrating",
-    "mcp": "mcp",
+    "mcp": "serving",
     "serve": "serving",
     "doctor": "doctor",
 }

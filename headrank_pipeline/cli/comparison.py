@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ ANALYSES = {
     "head-map": "How good every head was on the lists that heads were selected by.",
 }
 
-_RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_DIR...")
+_runs = partial(click.argument, "runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 _QRELS = click.option(
     "--qrels", type=click.Path(path_type=Path), help="Relevance judgments.  [default: those of the runs]"
 )
@@ -33,20 +34,19 @@ _LEVEL = click.option(
     "--relevance-level",
     "-l",
     type=click.IntRange(min=1),
-    help="Lowest grade that counts as relevant.  [default: the runs']",
+    help="Lowest grade that counts as relevant.  [default: the runs', or 1]",
 )
 _BASELINE = click.option(
     "--baseline",
-    default="first stage",
-    show_default=True,
-    help="Run that the others are tested against: 'first stage' (or bm25), a run directory or a tag.",
+    help="Run that the others are tested against: 'first stage' (or bm25), a run's name or path, or a tag.  "
+    "[default: first stage]",
 )
 _SEED = click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap and the randomisation test.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command(cls=WritingCommand)
-@_RUNS
+@_runs(metavar="RUN...")
 @_QRELS
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for Markdown, CSV, JSON, figures and the page.")
 @_BASELINE
@@ -55,7 +55,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     "-m",
     "measures",
     multiple=True,
-    help="Measure to compare by; repeatable, the first is drawn.  [default: the runs']",
+    help="Measure to compare by; repeatable, the first is drawn.  [default: the runs', or nDCG@10, R@100]",
 )
 @_LEVEL
 @_SEED
@@ -77,7 +77,11 @@ def compare(
     allow_different: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Compare runs on the same candidates: quality with paired tests, and cost."""
+    """Compare runs on the same candidates: quality with paired tests, and cost.
+
+    RUN is a run directory, or a TREC run file of any tool, plain or gzipped. A run file needs --qrels. If all runs are
+    files there is no first stage, and the first run is the baseline.
+    """
     from headrank_pipeline.comparison.canvas import require_pictures
     from headrank_pipeline.comparison.compare import compare as compare_runs
     from headrank_pipeline.comparison.comparison_report import comparison_record, comparison_tables, save_comparison
@@ -103,7 +107,7 @@ def compare(
 
 
 @click.command(cls=WritingCommand)
-@_RUNS
+@_runs(metavar="RUN_DIR...")
 @_QRELS
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for figures, CSV, Markdown and the page.")
 @click.option("--middle-zone", is_flag=True, help=ANALYSES["middle-zone"])

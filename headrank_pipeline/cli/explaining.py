@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,8 +104,6 @@ def _lists(candidates: Path, qid: str | None, depth: int, *, every: bool) -> lis
 
 
 def _asked(ranking: Ranking, query: str | None) -> Ranking:
-    from dataclasses import replace
-
     return ranking if query is None else replace(ranking, query=replace(ranking.query, text=query))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,15 @@ import click
 
 from headrank_pipeline.attention.model_files import named_model
 from headrank_pipeline.attention.recipe import RECIPES, Recipe
-from headrank_pipeline.cli.commands import ASSIGNMENT, WritingCommand, assigned, command_line, echo_json, table
+from headrank_pipeline.cli.commands import (
+    ASSIGNMENT,
+    CommandWithMovedFlags,
+    WritingCommand,
+    assigned,
+    command_line,
+    echo_json,
+    table,
+)
 from headrank_pipeline.cli.reranking import model_option, path_option
 from headrank_pipeline.experiment.batches import Progress
 from headrank_pipeline.experiment.directory import environment
@@ -30,12 +39,15 @@ __all__ = ["lists", "select_heads", "train"]
 _DETECTION = {"core": {"content_free": None, "filter_deviations": None, "trailing_columns": 0}}
 
 _TRAINING = TrainingConfig()
-_PASSAGES = click.option(
-    "--passages",
-    type=click.Choice(["causal", "isolated"]),
-    help="What a passage attends to. causal: the passages before it, too; isolated: the opening words and itself "
-    "only.  [default: as the model was trained, else causal]",
+_OPTION = click.option(
+    "--option",
+    "options",
+    multiple=True,
+    type=ASSIGNMENT,
+    help="Sets one option of the prompt or the rule, such as passages=isolated or passage_words=100; repeatable. "
+    "docs/options.md lists them.  [default: as the model was trained]",
 )
+_MOVED = {"--passages": "--option passages=isolated"}
 
 
 @click.command(cls=WritingCommand)
@@ -70,7 +82,7 @@ def lists(
     )
 
 
-@click.command(name="select-heads", cls=WritingCommand)
+@click.command(name="select-heads", cls=CommandWithMovedFlags, moved=_MOVED)
 @model_option(required=True)
 @path_option(
     "--lists", "Graded lists to choose by, as headrank lists writes them; never those of a test set.", required=True
@@ -106,7 +118,7 @@ def lists(
 @click.option("--seed", default=0, show_default=True, help="Seed of the draws and orders.")
 @click.option("--system", type=click.Choice(list(RECIPES)), default="headrank", show_default=True,
               help="System whose prompt and rule the heads are measured with.")  # fmt: skip
-@_PASSAGES
+@_OPTION
 @click.option("--figure/--no-figure", default=True, show_default=True, help="Draws a map of layers and heads (.png).")
 @click.option("--device", default="auto", show_default=True, help="Device that computes: auto, cpu, cuda, cuda:1, …")
 @click.option("--dtype", default="auto", show_default=True,
@@ -118,7 +130,7 @@ def select_heads(
     lists: Path,
     output: Path,
     system: str,
-    passages: str | None,
+    options: tuple[str, ...],
     figure: bool,
     device: str,
     dtype: str,
@@ -138,7 +150,7 @@ def select_heads(
     check_writable(output)
     if figure:
         require_pictures()
-    model, config = str(named_model(model)), SelectionConfig(**settings)
+    model, config, changes = str(named_model(model)), SelectionConfig(**settings), _read_options(options, system)
     opened = open_input(lists, "graded lists")
     graded = read_lists(opened)
     loaded = load(model, "all", device=device, dtype=dtype, revision=revision)
@@ -148,7 +160,7 @@ def select_heads(
     ) as bar:
         found = select(
             loaded,
-            _recipe(system, model, loaded.source.revision, passages),
+            _recipe(system, model, loaded.source.revision, changes),
             graded,
             config,
             origin=origin,
@@ -197,7 +209,7 @@ def _costs(found: Selection) -> dict[str, Any]:
     }
 
 
-@click.command(cls=WritingCommand)
+@click.command(cls=CommandWithMovedFlags, moved=_MOVED)
 @model_option(required=True)
 @click.option("--heads", required=True, help="Head set to train: JSON file, published name, 'all' or 'layers:10-13'.")
 @path_option("--lists", "Graded training lists.", required=True)
@@ -216,7 +228,7 @@ def _costs(found: Selection) -> dict[str, Any]:
 @click.option("--set", "settings", multiple=True, type=ASSIGNMENT,
               help="Sets any other training setting, such as objective.beta=4 or patience=3; repeatable.")  # fmt: skip
 @click.option("--max-lists", type=click.IntRange(min=1), help="Uses only the first so many training lists.")
-@_PASSAGES
+@_OPTION
 @click.option("--export-dtype", default="auto", show_default=True, help="Type of the weights that are written.")
 @click.option("--figure/--no-figure", default=True, show_default=True, help="Draws the curves (training/curves.png).")
 @click.option("--device", default="auto", show_default=True, help="Device that computes: auto, cpu, cuda, cuda:1, …")
@@ -232,7 +244,7 @@ def train(
     output: Path,
     settings: tuple[str, ...],
     max_lists: int | None,
-    passages: str | None,
+    options: tuple[str, ...],
     export_dtype: str,
     figure: bool,
     device: str,
@@ -256,7 +268,7 @@ def train(
     if figure:
         require_pictures()
     named = {name: value for name, value in common.items() if value is not None}
-    config = configured(_TRAINING, named | assigned(settings, "--set"))
+    config, changes = configured(_TRAINING, named | assigned(settings, "--set")), _read_options(options, "headrank")
     train_lists = open_input(lists, "graded lists")
     dev_lists = open_input(dev, "graded lists") if dev else None
     origin = {"lists": describe_file(train_lists), "max_lists": max_lists}
@@ -267,7 +279,7 @@ def train(
     loaded = load(model, heads, device=device, dtype=dtype, revision=revision)
     trainer = Trainer(
         loaded,
-        _recipe("headrank", model, loaded.source.revision, passages),
+        _recipe("headrank", model, loaded.source.revision, changes),
         data,
         config,
         directory=directory,
@@ -323,10 +335,17 @@ def _report(report: TrainingReport, output: Path, *, as_json: bool) -> None:
     click.echo(f"{report.end} after {report.steps} steps: {output}")
 
 
-def _recipe(system: str, model: str, revision: str | None, passages: str | None) -> Recipe:
+def _read_options(texts: tuple[str, ...], system: str) -> dict[str, Any]:
+    """Return name -> value; what the system's prompt and rule do not know is refused before a model is loaded."""
+    found = assigned(texts, "--option")
+    RECIPES[system].varied(found)
+    return found
+
+
+def _recipe(system: str, model: str, revision: str | None, options: Mapping[str, Any]) -> Recipe:
     """Return what heads are measured with: HeadRank's is that of a trained folder; its passages are every system's."""
     from headrank_pipeline.attention.model_files import recipe_of
 
     trained = recipe_of(model, revision)
     recipe = trained if system == "headrank" else RECIPES[system]
-    return recipe.varied({**_DETECTION.get(system, {}), "passages": passages or trained.template.passages})
+    return recipe.varied({**_DETECTION.get(system, {}), "passages": trained.template.passages, **options})

@@ -1,4 +1,4 @@
-"""headrank serve: a reranker as a REST service."""
+"""headrank serve, headrank mcp: a reranker as a REST service, and as a tool of language models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headrank_pipeline.cli.commands import CommandWithMovedFlags
 from headrank_pipeline.cli.reranking import MOVED_FLAGS, SYSTEM_OPTIONS, reranker_spec, with_options
 from headrank_pipeline.pipeline import require_extra
 
-__all__ = ["serve"]
+__all__ = ["mcp", "serve"]
 
 
 @click.command(cls=CommandWithMovedFlags, moved=MOVED_FLAGS)
@@ -54,3 +54,15 @@ def serve(
         folder = Path(spec.model)  # its path is nobody's business
         name = folder.resolve().name if folder.exists() else str(spec.model)
         server.serve(spec.open, bound, model=name, system=spec.system, key=key, limits=limits)
+
+
+@click.command(cls=CommandWithMovedFlags, moved=MOVED_FLAGS)
+@with_options(*SYSTEM_OPTIONS)
+def mcp(**reranker: Any) -> None:
+    """Serve one tool, rerank, over the Model Context Protocol, on standard input and output.
+
+    A client starts it itself: its settings name the command "headrank" with the arguments "mcp", "--model", ….
+    """
+    from headrank_pipeline.adapters.mcp import rerank_server
+
+    rerank_server(reranker_spec(reranker).open()).run(transport="stdio", show_banner=False)

@@ -14,7 +14,7 @@ from headrank_pipeline.comparison.analysis import Grades, Scale, Zone, middle_zo
 from headrank_pipeline.comparison.biases import length_bias, order_sensitivity
 from headrank_pipeline.comparison.canvas import Picture, shortened
 from headrank_pipeline.comparison.comparable import find_qrels
-from headrank_pipeline.comparison.compare import FIRST_STAGE, compare
+from headrank_pipeline.comparison.compare import compare
 from headrank_pipeline.comparison.comparison_report import origin_of, write_pictures, write_text
 from headrank_pipeline.comparison.finished import FinishedRun, read_finished_runs
 from headrank_pipeline.comparison.learning_figures import head_map
@@ -50,7 +50,7 @@ class Options:
         candidates: texts, where the runs do not find theirs.
         measure: the quality shown with order, length and scatter.
         relevance_level: lowest relevant grade; None for that of the first run's evaluation.
-        baseline: run that the scatter compares with.
+        baseline: run that the scatter compares with; None for the first stage.
         seed: seed of the bootstraps.
         heads_table: per-head table of the head map; None for those beside the head sets that the runs read.
         head_measure: column of that table.
@@ -64,7 +64,7 @@ class Options:
     candidates: Path | None = None
     measure: str = "nDCG@10"
     relevance_level: int | None = None
-    baseline: str = FIRST_STAGE
+    baseline: str | None = None
     seed: int = 0
     heads_table: Path | None = None
     head_measure: str = "score"

@@ -148,8 +148,8 @@ def wrapped(name: str, width: int = 24) -> str:
     return name if len(name) <= width else f"{name[:width]}\n{name[width:]}"
 
 
-def columns_of(count: int, most: int = 4) -> int:
-    """Return how many of `count` equal panels stand side by side.
+def columns_of(count: int) -> int:
+    """Return how many of `count` equal panels stand side by side, at most 4.
 
     Examples:
         >>> [columns_of(count) for count in (1, 3, 4, 5, 20)]
@@ -157,4 +157,4 @@ def columns_of(count: int, most: int = 4) -> int:
     """
     if count <= 3:
         return count
-    return next(width for width in range(1, most + 1) if count <= width * width or width == most)
+    return 2 if count == 4 else 3 if count <= 9 else 4

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from headrank_pipeline.comparison.finished import FinishedRun
-from headrank_pipeline.experiment.directory import differences, file_sha256
+from headrank_pipeline.experiment.directory import differences
 from headrank_pipeline.experiment.reproduction import recorded_files
+from headrank_pipeline.files import file_sha256
 
 __all__ = ["FIELDS", "check_comparable", "find_qrels"]
 
@@ -31,10 +32,9 @@ def check_comparable(runs: Sequence[FinishedRun], *, allow_different: Collection
     if unknown := sorted(set(allow_different) - set(FIELDS)):
         raise ValueError(f"no field {', '.join(map(repr, unknown))} to allow; fields: {', '.join(FIELDS)}")
     refused, allowed, fields = [], [], set()
-    first, *others = runs
-    for other in others:
-        for field, here, there in _conflicts(first, other):
-            line = f"{field}: {first.name} has {here}, {other.name} has {there}"
+    for other in runs[1:]:
+        for field, here, there in _conflicts(runs[0], other):
+            line = f"{field}: {runs[0].name} has {here}, {other.name} has {there}"
             name = next(known for known in FIELDS if field.startswith(known))  # a qid may hold dots
             if name in allow_different:
                 allowed.append(line)

@@ -1,7 +1,7 @@
 """Several runs on the same candidates against each other: quality with paired tests, and what each cost.
 
-Everything is computed from the files of run directories, evaluated anew with one set of judgments. A query that a run
-lacks counts 0, as everywhere in this package.
+Everything is computed from the files of run directories, and from run files of other tools, evaluated anew with one set
+of judgments. A query that a run lacks counts 0, as everywhere in this package.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 
 from headrank_pipeline.comparison.comparable import check_comparable, find_qrels
 from headrank_pipeline.comparison.costs import Cost, cost_of
-from headrank_pipeline.comparison.finished import FinishedRun, read_finished_runs
+from headrank_pipeline.comparison.finished import FIRST_STAGE, FinishedRun, RunFile, read_runs
 from headrank_pipeline.comparison.significance import bootstrap_means, holm, paired_tests
 from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluate
 from headrank_pipeline.experiment.judgement import in_order_of_grades
@@ -25,7 +25,6 @@ from headrank_pipeline.trec import read_qrels
 
 __all__ = ["FIRST_STAGE", "Comparison", "compare", "mean_rows", "paired_rows", "per_query_rows"]
 
-FIRST_STAGE = "first stage"
 _FIRST_STAGE_NAMES = frozenset({FIRST_STAGE, "first-stage", "first_stage", "bm25"})
 
 Folder = str | Path
@@ -36,19 +35,20 @@ class Comparison:
     """What `compare` found.
 
     Args:
-        summary: one row per system, the first stage first: ``system``, a mean per measure with ``MEASURE low`` and
-            ``MEASURE high`` (bootstrap, 95%), then the fields of `costs.Cost`.
+        summary: one row per system, the first stage first if there is a run directory: ``system``, a mean per measure
+            with ``MEASURE low`` and ``MEASURE high`` (bootstrap, 95%), then the fields of `costs.Cost`.
         tests: one row per measure and system but the baseline: the fields of `significance.PairedTest`, with
             ``t_test_holm`` and ``randomisation_holm`` corrected over the systems of a measure. Queries that no run has
             are not tested: they would all be ties of 0.
         per_query: one row per system and judged query that some run has: ``system``, ``qid``, a value per measure.
         ceiling: the best that any reranker of these candidates could reach: ``R@depth`` of the candidates, and every
-            measure with the candidates in the ideal order.
+            measure with the candidates in the ideal order. Empty without a run directory: candidates are not known.
         baseline: the system that the others are tested against.
         measures: the first one is shown in figures.
         runs: what was read, the order of the rows.
         conditions: what all systems share (depth, judgments, …), JSON-ready. ``queries`` counts the judged queries,
             over which means are taken; ``tested`` those of them that some run has, over which tests are made.
+            ``benchmark``, ``candidates`` and ``depth`` are those of the run directories, None without one.
         notes: what a reader must know: differences that were allowed, reranking that did nothing, queries that are
             missing.
     """
@@ -59,14 +59,19 @@ class Comparison:
     ceiling: Mapping[str, float]
     baseline: str
     measures: tuple[str, ...]
-    runs: tuple[FinishedRun, ...]
+    runs: tuple[FinishedRun | RunFile, ...]
     conditions: Mapping[str, Any]
     notes: tuple[str, ...]
 
     @property
     def systems(self) -> list[str]:
-        """Names of the systems, the first stage first."""
+        """Names of the systems, in the order of the rows."""
         return list(self.summary["system"])
+
+    @property
+    def finished(self) -> list[FinishedRun]:
+        """The run directories among the runs."""
+        return [run for run in self.runs if isinstance(run, FinishedRun)]
 
     def values(self, measure: str) -> pd.DataFrame:
         """Return one row per query and one column per system."""
@@ -77,50 +82,57 @@ def compare(
     runs: Sequence[Folder],
     *,
     qrels: Folder | None = None,
-    baseline: str = FIRST_STAGE,
+    baseline: str | None = None,
     measures: Sequence[str] = (),
     relevance_level: int | None = None,
     seed: int = 0,
     allow_different: Collection[str] = (),
 ) -> Comparison:
-    """Return how the runs of several directories compare; the first stage is one of the systems.
+    """Return how several runs compare; the first stage of the run directories is one of the systems.
 
     Args:
-        runs: run directories.
-        qrels: judgments; None for those that the runs were evaluated with.
-        baseline: ``first stage`` (also ``bm25``), a run directory, a system's name or a run's tag.
-        measures: the same as in `evaluate`; empty for those of the first run's evaluation.
-        relevance_level: lowest relevant grade for binary measures; None for that of the first run's evaluation.
+        runs: run directories, and TREC run files of any tool.
+        qrels: judgments; None for those that the runs were evaluated with, which a run file does not say.
+        baseline: ``first stage`` (also ``bm25``), a run's path, a system's name or a run directory's tag. None for the
+            first stage, or the first run where all are files.
+        measures: the same as in `evaluate`; empty for those of the first run directory's evaluation, else the same
+            defaults as in `evaluate`.
+        relevance_level: lowest relevant grade for binary measures; None for that of the same evaluation, else 1.
         seed: seed of the bootstrap and the randomisation test.
-        allow_different: fields of `comparable.FIELDS` in which the runs may differ.
+        allow_different: fields of `comparable.FIELDS` in which the run directories may differ.
 
     Raises:
-        FileNotFoundError: a directory without a run, or judgments that are not there.
-        ValueError: runs that differ in what must be equal, an unfinished run, an unknown baseline or measure.
+        FileNotFoundError: a directory without a run, a run file or judgments that are not there.
+        ValueError: runs that differ in what must be equal, an unfinished run, an unknown baseline or measure, a run
+            file without `qrels` or with nothing beside it, or a malformed one.
     """
-    finished = read_finished_runs([Path(path) for path in runs])
+    given = read_runs([Path(path) for path in runs])
+    finished = [run for run in given if isinstance(run, FinishedRun)]
+    files = [run for run in given if isinstance(run, RunFile)]
+    _check_files(files, qrels, alone=len(given) == 1)
     allowed = check_comparable(finished, allow_different=allow_different)
-    notes = [f"allowed to differ: {line}" for line in allowed]
-    if any(line.startswith("candidates") for line in allowed):
+    notes = [*_file_notes(files), *(f"allowed to differ: {line}" for line in allowed)]
+    if finished and (files or any(line.startswith("candidates") for line in allowed)):
         notes.append(f"first stage and ideal order of the candidates are those of {finished[0].name}")
-    chosen = _baseline(baseline, finished)
+    chosen = _baseline(baseline, given)
     judgments = open_input(find_qrels(finished) if qrels is None else qrels, "qrels")  # may be a pipe
-    recorded = finished[0].recorded_evaluation or {}
+    recorded = (finished[0].recorded_evaluation if finished else None) or {}
     names = tuple(measures or recorded.get("measures", DEFAULT_MEASURES))
     level = relevance_level or recorded.get("relevance_level", 1)
-    files = {FIRST_STAGE: finished[0].directory.first_stage_run, **{run.name: run.directory.run for run in finished}}
-    evaluations = {name: evaluate(path, judgments, names, relevance_level=level) for name, path in files.items()}
+    before = {FIRST_STAGE: finished[0].directory.first_stage_run} if finished else {}
+    systems = {**before, **{run.name: run.run for run in given}}
+    evaluations = {name: evaluate(run, judgments, names, relevance_level=level) for name, run in systems.items()}
     asked = _asked(evaluations)
     return Comparison(
         summary=_summary(evaluations, finished, names, seed),
         tests=pd.DataFrame(paired_rows(asked, chosen, names, seed)),
         per_query=per_query_rows(asked),
-        ceiling=_ceiling(finished[0], judgments, names, level),
+        ceiling=_ceiling(finished[0], judgments, names, level) if finished else {},
         baseline=chosen,
         measures=names,
-        runs=tuple(finished),
-        conditions=_conditions(finished, judgments, level, seed)
-        | {"queries": evaluations[FIRST_STAGE].queries, "tested": asked[FIRST_STAGE].queries},
+        runs=tuple(given),
+        conditions=_conditions(finished, files, judgments, level, seed)
+        | {"queries": evaluations[chosen].queries, "tested": asked[chosen].queries},
         notes=(
             *notes,
             *_effect_notes(finished),
@@ -130,22 +142,33 @@ def compare(
     )
 
 
-def _baseline(wanted: str, runs: Sequence[FinishedRun]) -> str:
-    """A run's own name, path or tag goes before the names of the first stage."""
+def _check_files(files: Sequence[RunFile], qrels: Folder | None, *, alone: bool) -> None:
+    if files and qrels is None:
+        raise ValueError(f"{files[0].path}: a run file does not say what judges it; name the judgments with qrels=FILE")
+    if files and alone:
+        raise ValueError(f"{files[0].path}: one run file has nothing to be compared with; name another run beside it")
+
+
+def _baseline(wanted: str | None, runs: Sequence[FinishedRun | RunFile]) -> str:
+    """A run's own name, path or tag goes before the names of the first stage, which run files alone do not have."""
+    finished = [run for run in runs if isinstance(run, FinishedRun)]
+    if wanted is None:
+        return FIRST_STAGE if finished else runs[0].name
     for matches in (
         [run.name for run in runs if run.name == wanted],
-        [run.name for run in runs if Path(wanted).resolve() == run.directory.path.resolve()][:1],
-        [run.name for run in runs if run.identity["tag"] == wanted],
+        [run.name for run in runs if Path(wanted).resolve() == run.path.resolve()][:1],
+        [run.name for run in finished if run.identity["tag"] == wanted],
     ):
         if len(matches) == 1:
             return matches[0]
         if matches:
             raise ValueError(f"baseline {wanted!r}: the tag of {', '.join(matches)}; name one of them")
-    stages = {run.identity["candidates"].get("source", {}).get("stage") for run in runs} - {None}
-    if wanted in stages or (wanted in _FIRST_STAGE_NAMES and not (wanted == "bm25" and stages)):
+    stages = {run.identity["candidates"].get("source", {}).get("stage") for run in finished} - {None}
+    if wanted in stages or (finished and wanted in _FIRST_STAGE_NAMES and not (wanted == "bm25" and stages)):
         return FIRST_STAGE
-    known = ", ".join([FIRST_STAGE, *(run.name for run in runs)])
-    raise ValueError(f"baseline {wanted!r}: no such system; systems: {known}")
+    known = ", ".join([FIRST_STAGE] * bool(finished) + [run.name for run in runs])
+    hint = "" if finished else "; only run directories bring a first stage"
+    raise ValueError(f"baseline {wanted!r}: no such system; systems: {known}{hint}")
 
 
 def _summary(
@@ -222,24 +245,30 @@ def _ceiling(run: FinishedRun, qrels: Input, measures: Sequence[str], level: int
     return {**evaluate(ideal, grades, measures, relevance_level=level).means, recall: reached[recall]}
 
 
-def _conditions(runs: Sequence[FinishedRun], qrels: Input, level: int, seed: int) -> dict[str, Any]:
-    first = runs[0]
+def _conditions(
+    runs: Sequence[FinishedRun], files: Sequence[RunFile], qrels: Input, level: int, seed: int
+) -> dict[str, Any]:
     return {
-        "benchmark": first.identity["benchmark"],
-        "candidates": first.identity["candidates"],
-        "depth": first.depth,
+        **{name: runs[0].identity[name] if runs else None for name in ("benchmark", "candidates", "depth")},
         "qrels": str(qrels),
         "qrels_sha256": qrels.sha256,
         "relevance_level": level,
         "seed": seed,
         "directories": {run.name: str(run.directory.path) for run in runs},
         "commits": {run.name: run.commit for run in runs},
+        "files": {run.name: {"path": str(run.path), "sha256": run.run.sha256} for run in files},
     }
 
 
 def _judgment_notes(runs: Sequence[FinishedRun], qrels: Input) -> list[str]:
     other = [r.name for r in runs if r.recorded_evaluation and r.recorded_evaluation["qrels_sha256"] != qrels.sha256]
     return [f"{qrels} is not the file that {', '.join(other)} were evaluated with"] if other else []
+
+
+def _file_notes(files: Sequence[RunFile]) -> list[str]:
+    names = ", ".join(run.name for run in files)
+    told = "benchmark, candidates, depth and topics of a run file are not known, and were not checked"
+    return [f"{names}: {told}"] if files else []
 
 
 def _effect_notes(runs: Sequence[FinishedRun]) -> list[str]:

@@ -13,14 +13,13 @@ from urllib.parse import quote
 import pandas as pd
 
 from headrank_pipeline.comparison.canvas import Picture, shortened
-from headrank_pipeline.comparison.compare import Comparison
+from headrank_pipeline.comparison.compare import FIRST_STAGE, Comparison
 from headrank_pipeline.comparison.explanation_page import page_in_run
-from headrank_pipeline.comparison.finished import FinishedRun
+from headrank_pipeline.comparison.finished import FinishedRun, RunFile
 from headrank_pipeline.comparison.report import Section, html_page
 from headrank_pipeline.comparison.run_figures import cost_figure, difference_figure, scatter_figure
 from headrank_pipeline.comparison.tables import Cell, Column, Shown, Table
-from headrank_pipeline.experiment.directory import plain, write_json
-from headrank_pipeline.files import atomic_writer
+from headrank_pipeline.files import atomic_writer, plain, write_json
 
 __all__ = ["comparison_tables", "origin_of", "save_comparison", "write_pictures", "write_text"]
 
@@ -45,8 +44,7 @@ _COSTS = (
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """Return the tables of a comparison: means, tests per measure, costs."""
-    tests = [_tests(comparison, measure) for measure in comparison.measures] if len(comparison.tests) else []
-    return [_means(comparison), *tests, _costs(comparison)]
+    return [_means(comparison), *_all_tests(comparison), *_costs(comparison)]
 
 
 def save_comparison(comparison: Comparison, output: Path, *, command: str) -> list[Path]:
@@ -77,7 +75,7 @@ def save_comparison(comparison: Comparison, output: Path, *, command: str) -> li
         _summary_line(comparison),
         facts=facts,
         notes=comparison.notes,
-        sections=_sections(comparison, tables, pictures, output),
+        sections=_sections(comparison, pictures, output),
     )
     return [*written, output / "comparison.json", write_text(output / "report.html", page)]
 
@@ -98,9 +96,9 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def origin_of(runs: Sequence[FinishedRun], files: str, command: str) -> str:
+def origin_of(runs: Sequence[FinishedRun | RunFile], files: str, command: str) -> str:
     """Return the sentence of a caption that says which runs and files a figure is drawn from, and how."""
-    commits = ", ".join(sorted({run.commit for run in runs}))
+    commits = ", ".join(sorted({run.commit for run in runs}, key=lambda commit: (commit == "?", commit)))
     names = ", ".join(run.name for run in runs) if len(runs) <= 4 else f"{len(runs)} runs"
     return f"Drawn from {files} of {names} (made by commit {commits}). Command: {shortened(command, 240)}"
 
@@ -122,14 +120,19 @@ def _means(comparison: Comparison) -> Table:
             low, high = row[f"{measure} low"], row[f"{measure} high"]
             cells += [row[measure], Shown(f"{low:.4f} to {high:.4f}", low)]
         rows.append(cells)
-    ideal = [cell for measure in names for cell in (comparison.ceiling[measure], None)]
-    recall = f"R@{comparison.conditions['depth']}"
-    note = (
-        f"{comparison.conditions['queries']} queries; one that a run lacks counts 0. {IDEAL}: the most that any "
-        f"reranker of these candidates can reach; they hold {comparison.ceiling[recall]:.4f} of the relevant passages "
-        f"({recall})."
-    )
-    return Table("Means", columns, [*rows, [IDEAL, *ideal]], note)
+    note = f"{comparison.conditions['queries']} queries; one that a run lacks counts 0."
+    if comparison.ceiling:
+        rows.append([IDEAL, *(cell for measure in names for cell in (comparison.ceiling[measure], None))])
+        recall = f"R@{comparison.conditions['depth']}"
+        note += (
+            f" {IDEAL}: the most that any reranker of these candidates can reach; they hold "
+            f"{comparison.ceiling[recall]:.4f} of the relevant passages ({recall})."
+        )
+    return Table("Means", columns, rows, note)
+
+
+def _all_tests(comparison: Comparison) -> list[Table]:
+    return [_tests(comparison, measure) for measure in comparison.measures] if len(comparison.tests) else []
 
 
 def _tests(comparison: Comparison, measure: str) -> Table:
@@ -167,8 +170,11 @@ def _tests(comparison: Comparison, measure: str) -> Table:
     return Table(f"{measure} against {comparison.baseline}", columns, rows, note)
 
 
-def _costs(comparison: Comparison) -> Table:
-    runs = comparison.summary[comparison.summary["batch_size"].notna()]
+def _costs(comparison: Comparison) -> list[Table]:
+    """One table; none where no run is known to have cost anything."""
+    if not comparison.finished:
+        return []
+    runs = comparison.summary[comparison.summary["system"] != FIRST_STAGE]
     rows: list[list[Cell]] = [
         [row["system"], *(_cost(column, row[field]) for column, field in _COSTS)] for row in runs.to_dict("records")
     ]
@@ -179,7 +185,7 @@ def _costs(comparison: Comparison) -> Table:
         f"{'; batch sizes differ, so compare latencies with care' if mixed else ''}. GPU: {', '.join(gpus)}. "
         f"- where a run's files do not say."
     )
-    return Table("Time, tokens, memory", [Column("system"), *(column for column, _ in _COSTS)], rows, note)
+    return [Table("Time, tokens, memory", [Column("system"), *(column for column, _ in _COSTS)], rows, note)]
 
 
 def _cost(column: Column, value: Any) -> Cell:
@@ -195,7 +201,7 @@ def _per_query(comparison: Comparison, output: Path) -> Table:
     measure, *_ = comparison.measures
     values = comparison.values(measure)
     columns = [Column("query"), *(Column(shortened(system), ".4f", system) for system in values.columns)]
-    folders = {run.name: run.directory.path for run in comparison.runs}
+    folders = {run.name: run.path for run in comparison.finished}
 
     def cell(system: str, qid: str, value: float) -> Cell:
         page = page_in_run(folders[system], qid) if system in folders else None
@@ -217,7 +223,9 @@ def _per_query(comparison: Comparison, output: Path) -> Table:
 
 def _pictures(comparison: Comparison, command: str) -> list[Picture]:
     measure, *_ = comparison.measures
-    origin = origin_of(comparison.runs, "run.trec, first_stage.trec, manifest.json and the judgments", command)
+    files = ["run.trec, first_stage.trec, manifest.json"] if comparison.finished else []
+    files += ["run files"] if comparison.conditions["files"] else []
+    origin = origin_of(comparison.runs, f"{', '.join(files)} and the judgments", command)
     pictures: list[Picture] = []
     baseline = comparison.baseline
     pictures.append(difference_figure(comparison.tests, measure=measure, baseline=baseline, origin=origin))
@@ -226,19 +234,17 @@ def _pictures(comparison: Comparison, command: str) -> list[Picture]:
     return [*pictures, cost] if cost else pictures
 
 
-def _sections(
-    comparison: Comparison, tables: Sequence[Table], pictures: Sequence[Picture], output: Path
-) -> list[Section]:
-    means, *tests, costs = tables
+def _sections(comparison: Comparison, pictures: Sequence[Picture], output: Path) -> list[Section]:
+    tests, costs = _all_tests(comparison), _costs(comparison)
     named = {picture.name: picture for picture in pictures}
     queries = comparison.conditions["tested"]
     per_query = [_per_query(comparison, output)] if queries <= _MOST_QUERIES else []
     told = "" if per_query else f"{queries} queries are too many for a page; per_query.csv holds them."
     quality = [named["quality-cost"]] if "quality-cost" in named else []
     return [
-        Section("Quality", tables=[means]),
+        Section("Quality", tables=[_means(comparison)]),
         Section(f"Against the baseline: {comparison.baseline}", tables=tests, pictures=[named["difference"]]),
-        Section("Cost", tables=[costs], pictures=quality),
+        *([Section("Cost", tables=costs, pictures=quality)] if costs else []),
         Section("Query by query", told, tables=per_query, pictures=[named["per-query"]]),
     ]
 
@@ -246,10 +252,8 @@ def _sections(
 def _summary_line(comparison: Comparison) -> str:
     known = comparison.conditions
     benchmark = f"{known['benchmark']['name']}, " if known["benchmark"] else ""
-    return (
-        f"{benchmark}{known['queries']} queries, the same candidates for every system, depth {known['depth']}, "
-        f"baseline {comparison.baseline}. Click a heading to sort."
-    )
+    same = "" if known["files"] else f"the same candidates for every system, depth {known['depth']}, "
+    return f"{benchmark}{known['queries']} queries, {same}baseline {comparison.baseline}. Click a heading to sort."
 
 
 def _facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
@@ -258,21 +262,15 @@ def _facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
     facts = [
         ("command", command),
         ("benchmark", f"{benchmark['name']}, version {benchmark['version']}" if benchmark else "none named"),
-        ("candidates", json.dumps(known["candidates"], sort_keys=True)),
-        ("depth", str(known["depth"])),
+        ("candidates", json.dumps(known["candidates"], sort_keys=True) if known["candidates"] else "not known"),
+        ("depth", str(known["depth"] or "not known")),
         (
             "judgments",
             f"{known['qrels']}, SHA-256 {known['qrels_sha256'][:16]}…, relevant from {known['relevance_level']}",
         ),
         ("tests", f"over {known['tested']} queries, seed {known['seed']}"),
     ]
-    return facts + [
-        (
-            run.name,
-            f"{run.directory.path}, tag {run.identity['tag']}, commit {run.commit}, status {run.manifest['status']}",
-        )
-        for run in comparison.runs
-    ]
+    return facts + [(run.name, run.origin) for run in comparison.runs]
 
 
 def comparison_record(comparison: Comparison, command: str) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import pandas as pd
 
 from headrank_pipeline.comparison.compare import mean_rows, paired_rows, per_query_rows
 from headrank_pipeline.experiment.batches import Progress
-from headrank_pipeline.experiment.directory import environment, plain, read_json, write_json
+from headrank_pipeline.experiment.directory import environment, read_json
 from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, Qrels, evaluate
-from headrank_pipeline.files import locked_folder, made_folder
+from headrank_pipeline.files import locked_folder, made_folder, plain, write_json
 from headrank_pipeline.pipeline import Queries, Source, as_queries
 from headrank_pipeline.records import Query, Ranking
 from headrank_pipeline.trec import candidate_line, read_candidates, read_run

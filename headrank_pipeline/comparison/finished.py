@@ -1,4 +1,4 @@
-"""A run directory as a reader sees it: nothing is locked, repaired or written."""
+"""Finished runs as a reader sees them, run directories and run files: nothing is locked, repaired or written."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from headrank_pipeline.attention.recipe import prompt_order
 from headrank_pipeline.experiment.directory import (
     Entry,
     RunDirectory,
-    file_sha256,
     journal_key,
     read_journal,
     read_json,
     read_manifest,
 )
 from headrank_pipeline.experiment.reproduction import recorded_files
+from headrank_pipeline.files import Input, check_input, file_sha256, open_input
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.trec import read_candidates, read_run
 
-__all__ = ["FinishedRun", "read_finished", "read_finished_runs"]
+__all__ = ["FIRST_STAGE", "FinishedRun", "RunFile", "read_finished", "read_finished_runs", "read_runs"]
+
+FIRST_STAGE = "first stage"  # what tables call the system before reranking
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,21 @@ class FinishedRun:
     name: str
     directory: RunDirectory
     manifest: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """What the user names it by."""
+        return self.directory.path
+
+    @property
+    def run(self) -> Path:
+        """The run that is evaluated."""
+        return self.directory.run
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, in words."""
+        return f"{self.path}, tag {self.identity['tag']}, commit {self.commit}, status {self.manifest['status']}"
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -164,16 +181,59 @@ class FinishedRun:
         return read_candidates(path)
 
 
+@dataclass(frozen=True)
+class RunFile:
+    """A TREC run of any tool: an order of passages for each query, and nothing about what made it.
+
+    Args:
+        name: what tables and figures call it.
+        run: the file, opened once; it may be gzipped or a pipe.
+    """
+
+    name: str
+    run: Input
+
+    @property
+    def path(self) -> Path:
+        """What the user names it by."""
+        return Path(self.run)
+
+    @property
+    def commit(self) -> str:
+        """``?``: what made it is not known."""
+        return "?"
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, in words."""
+        return f"{self.path}, a run file, SHA-256 {self.run.sha256[:16]}…"
+
+
+def read_runs(paths: Sequence[Path]) -> list[FinishedRun | RunFile]:
+    """Return the runs of some directories and files, each named by the shortest end of its path that no other shares.
+
+    Raises:
+        FileNotFoundError: a directory without a run, or nothing there.
+        ValueError: no path, or a run that is not finished.
+    """
+    return [_read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+
+
 def read_finished_runs(paths: Sequence[Path]) -> list[FinishedRun]:
-    """Return the runs of some directories, each named by the shortest end of its path that no other shares.
+    """Return the runs of some directories, named as `read_runs` names them.
 
     Raises:
         FileNotFoundError: a directory without a run.
-        ValueError: no directory, or a run that is not finished.
+        ValueError: no directory, a run file, or a run that is not finished.
     """
-    if not paths:
-        raise ValueError("no run directories given; name at least one, for example runs/dl19/*/")
     return [read_finished(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+
+
+def _read(path: Path, name: str) -> FinishedRun | RunFile:
+    if path.is_dir():
+        return read_finished(path, name)
+    check_input(path, "run directory or TREC run")
+    return RunFile(name, open_input(path, "run"))
 
 
 def read_finished(path: Path, name: str | None = None) -> FinishedRun:
@@ -181,8 +241,13 @@ def read_finished(path: Path, name: str | None = None) -> FinishedRun:
 
     Raises:
         FileNotFoundError: a directory without a run.
-        ValueError: a run that is not finished.
+        ValueError: a run file, or a run that is not finished.
     """
+    if path.exists() and not path.is_dir():
+        raise ValueError(
+            f"{path}: a file, which does not say which candidates were reranked, and how; expected a directory that "
+            f"headrank run wrote (headrank compare takes run files, too)"
+        )
     directory = RunDirectory(path)
     manifest = read_manifest(directory.manifest) if path.is_dir() else None
     if manifest is None:
@@ -198,15 +263,28 @@ def read_finished(path: Path, name: str | None = None) -> FinishedRun:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The same directory may be given twice; the second one gets a number."""
-    parts = [path.resolve().parts for path in paths]
+    """The same run may be given twice; the second one gets a number."""
+    if not paths:
+        raise ValueError("no runs given; name at least one, for example runs/dl19/*/")
+    whole = [_parts(path) for path in paths]
+    stems = [parts if path.is_dir() else _stem(parts) for path, parts in zip(paths, whole, strict=True)]
+    parts = stems if len(set(stems)) == len(set(whole)) else whole
     different = set(parts)
     length = 1
     while len({part[-length:] for part in different}) < len(different):
         length += 1
     names = ["/".join(part[-length:]) for part in parts]
-    seen: Counter[str] = Counter()
+    seen = Counter([FIRST_STAGE])
     for index, name in enumerate(names):
         seen[name] += 1
         names[index] = f"{name} ({seen[name]})" if seen[name] > 1 else name
     return names
+
+
+def _parts(path: Path) -> tuple[str, ...]:
+    """A directory may be named by ``.`` or a link; a link to a file, or a pipe, has the name that it is given."""
+    return path.resolve().parts if path.is_dir() else (path.parent.resolve() / path.name).parts
+
+
+def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return (*parts[:-1], Path(parts[-1].removesuffix(".gz")).stem)

@@ -114,13 +114,14 @@ def _draw_reliability(axes: Any, told: Mapping[str, Any]) -> None:
     axes.set_aspect("equal")
 
 
-def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the interval of a share by Wilson's score, which stays within 0 and 1 for few examples, too.
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """Return the interval (95%) of a share by Wilson's score, which stays within 0 and 1 for few examples, too.
 
     Examples:
         >>> [round(bound, 3) for bound in _wilson(0.5, 10)]
         [0.237, 0.763]
     """
+    z = 1.96
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     return middle - half, middle + half

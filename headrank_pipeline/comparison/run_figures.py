@@ -1,4 +1,4 @@
-"""The figures of comparison and analysis, each from a frame that was computed from run directories.
+"""The figures of comparison and analysis, each from a frame that was computed from finished runs.
 
 Every function takes `origin`, the sentence that says what made the figure, and returns a `Picture`. With many systems
 the figures grow longer, never denser: one row or one panel per system.
@@ -7,6 +7,7 @@ the figures grow longer, never denser: one row or one panel per system.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any, Literal
 
 import numpy as np
@@ -27,10 +28,12 @@ __all__ = [
     "spread_figure",
 ]
 
-Legend = tuple[str, str, Literal["-", "--"], str]  # name, colour, line, mark
+Style = Literal["-", "--", ":", "-."]
+Legend = tuple[str, str, Style, str]  # name, colour, line, mark
 
 _WIDTH = 7.0  # inches, a page's text width
 _SIGNIFICANT = 0.05
+_DASHES: tuple[Style, ...] = ("--", ":", "-.")
 
 
 # ------------------------------------------------------------------------------------------------------ comparison
@@ -122,9 +125,10 @@ def cost_figure(summary: pd.DataFrame, *, measure: str, origin: str) -> Picture 
     def content(figure: Any) -> None:
         axes = figure.subplots()
         axes.set_xscale("log")
-        for row in free.itertuples():
-            axes.axhline(summary.loc[row.Index, measure], color=GREY, linewidth=1.0, linestyle="--")
-        handles = [_line(GREY, wrapped(name), "--") for name in free["system"]]
+        handles = []
+        for name, value, style in zip(free["system"], free[measure], cycle(_DASHES), strict=False):
+            axes.axhline(value, color=GREY, linewidth=1.0, linestyle=style)
+            handles.append(_line(GREY, wrapped(name), style))
         for number, index in enumerate(rows.index, start=1):
             x, y = rows.loc[index, "latency_p50"], rows.loc[index, measure]
             axes.plot(x, y, "o", color=BLUE, markersize=12, alpha=0.85, markeredgecolor="white")
@@ -134,11 +138,11 @@ def cost_figure(summary: pd.DataFrame, *, measure: str, origin: str) -> Picture 
         _decimal_ticks(axes)
         axes.set_xlabel("seconds per query, median (log scale)")
         axes.set_ylabel(measure)
-        axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=1.4)
+        axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=2.4)
 
     caption = (
         f"{measure} against the median time per query; a batch's time is divided by its queries. Numbers are named on "
-        f"the right, the dashed line is the first stage. {origin}"
+        f"the right, a grey line is a system whose time is not known, such as the first stage. {origin}"
     )
     height = max(3.0, 0.5 + 0.2 * (len(rows) + len(free)))
     return draw("quality-cost", f"{measure} and time per query", caption, (_WIDTH, height), content)
@@ -435,7 +439,7 @@ def _mark(mark: str, colour: str, name: str, *, face: str | None = None) -> Any:
     return Line2D([], [], color=colour, marker=mark, linestyle="", markerfacecolor=face or colour, label=name)
 
 
-def _line(colour: str, name: str, style: Literal["-", "--"] = "-", mark: str = "") -> Any:
+def _line(colour: str, name: str, style: Style = "-", mark: str = "") -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=colour, linestyle=style, marker=mark, markersize=4, label=name)

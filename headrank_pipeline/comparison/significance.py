@@ -137,11 +137,11 @@ def t_test_p(differences: Values) -> float:
     return float(stats.ttest_rel(differences, np.zeros_like(differences)).pvalue)
 
 
-def randomisation_p(differences: Values, *, seed: int = 0, draws: int = DRAWS) -> float:
+def randomisation_p(differences: Values, *, seed: int = 0) -> float:
     """Return the two-sided p-value of the paired randomisation test on the mean.
 
     Under the null hypothesis each query's two values could be swapped, which flips the sign of its difference. Up to 14
-    queries that differ, all sign patterns are counted, which is exact; above, `draws` seeded random ones, with the
+    queries that differ, all sign patterns are counted, which is exact; above, `DRAWS` seeded random ones, with the
     observed pattern counted among them, so that p is never 0.
 
     Examples:
@@ -163,10 +163,10 @@ def randomisation_p(differences: Values, *, seed: int = 0, draws: int = DRAWS) -
         return float((np.abs((2.0 * bits - 1.0) @ sizes) >= extreme).mean())
     rng = np.random.default_rng(seed)
     hits = 0
-    for rows in _chunks(draws, len(sizes)):
+    for rows in _chunks(DRAWS, len(sizes)):
         signs = 2.0 * rng.integers(0, 2, size=(rows, len(sizes)), dtype=np.int8) - 1.0
         hits += int((np.abs(signs @ sizes) >= extreme).sum())
-    return (hits + 1) / (draws + 1)
+    return (hits + 1) / (DRAWS + 1)
 
 
 def effect_size(differences: Values) -> float:
@@ -187,32 +187,30 @@ def effect_size(differences: Values) -> float:
     return math.copysign(math.inf, mean) if np.ptp(differences) < SAME else mean / float(differences.std(ddof=1))
 
 
-def bootstrap_means(values: Values, *, seed: int = 0, resamples: int = RESAMPLES) -> list[Interval]:
+def bootstrap_means(values: Values, *, seed: int = 0) -> list[Interval]:
     """Return a percentile bootstrap interval (95%) of the mean of each column.
 
     Args:
         values: one row per query, one column per system; queries are drawn with replacement, seeded.
         seed: seed of the draws.
-        resamples: how often all queries are drawn.
     """
-    sums = np.concatenate([drawn @ values for drawn in _redrawn(len(values), seed, resamples)])
+    sums = np.concatenate([drawn @ values for drawn in _redrawn(len(values), seed)])
     low, high = np.percentile(sums / len(values), _BOUNDS, axis=0)
     return [Interval(float(lower), float(upper)) for lower, upper in zip(low, high, strict=True)]
 
 
-def bootstrap_ratio(parts: Values, wholes: Values, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+def bootstrap_ratio(parts: Values, wholes: Values, *, seed: int = 0) -> Interval:
     """Return a percentile bootstrap interval (95%) of ``sum(parts) / sum(wholes)``, whole queries being drawn.
 
     Args:
         parts: one value per query.
         wholes: one value per query; where all are 0 the bounds are nan.
         seed: seed of the draws.
-        resamples: how often all queries are drawn.
     """
     if not wholes.any():
         return Interval(math.nan, math.nan)
     both = np.column_stack([parts, wholes])
-    sums = np.concatenate([drawn @ both for drawn in _redrawn(len(both), seed, resamples)])
+    sums = np.concatenate([drawn @ both for drawn in _redrawn(len(both), seed)])
     sums = sums[sums[:, 1] > 0]
     low, high = np.percentile(sums[:, 0] / sums[:, 1], _BOUNDS)
     return Interval(float(low), float(high))
@@ -238,11 +236,11 @@ def _differences(values: Values) -> Values:
     return np.where(np.abs(values) <= SAME, 0.0, values)
 
 
-def _redrawn(queries: int, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
-    """Yield how often each query occurs in each of the resamples, some resamples at a time."""
+def _redrawn(queries: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield how often each query occurs in each of the resamples, some of them at a time."""
     rng = np.random.default_rng(seed)
     share = np.full(queries, 1.0 / queries)
-    for rows in _chunks(resamples, queries):
+    for rows in _chunks(RESAMPLES, queries):
         yield rng.multinomial(queries, share, size=rows)
 
 

@@ -35,7 +35,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from headrank_pipeline.files import atomic_writer, file_sha256, locked_folder
+from headrank_pipeline.files import locked_folder
 from headrank_pipeline.records import Ranking
 
 __all__ = [
@@ -45,17 +45,14 @@ __all__ = [
     "RunDirectory",
     "differences",
     "environment",
-    "file_sha256",
     "journal_key",
     "now",
     "percentile",
-    "plain",
     "read_journal",
     "read_json",
     "read_manifest",
     "rekeyed_lines",
     "usage",
-    "write_json",
 ]
 
 logger = logging.getLogger(__name__)
@@ -292,21 +289,9 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({error}); start anew with overwrite=True") from error
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write indented JSON; the file appears whole or not at all."""
-    with atomic_writer(path) as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-
-
 def now() -> str:
     """Return the present time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def plain(value: Any) -> Any:
-    """Return a value as it reads back from JSON: tuples become lists, keys strings."""
-    return json.loads(json.dumps(value, allow_nan=False))
 
 
 def differences(recorded: Any, wanted: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -267,7 +267,8 @@ def evaluated(
         raise ValueError(f"relevance level {relevance_level!r}: expected a grade from 1 to {LARGEST_GRADE}")
     grades = _grades(qrels)
     scores = _scores(run)
-    _check_common(scores, grades)
+    name = str(run) if isinstance(run, str | os.PathLike) else "the run"
+    _check_common(name, scores, grades)
     results = _results(scores, grades, parsed, relevance_level)
     per_query = {
         qid: {measure.name: measure.value(results[qid]) if qid in results else 0.0 for measure in parsed}
@@ -280,7 +281,6 @@ def evaluated(
         missing=tuple(qid for qid in grades if qid not in scores),
         unjudged=tuple(qid for qid in scores if qid not in grades),
     )
-    name = str(run) if isinstance(run, str | os.PathLike) else "the run"
     return result, _strangers(name, scores, grades)
 
 
@@ -465,13 +465,13 @@ def _score(score: Any, qid: str, docid: str) -> float:
     return value
 
 
-def _check_common(scores: Mapping[str, object], grades: Mapping[str, object]) -> None:
+def _check_common(name: str, scores: Mapping[str, object], grades: Mapping[str, object]) -> None:
     if not grades:
         raise ValueError("the qrels are empty: there is no query to evaluate")
     if not scores.keys() & grades.keys():
         raise ValueError(
-            f"run and qrels have no query in common: the run has {_sample(scores)}, the qrels have {_sample(grades)}; "
-            f"check that both belong to the same topics"
+            f"{name} and the qrels have no query in common: the run has {_sample(scores)}, the qrels have "
+            f"{_sample(grades)}; check that both belong to the same topics"
         )
 
 

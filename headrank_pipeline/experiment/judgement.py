@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from headrank_pipeline.experiment.benchmark import Reference, ReferenceCheck, check_references
-from headrank_pipeline.experiment.directory import RunDirectory, file_sha256, write_json
+from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluated
-from headrank_pipeline.files import Input, open_input
+from headrank_pipeline.files import Input, file_sha256, open_input, write_json
 from headrank_pipeline.records import Candidate
 from headrank_pipeline.trec import Qrels, read_qrels, read_run
 

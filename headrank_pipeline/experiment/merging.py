@@ -19,16 +19,14 @@ from headrank_pipeline.experiment.directory import (
     Journal,
     RunDirectory,
     differences,
-    file_sha256,
     journal_key,
     read_manifest,
     rekeyed_lines,
-    write_json,
 )
 from headrank_pipeline.experiment.judgement import Judged, Judgement, judge
 from headrank_pipeline.experiment.reproduction import recorded_files
 from headrank_pipeline.experiment.runner import Effect, Outcome, closed, totals_of
-from headrank_pipeline.files import empty_locked, locked_folder, remove_locked
+from headrank_pipeline.files import empty_locked, file_sha256, locked_folder, remove_locked, write_json
 from headrank_pipeline.trec import read_run
 
 __all__ = ["merge"]

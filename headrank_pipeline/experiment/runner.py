@@ -27,17 +27,14 @@ from headrank_pipeline.experiment.directory import (
     RunDirectory,
     differences,
     environment,
-    file_sha256,
     journal_key,
     now,
     percentile,
-    plain,
     read_journal,
     read_manifest,
-    write_json,
 )
 from headrank_pipeline.experiment.judgement import Judged, Judgement, judge
-from headrank_pipeline.files import open_input
+from headrank_pipeline.files import file_sha256, open_input, plain, write_json
 from headrank_pipeline.pipeline import Reranker
 from headrank_pipeline.records import Candidate, Ranking, check_id
 from headrank_pipeline.trec import read_candidates, run_writer, write_candidates

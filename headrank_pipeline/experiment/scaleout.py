@@ -31,7 +31,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from headrank_pipeline.experiment.batches import Batches, TriedBatch, try_batch
-from headrank_pipeline.experiment.directory import differences, plain, usage
+from headrank_pipeline.experiment.directory import differences, usage
+from headrank_pipeline.files import plain
 from headrank_pipeline.pipeline import MissingPrerequisite, Reranker, require_extra
 
 __all__ = [

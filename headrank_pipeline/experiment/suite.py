@@ -14,9 +14,9 @@ from statistics import fmean
 from typing import Any, Literal
 
 from headrank_pipeline.experiment.benchmark import Benchmark
-from headrank_pipeline.experiment.directory import write_json
 from headrank_pipeline.experiment.runner import Outcome
 from headrank_pipeline.experiment.sources import LocalFiles, topics_beside
+from headrank_pipeline.files import write_json
 
 __all__ = ["SUMMARY", "Row", "Suite", "local_files", "run_suite"]
 

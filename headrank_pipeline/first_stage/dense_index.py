@@ -18,7 +18,15 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from headrank_pipeline.files import atomic_writer, empty_locked, locked_folder, open_input, remove_locked
+from headrank_pipeline.files import (
+    atomic_path,
+    empty_locked,
+    locked_folder,
+    open_input,
+    plain,
+    remove_locked,
+    write_json,
+)
 from headrank_pipeline.first_stage.encoder import Encoder, load_encoder
 from headrank_pipeline.first_stage.index import IDENTITY_FILE, IndexSummary, is_index, publish, refuse_strangers
 from headrank_pipeline.first_stage.jvm import versions
@@ -140,13 +148,12 @@ def _begin(draft: Path, target: Path, plan: dict[str, Any]) -> None:
     """Keep in the folder what an unfinished build of the same plan left there, or nothing."""
     note = draft / "plan.json"
     if note.is_file():
-        if json.loads(note.read_text(encoding="utf-8")) == json.loads(json.dumps(plan)):
+        if json.loads(note.read_text(encoding="utf-8")) == plain(plan):
             _log.info("%s: continuing an interrupted build", target)
         else:
             _log.warning("%s: the interrupted build was of another corpus or encoder; starting anew", target)
             empty_locked(draft)
-    with atomic_writer(note) as file:
-        json.dump(plan, file)
+    write_json(note, plan)
 
 
 def _encode(passages: list[Passage], encoder: Encoder, draft: Path, on_progress: Callable[[int, int], None]) -> None:
@@ -156,10 +163,8 @@ def _encode(passages: list[Passage], encoder: Encoder, draft: Path, on_progress:
     while shard := list(islice(remaining, _SHARD)):
         path = _shard_file(draft, number)
         if not path.exists():
-            half = path.with_suffix(".tmp")
-            with half.open("wb") as file:
+            with atomic_path(path) as half, half.open("wb") as file:
                 np.save(file, encoder.passages(shard))
-            half.replace(path)
         done += len(shard)
         number += 1
         on_progress(done, len(passages))

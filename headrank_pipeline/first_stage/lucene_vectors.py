@@ -40,9 +40,7 @@ class _Hit:
     score: float
 
 
-def write_lucene_vectors(
-    folder: Path, docids: Sequence[str], shards: Iterable[np.ndarray], scratch: Path, *, threads: int = 1
-) -> None:
+def write_lucene_vectors(folder: Path, docids: Sequence[str], shards: Iterable[np.ndarray], scratch: Path) -> None:
     """Index vectors with Anserini; `folder` must not be there yet.
 
     Args:
@@ -50,7 +48,6 @@ def write_lucene_vectors(
         docids: one per vector.
         shards: [N, D] float32 each, in the order of `docids`; every vector of length 1.
         scratch: an empty folder for the vectors as JSON, about 10 bytes per number.
-        threads: threads of the indexer; with 1 equal vectors give equal graphs.
 
     Raises:
         MissingPrerequisite: no Java 21, or no pyserini.
@@ -71,7 +68,8 @@ def write_lucene_vectors(
                 file.write(json.dumps({"docid": docid, "vector": vector}) + "\n")
     command = [str(find_java().home / "bin" / "java"), "-cp", str(anserini_jar())]
     command += ["io.anserini.index.IndexHnswDenseVectors", "-collection", "JsonDenseVectorCollection"]
-    command += ["-generator", "DenseVectorDocumentGenerator", "-threads", str(threads)]
+    # With one thread equal vectors give equal graphs.
+    command += ["-generator", "DenseVectorDocumentGenerator", "-threads", "1"]
     command += ["-M", str(NEIGHBOURS), "-efC", str(CONSTRUCTION), "-input", str(scratch), "-index", str(folder)]
     run_indexer(command, len(docids))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,25 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from headrank_pipeline.files import atomic_writer, file_sha256, locked_folder
+from headrank_pipeline.files import atomic_path, atomic_writer, file_sha256, locked_folder, plain, write_json
 
-__all__ = ["TrainingDirectory", "atomic_path"]
+__all__ = ["TrainingDirectory"]
 
 _ANEW = "the file was changed: start anew with overwrite=True"
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a hidden name to write a file to; it takes its own name when the block ends without an exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield draft
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +71,7 @@ class TrainingDirectory:
         Raises:
             ValueError: it holds another run; the message names what differs.
         """
-        wanted = json.loads(json.dumps(setup, allow_nan=False))
+        wanted = plain(setup)
         if overwrite:
             self.clear()
         if self.setup.is_file():
@@ -100,9 +85,7 @@ class TrainingDirectory:
                     f"another output, or start anew with overwrite=True"
                 )
         else:
-            with atomic_writer(self.setup) as file:
-                json.dump(wanted, file, indent=1, ensure_ascii=False)
-                file.write("\n")
+            write_json(self.setup, wanted)
         return self.state.is_file()
 
     def save_state(self, state: Mapping[str, Any]) -> None:
@@ -184,8 +167,7 @@ def _digested(path: Path) -> Iterator[Path]:
         known = [file_sha256(draft)]
         if path.is_file():
             known.append(file_sha256(path))
-        with atomic_writer(_digests(path)) as file:
-            json.dump(known, file)
+        write_json(_digests(path), known)
 
 
 def _check(path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from headrank_pipeline.attention.model import LoadedModel, save_weights
 from headrank_pipeline.attention.recipe import Recipe
-from headrank_pipeline.files import atomic_writer
+from headrank_pipeline.files import atomic_writer, write_json
 from headrank_pipeline.learn.card import base_model_of, new_metadata
 
 __all__ = ["export"]
@@ -76,9 +76,7 @@ def export(
 def _write_recipe(reading: Recipe, path: Path) -> None:
     template = reading.template.describe()
     template.pop("chat")  # follows from the tokenizer
-    with atomic_writer(path) as file:
-        json.dump({"name": reading.name, "template": template, "rule": reading.rule.describe()}, file, indent=1)
-        file.write("\n")
+    write_json(path, {"name": reading.name, "template": template, "rule": reading.rule.describe()})
 
 
 def _card(name: str, loaded: LoadedModel, reading: Recipe, made_by: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ __all__ = ["ListScorer", "mean_ndcg", "ndcg"]
 
 # Lists whose token scores [H, N] are held at once before they are pooled.
 _READ_AT_ONCE = 32
+_CUTOFF = 10  # last rank that nDCG counts
 
 
 class ListScorer:
@@ -115,8 +116,8 @@ class ListScorer:
             return combined(mass, self.rule, heads.weights, divisor)
 
 
-def ndcg(scores: Tensor, grades: Tensor, *, cutoff: int = 10) -> Tensor:
-    """Return nDCG at the cutoff of every head, with trec_eval's linear gains g / log2(rank + 1).
+def ndcg(scores: Tensor, grades: Tensor) -> Tensor:
+    """Return nDCG@10 of every head, with trec_eval's linear gains g / log2(rank + 1).
 
     The ideal order is that of the list itself, not of all that was judged. Equal scores are ordered against the head,
     the lower grade first, so that a head that cannot tell passages apart gains nothing from the order they came in.
@@ -124,7 +125,6 @@ def ndcg(scores: Tensor, grades: Tensor, *, cutoff: int = 10) -> Tensor:
     Args:
         scores: [H, P].
         grades: [P] int64, at least one above 0.
-        cutoff: last rank that counts.
 
     Returns:
         [H] float64, between 0 and 1; 0 where no grade is above 0.
@@ -135,16 +135,16 @@ def ndcg(scores: Tensor, grades: Tensor, *, cutoff: int = 10) -> Tensor:
     """
     worst_first = torch.sort(grades, stable=True).indices
     order = torch.sort(scores[:, worst_first], dim=1, descending=True, stable=True).indices
-    gains = grades[worst_first].double()[order][:, :cutoff]
+    gains = grades[worst_first].double()[order][:, :_CUTOFF]
     discounts = torch.log2(torch.arange(gains.shape[1], device=scores.device, dtype=torch.float64) + 2.0)
-    ideal = (torch.sort(grades, descending=True).values[:cutoff].double() / discounts).sum()
+    ideal = (torch.sort(grades, descending=True).values[:_CUTOFF].double() / discounts).sum()
     return (gains / discounts).sum(1) / ideal.clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def mean_ndcg(scorer: ListScorer, lists: Sequence[GradedList], *, cutoff: int = 10) -> float:
-    """Return the mean nDCG at the cutoff over graded lists."""
+def mean_ndcg(scorer: ListScorer, lists: Sequence[GradedList]) -> float:
+    """Return the mean nDCG@10 over graded lists."""
     values = [
-        float(ndcg(scores[None], torch.tensor(graded.grades, device=scores.device), cutoff=cutoff)[0])
+        float(ndcg(scores[None], torch.tensor(graded.grades, device=scores.device))[0])
         for graded, scores in zip(lists, scorer.scores(lists), strict=True)
     ]
     return sum(values) / len(values)

@@ -83,9 +83,7 @@ def criterion_scores(
     return np.where(usable, scores, -np.inf)
 
 
-def choose_heads(
-    table: HeadTable, config: SelectionConfig, *, name: str | None = None, provenance: Mapping[str, Any] | None = None
-) -> HeadSet:
+def choose_heads(table: HeadTable, config: SelectionConfig, *, provenance: Mapping[str, Any] | None = None) -> HeadSet:
     """Return the head set that a criterion chooses, best head first.
 
     Equal scores go to the lower layer, then to the lower head. Constant heads are never chosen.
@@ -93,7 +91,6 @@ def choose_heads(
     Args:
         table: table that `measure_heads` returned.
         config: criterion, number of heads, lambda, depth cap, window.
-        name: name of the set; None takes criterion and number.
         provenance: model, revision and data, for the set; ``model`` and ``revision`` become its own fields.
 
     Raises:
@@ -114,7 +111,7 @@ def choose_heads(
             )
     about = dict(provenance or {})
     return HeadSet(
-        name or f"{config.criterion}-{len(picked)}",
+        f"{config.criterion}-{len(picked)}",
         tuple(table.heads[i] for i in picked),
         model=about.pop("model", None),
         revision=about.pop("revision", None),

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from headrank_pipeline.files import atomic_writer
+from headrank_pipeline.files import write_json
 from headrank_pipeline.pipeline import Failure, Reranker, all_reranked
 from headrank_pipeline.records import Candidate, Ranking
 from headrank_pipeline.rerank.attention_reranker import AttentionReranker
@@ -125,8 +125,7 @@ class Calibration:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the numbers as JSON."""
-        with atomic_writer(path) as file:
-            file.write(json.dumps(asdict(self), indent=1) + "\n")
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:

@@ -310,11 +310,14 @@ def test_a_model_is_trained_and_reranks_with_isolated_passages(folders, tmp_path
     heads, model, candidates = tmp_path / "heads.json", tmp_path / "trained", tmp_path / "candidates.jsonl"
     save_lists(tmp_path / "lists.jsonl", overlap_lists(3))
     write_candidates(candidates, rankings(2))
-    both = ["--lists", tmp_path / "lists.jsonl", "--passages", "isolated", "--no-figure", "--device", "cpu"]
+    both = ["--lists", tmp_path / "lists.jsonl", "--option", "passages=isolated", "--option",
+            "support=passages-geometric", "--no-figure", "--device", "cpu"]  # fmt: skip
     invoke("select-heads", "--model", folders["qwen3"], "--output", heads, "--num-heads", 2, *both)
     invoke("train", "--model", folders["qwen3"], "--heads", heads, "--output", model, "--epochs", 1, *both)
-    template = json.loads((model / "recipe.json").read_text())["template"]
-    assert (template["passages"], template["label"]) == ("isolated", "")
+    trained = json.loads((model / "recipe.json").read_text())
+    assert (trained["template"]["passages"], trained["template"]["label"]) == ("isolated", "")
+    measured = json.loads(heads.read_text())["selection"]["rule"]
+    assert measured["support"] == trained["rule"]["support"] == "passages-geometric"
     invoke("rerank", "--candidates", candidates, "--model", model, "--output", tmp_path / "run", "--device", "cpu")
     made_by = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert made_by["identity"]["reranker"]["template"]["passages"] == "isolated"
@@ -322,3 +325,21 @@ def test_a_model_is_trained_and_reranks_with_isolated_passages(folders, tmp_path
     invoke(*other, "--option", "passages=isolated", "--output", tmp_path / "other")
     made_by = json.loads((tmp_path / "other" / "manifest.json").read_text())
     assert made_by["identity"]["reranker"]["template"]["passages"] == "isolated"
+
+
+@pytest.mark.parametrize("command", ["select-heads", "train"])
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["--option", "support=nowhere"], "support"),
+        (["--option", "passage_word=9"], "passage_words"),
+        (["--passages", "isolated"], "write --option passages=isolated"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_a_model_is_loaded(command, typed, told, tmp_path):
+    save_lists(tmp_path / "lists.jsonl", overlap_lists(3))
+    named = [command, "--model", tmp_path, "--lists", tmp_path / "lists.jsonl", "--output", tmp_path / "out" / "x.json"]
+    heads = ["--heads", "all"] if command == "train" else []
+    result = CliRunner().invoke(main, [str(argument) for argument in (*named, *heads, "--no-figure", *typed)])
+    assert result.exit_code in (2, 5)
+    assert told in result.output

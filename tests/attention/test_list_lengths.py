@@ -4,7 +4,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from chat_models import chat_model, numbered, one_thread
+from chat_models import chat_model, numbered
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_model
@@ -31,8 +31,7 @@ def systems(tmp_path_factory):
     made = {name: build(attention, HEADS, device="cpu") for name, build in FAMILY.items()}
     made |= {name: build(chat) for name, build in BASELINES.items()}
     made["interpolated"] = interpolated(made["icr"], 0.5)
-    with one_thread():
-        yield made
+    return made
 
 
 @pytest.mark.parametrize("name", [*FAMILY, *BASELINES, "interpolated"])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 
 import pytest
-import torch
 from click.testing import CliRunner
 from graded_lists import overlap_lists
 from tiny_models import tiny_model
@@ -24,17 +22,6 @@ from headrank_pipeline.rerank.systems import headrank
 from headrank_pipeline.trec import write_candidates
 
 PNG = b"\x89PNG"
-
-
-@pytest.fixture(autouse=True)
-def process_settings():
-    """The command line sets up logging for the process, and tiny models only wait for each other's threads."""
-    package, threads = logging.getLogger("headrank_pipeline"), torch.get_num_threads()
-    handlers, level = list(package.handlers), package.level
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    package.handlers, package.level, package.propagate = handlers, level, True
 
 
 def invoke(*arguments, code=0):
@@ -175,9 +162,9 @@ def test_heads_of_every_system_are_measured_with_the_passages_that_a_model_was_t
     layouts = [
         [learning._recipe(system, str(model), None, asked).template.passages for system in ("headrank", "icr", "core")]
         for model, asked in (
-            (embedded_model(), None),
-            (embedded_model(), "causal"),
-            (tmp_path, None),
+            (embedded_model(), {}),
+            (embedded_model(), {"passages": "causal"}),
+            (tmp_path, {}),
         )  # no trained folder
     ]
     assert layouts == [["isolated"] * 3, ["causal"] * 3, ["causal"] * 3]

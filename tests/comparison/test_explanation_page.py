@@ -97,16 +97,15 @@ def test_chosen_passages_are_shown_alone():
         explanation_html(explanation(), docids=["d3"])
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_reports_link_to_the_pages_that_a_run_holds(tmp_path):
     candidates, qrels, grades = graded_candidates(tmp_path, 2, 4)
-    run = make_run(tmp_path / "run 1", candidates, qrels, Scripted(grades, 0.5))
-    output = tmp_path / "deep" / "report"
-    save_comparison(compare([run], qrels=qrels), output, command="")
-    assert "<a href" not in (output / "report.html").read_text(encoding="utf-8")
+    run, without = (make_run(tmp_path / name, candidates, qrels, Scripted(grades, 0.5)) for name in ("run 1", "run 2"))
     page = page_in_run(run, "q1")
     page.parent.mkdir()
     page.touch()
-    save_comparison(compare([run], qrels=qrels), output, command="")
+    output = tmp_path / "deep" / "report"
+    save_comparison(compare([run, without], qrels=qrels), output, command="")
     report = (output / "report.html").read_text(encoding="utf-8")
     (link,) = re.findall('<a href="([^"]*)">', report)
     assert link == "../../run%201/explanations/q1.html"

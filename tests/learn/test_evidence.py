@@ -31,7 +31,7 @@ import layouts
 from evidence.data import GRADED, LEARNED, OWN, TAUGHT, Judged, by_teacher, split_lists
 from evidence.experiment import Experiment
 from evidence.frozen import read_all_heads, scored_by_heads
-from evidence.report import Comparison, Results, planned_tests
+from evidence.report import Comparison, Results, planned_tests, tables
 from smollm2.in_batch import RULE
 
 _script = spec_from_file_location("evidence_script", Path(sys.path[0]) / "evidence.py")  # the package has its name
@@ -148,6 +148,18 @@ def test_unseen_collections_count_the_same_however_many_queries_they_have():
     assert record["tests"]["unseen"]["difference"] == pytest.approx((0.1 + 0.0 + 0.6) / 3)
     assert record["tests"]["scifact"]["difference"] == pytest.approx(0.1)
     assert (record["tests"]["unseen"]["wins"], record["tests"]["unseen"]["ties"]) == (7, 2)
+
+
+def test_only_the_collections_that_are_named_are_averaged_and_shown():
+    def system(dl19: float, demo: float) -> dict:
+        return {"dl19": [{"q0": dl19, "q1": dl19}], "demo": [{"q0": demo}], "scifact": [{"q0": 9.0}]}
+
+    results = Results({"old": system(0.2, 0.5), "new": system(0.6, 0.7)}, ("dl19", "demo"))
+    records = planned_tests(results, [Comparison("new against old", "new", "old")])
+    assert records[0]["tests"]["unseen"]["difference"] == pytest.approx((0.4 + 0.2) / 2)
+    means, tests = tables(results, records)
+    assert [column.name for column in means.columns] == ["system", "mean of these", "DL19", "demo"]
+    assert [column.name for column in tests.columns][3:] == ["DL19", "demo", "p (Holm)"]
 
 
 def test_spread_is_over_seeds_and_p_values_are_corrected_over_the_planned_comparisons():

@@ -208,15 +208,6 @@ def test_cost_of_a_layer_by_hand():
 # ------------------------------------------------------------------------------------------------------- whole model
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small only wait for each other's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A random model whose head 1-2 looks at equal tokens: its q is a copy of its k; layer 0 does next to nothing."""

@@ -48,15 +48,6 @@ LISTS, DEV = overlap_lists(64), overlap_lists(24, seed=1, prefix="v")
 QUICK = TrainingConfig(moves="all", learning_rate=1e-2, epochs=4, lists_per_pass=8, list_size=None)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small only wait for each other's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model whose q heads are copies of their k heads: equal tokens look at each other from the start."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from traceback import format_exception
 
 import pytest
-from chat_models import chat_model, numbered, one_thread
+from chat_models import chat_model, numbered
 from click.testing import CliRunner
 
 from headrank_pipeline.cli import main
@@ -44,10 +44,9 @@ def starting(folder):
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder)]
     command += ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with one_thread():
-        yield process, f"http://127.0.0.1:{port}"
+    yield process, f"http://127.0.0.1:{port}"
     process.terminate()
     process.wait(20)
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from chat_models import chat_model, numbered, one_thread
+from chat_models import chat_model, numbered
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -13,12 +13,6 @@ from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.rerank.baselines.generation import CausalModel, ModelSettings
 from headrank_pipeline.rerank.baselines.pointwise import qwen3_reranker
 from headrank_pipeline.rerank.baselines.replies import NOTES
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from chat_models import CHAT, chat_model, numbered, one_thread, tokenizer_with
+from chat_models import CHAT, chat_model, numbered, tokenizer_with
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -23,12 +23,6 @@ from headrank_pipeline.rerank.baselines.windows import Window, Windowing
 QUICK = {"device": "cpu", "max_new_tokens": 8, "window_size": 8, "stride": 4}
 
 ALWAYS_THINKING = CHAT.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}").replace("not enable_thinking", "false")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
