@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrank_pipeline.cli.commands import WritingCommand, command_line, echo_json
+from headrank_pipeline.cli.commands import WritingCommand, command_line, echo_json, in_flags
 
 if TYPE_CHECKING:
     from headrank_pipeline.comparison.tables import Table
@@ -178,7 +178,7 @@ def analyze(
         echo_json({"analyses": frames, "skipped": found.skipped, "files": [str(path) for path in written]})
         return
     for name, reason in found.skipped.items():
-        click.echo(f"note: {name} left out: {reason}", err=True)
+        click.echo(f"note: {name} left out: {in_flags(reason, click.get_current_context().command)}", err=True)
     _echo(found.tables, written)
 
 

@@ -434,5 +434,11 @@ def test_the_command_does_what_its_flags_say(made):
     assert record["analyses"]["middle-zone"][0]["queries"] == 8
 
 
+def test_what_is_left_out_is_told_with_the_commands_flags(made):
+    arguments = [str(made / "runs" / "good-1"), "--qrels", str(made / "qrels.txt")]
+    result = CliRunner().invoke(analyze_command, arguments, catch_exceptions=False)
+    assert "head-map left out" in result.stderr and "--heads-table FILE" in result.stderr
+
+
 def test_the_command_knows_every_analysis():
     assert tuple(CLI_ANALYSES) == ANALYSES
