@@ -222,7 +222,13 @@ class Ranking:
         return replace(self, candidates=self.candidates[:cutoff])
 
     def without(self, docids: Collection[str]) -> Ranking:
-        """Return the ranking less the given docids (the query's own document, judged-out passages)."""
+        """Return the ranking less the given docids (the query's own document, judged-out passages).
+
+        Raises:
+            TypeError: one docid where several are expected.
+        """
+        if isinstance(docids, str):  # its letters would be the docids
+            raise TypeError(f"docids {docids!r}: expected several, got a string; write [docid]")
         excluded = frozenset(docids)
         return replace(self, candidates=tuple(c for c in self.candidates if c.docid not in excluded))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -94,8 +94,13 @@ def run_experiment(
     chosen = names[0] if baseline is None else baseline
     if chosen not in systems:
         raise ValueError(f"baseline {chosen!r}: no such system; systems: {', '.join(names)}")
+    for name, system in systems.items():
+        if not isinstance(system, str | os.PathLike | Source | Iterable):
+            raise _other_kind(name, system)
     queries = list(as_queries(topics))
     wanted = [measures] if isinstance(measures, str) else list(measures)
+    # What is wrong with the judgments or the measures is told before anything is retrieved.
+    evaluate([Ranking(query) for query in queries], qrels, wanted, relevance_level=relevance_level)
     folder = None if output is None else made_folder(Path(output))
     evaluations, seconds = {}, {}
     for name, system in systems.items():
@@ -124,10 +129,12 @@ def _answered(
         return _kept(name, system, queries, folder) if folder else _retrieved(name, system, queries)
     rankings = list(system)
     if not all(isinstance(ranking, Ranking) for ranking in rankings):
-        raise TypeError(
-            f"system {name!r}: expected a pipeline, the path of a run file, or rankings, got {system!r:.80}"
-        )
+        raise _other_kind(name, system)
     return rankings, None
+
+
+def _other_kind(name: str, system: object) -> TypeError:
+    return TypeError(f"system {name!r}: expected a pipeline, the path of a run file, or rankings, got {system!r:.80}")
 
 
 def _retrieved(name: str, source: Source, queries: Sequence[Query]) -> tuple[list[Ranking], float]:

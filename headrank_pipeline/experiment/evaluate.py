@@ -139,8 +139,11 @@ class Evaluation:
         """Return the evaluation of some of the judged queries, with means over these alone.
 
         Raises:
+            TypeError: one qid where several are expected.
             ValueError: none of them is judged.
         """
+        if isinstance(qids, str):  # qids that are parts of it would be kept
+            raise TypeError(f"qids {qids!r}: expected several, got a string; write [qid]")
         kept = {qid: values for qid, values in self.per_query.items() if qid in qids}
         if not kept:
             raise ValueError(f"none of the {len(qids)} qids is judged: there is no query to take means over")

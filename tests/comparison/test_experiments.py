@@ -108,3 +108,20 @@ def test_measures_that_trec_eval_lacks_come_from_ir_measures():
     assert [values["Judged@3"] for values in found.per_query.values()] == pytest.approx([2 / 3, 0, 0])
     with pytest.raises(ValueError, match="unknown measure 'Jugded@3'"):
         evaluate(run, {"q1": {"d1": 1}}, "Jugded@3")
+
+
+@pytest.mark.parametrize(
+    ("systems", "changes", "error", "message"),
+    [
+        ({}, {"measures": "nDGC@10"}, ValueError, "unknown measure"),
+        ({}, {"qrels": "nowhere.txt"}, FileNotFoundError, "no such qrels"),
+        ({}, {"relevance_level": 0}, ValueError, "relevance level 0"),
+        ({"b": Backwards()}, {}, TypeError, "system 'b': expected a pipeline, .* got <.*Backwards"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_retrieved(systems, changes, error, message, source):
+    reranker = Backwards()
+    given = {"topics": QUERIES, "qrels": QRELS, "measures": ["RR", "Judged@2", "ERR@20"], **changes}
+    with pytest.raises(error, match=message):
+        run_experiment({"a": source >> reranker, **systems}, **given)
+    assert not reranker.seen

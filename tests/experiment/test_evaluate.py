@@ -274,3 +274,5 @@ def test_means_over_no_query_are_refused_and_left_out():
     assert (lost["means"], lost["missing"], "means_of_answered" in lost) == ({"RR": 0.0}, ["q2"], False)
     with pytest.raises(ValueError, match="none of the 1 qids is judged"):
         found.over(["q9"])
+    with pytest.raises(TypeError, match=r"qids 'q12': expected several, got a string; write \[qid\]"):
+        found.over("q12")

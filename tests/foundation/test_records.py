@@ -226,3 +226,8 @@ def test_from_frame_reads_scores_of_a_frame_of_strings_and_cells_that_are_missin
 
     (one,) = Ranking.from_frame(frame(score=["1.0", "2.0"], text=[pd.NA, math.nan], title=[None, "Flea"]))
     assert one.candidates == (Candidate("b", 2.0, None, "Flea"), Candidate("a", 1.0))
+
+
+def test_one_docid_is_not_taken_for_its_letters():
+    with pytest.raises(TypeError, match=r"docids 'ab': expected several, got a string; write \[docid\]"):
+        ranking(3.0, 2.0, 1.0).without("ab")
