@@ -111,9 +111,6 @@ def compare(
     files = [run for run in given if isinstance(run, RunFile)]
     _check_files(files, qrels, alone=len(given) == 1)
     allowed = check_comparable(finished, allow_different=allow_different)
-    notes = [*_file_notes(files), *(f"allowed to differ: {line}" for line in allowed)]
-    if finished and (files or any(line.startswith("candidates") for line in allowed)):
-        notes.append(f"first stage and ideal order of the candidates are those of {finished[0].name}")
     chosen = _baseline(baseline, given)
     judgments = open_input(find_qrels(finished) if qrels is None else qrels, "qrels")  # may be a pipe
     recorded = (finished[0].recorded_evaluation if finished else None) or {}
@@ -134,7 +131,8 @@ def compare(
         conditions=_conditions(finished, files, judgments, level, seed)
         | {"queries": evaluations[chosen].queries, "tested": asked[chosen].queries},
         notes=(
-            *notes,
+            *_file_notes(files),
+            *_difference_notes(finished, files, allowed),
             *_effect_notes(finished),
             *_judgment_notes(finished, judgments),
             *_query_notes(evaluations, asked),
@@ -263,6 +261,14 @@ def _conditions(
 def _judgment_notes(runs: Sequence[FinishedRun], qrels: Input) -> list[str]:
     other = [r.name for r in runs if r.recorded_evaluation and r.recorded_evaluation["qrels_sha256"] != qrels.sha256]
     return [f"{qrels} is not the file that {', '.join(other)} were evaluated with"] if other else []
+
+
+def _difference_notes(finished: Sequence[FinishedRun], files: Sequence[RunFile], allowed: Sequence[str]) -> list[str]:
+    """What was allowed to differ, and whose first stage stands where there could be several."""
+    notes = [f"allowed to differ: {line}" for line in allowed]
+    if finished and (files or any(line.startswith("candidates") for line in allowed)):
+        notes.append(f"first stage and ideal order of the candidates are those of {finished[0].name}")
+    return notes
 
 
 def _file_notes(files: Sequence[RunFile]) -> list[str]:
