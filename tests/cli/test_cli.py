@@ -303,7 +303,7 @@ def test_failed_queries_are_listed_and_end_with_status_7(files, model):
     [
         (["--option", "reverse"], 2, "expected NAME=VALUE"),
         (["--option", "revers=true"], 5, "has no option"),
-        (["--heads", "no-such-set"], 5, "no-such-set"),
+        (["--heads", "no-such-set"], 4, "no-such-set"),
         (["--depth", "0"], 2, "0 is not in the range x>=1"),
         (["--first-stage-weight", "2"], 2, "2.0 is not in the range 0<=x<=1"),
         (["--first-stage-weight", "nan"], 5, "interpolation weight nan: expected 0"),
