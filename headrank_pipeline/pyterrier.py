@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrank_pipeline.pipeline import Reranker, require_extra
 from headrank_pipeline.records import Ranking
-from headrank_pipeline.rerank.interpolation import interpolated
+from headrank_pipeline.rerank.interpolation import check_mixing, interpolated
 from headrank_pipeline.rerank.one_call import kept_reranker, rerank_in_turn
 
 require_extra("pyterrier", "the adapter for PyTerrier", "pyterrier")
@@ -57,8 +57,7 @@ class HeadRank(pt.Transformer):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: expected at least 1")
-        if log_scores and first_stage_weight is None:
-            raise ValueError("log_scores says how first_stage_weight mixes; give that, too")
+        check_mixing(first_stage_weight, log_scores=log_scores)
         self.reranker = kept_reranker(model, heads, system=system, **options)
         if first_stage_weight is not None:
             self.reranker = interpolated(self.reranker, first_stage_weight, logs=log_scores)

@@ -124,9 +124,11 @@ def _page(output: Path, qid: str) -> Path:
     from headrank_pipeline.experiment.directory import RunDirectory
     from headrank_pipeline.files import check_writable
 
-    page = page_in_run(output, qid) if output.is_dir() else output
-    if output.is_dir() and not RunDirectory(output).manifest.exists():
-        raise click.UsageError(f"--output {output}: a folder that is no run directory; name an HTML file in it")
+    page = output
+    if output.is_dir():
+        if not RunDirectory(output).manifest.exists():
+            raise click.UsageError(f"--output {output}: a folder that is no run directory; name an HTML file in it")
+        page = page_in_run(output, qid)
     check_writable(page)
     return page
 

@@ -27,7 +27,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.recipe import RECIPES
 from headrank_pipeline.options import nearest
 from headrank_pipeline.pipeline import Reranker
-from headrank_pipeline.rerank.interpolation import interpolated
+from headrank_pipeline.rerank.interpolation import check_mixing, interpolated
 
 if TYPE_CHECKING:
     from headrank_pipeline.rerank.attention_reranker import AttentionReranker
@@ -97,8 +97,7 @@ class SystemSpec:
             raise TypeError(f"model {self.model!r:.60}: {wanted}, got {type(self.model).__name__}")
         if not str(self.model).strip():
             raise ValueError(f"model '': {wanted}")
-        if self.log_scores and self.first_stage_weight is None:
-            raise ValueError("log_scores says how first_stage_weight mixes; give that, too")
+        check_mixing(self.first_stage_weight, log_scores=self.log_scores)
         if self.offline and self.options.get("endpoint") is not None:
             raise ValueError(f"{self.system}: an endpoint opens a socket, which offline forbids; leave one of them out")
 
