@@ -5,9 +5,9 @@
 Reads what `benchmarks/smollm2_model.py` made (`--made`) and reranks BM25's first candidates of SciFact test, DL19,
 NovelEval and the demo collection, which nothing was chosen or trained on. `--systems` names a part of the systems, so
 that the rest can follow later; finished runs are not done again. Each criterion selects heads of the plain model on the
-lists of each seed; one reading of all heads then serves every choice. The heads of the entropy-regularised one are
-aligned from the plain weights on 211 other lists of the seed, whole and without one of its parts: this is the method
-without the distillation that `smollm2` had before. Writes evidence.json and evidence.md.
+lists of each seed; one reading of all heads then serves every choice. The heads of the entropy-regularised criterion
+are then aligned from the plain weights, on 211 other lists of the seed, with all parts and without each of them.
+This is the method without the distillation that `smollm2` comes from. Writes evidence.json and evidence.md.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PLANNED = (
     Comparison("smollm2 against heads selected on the plain model", SHIPPED, SELECTED),
     Comparison("selected heads against all heads", SELECTED, ALL_HEADS),
 )
-# The alignment of plain weights and its parts, on collections whose passages are short: nothing of it is dear there.
+# The alignment of plain weights and its parts, on collections with short passages: 15 models are cheap to read there.
 SHORT = ("dl19", "noveleval", "demo")
 WHOLE = f"plain, {FULL}"
 PLANNED_OF_ALIGNMENT = (
@@ -101,8 +101,8 @@ def main() -> None:
     options.add_argument("--systems", nargs="+", help="only these; default: all")
     options.add_argument("--collections", nargs="+", default=[*UNSEEN, "demo"])
     options.add_argument("--depth", type=int, default=20)
-    options.add_argument("--words", type=int, default=220, help="of a passage")
-    options.add_argument("--aligned-words", type=int, default=100, help="of a passage, in the alignment")
+    options.add_argument("--words", type=int, default=220, help="words of a passage that are read")
+    options.add_argument("--aligned-words", type=int, default=100, help="the same in the alignment")
     options.add_argument("--dtype", default="bfloat16")
     options.add_argument("--cache", type=float, default=6.0, help="GiB for keys of isolated passages")
     options.add_argument("--threads", type=int, default=2)
