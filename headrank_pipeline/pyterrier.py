@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from headrank_pipeline.pipeline import Reranker, require_extra
 from headrank_pipeline.records import Ranking
-from headrank_pipeline.rerank.interpolation import check_mixing, interpolated
+from headrank_pipeline.rerank.interpolation import interpolated
 from headrank_pipeline.rerank.one_call import kept_reranker, rerank_in_turn
+from headrank_pipeline.rerank.systems import check_mixing
 
 require_extra("pyterrier", "the adapter for PyTerrier", "pyterrier")
 import pyterrier as pt

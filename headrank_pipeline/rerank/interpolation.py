@@ -11,7 +11,7 @@ from typing import Any, Literal
 from headrank_pipeline.pipeline import Failure, Reranker
 from headrank_pipeline.records import Ranking
 
-__all__ = ["Normalisation", "check_mixing", "interpolated", "normalised"]
+__all__ = ["Normalisation", "interpolated", "normalised"]
 
 _LARGEST = 1e150
 
@@ -43,12 +43,6 @@ def interpolated(
     if normalisation not in ("min-max", "z-score"):
         raise ValueError(f"normalisation {normalisation!r}: expected min-max or z-score")
     return _Interpolated(reranker, weight, normalisation, logs)
-
-
-def check_mixing(first_stage_weight: float | None, *, log_scores: bool) -> None:
-    """Raise ValueError where logarithms are asked for and nothing is mixed."""
-    if log_scores and first_stage_weight is None:
-        raise ValueError("log_scores says how first_stage_weight mixes; give that, too")
 
 
 def normalised(scores: Sequence[float], normalisation: Normalisation = "min-max") -> list[float]:

@@ -27,7 +27,7 @@ from headrank_pipeline.attention.heads import HeadSet
 from headrank_pipeline.attention.recipe import RECIPES
 from headrank_pipeline.options import nearest
 from headrank_pipeline.pipeline import Reranker
-from headrank_pipeline.rerank.interpolation import check_mixing, interpolated
+from headrank_pipeline.rerank.interpolation import interpolated
 
 if TYPE_CHECKING:
     from headrank_pipeline.rerank.attention_reranker import AttentionReranker
@@ -37,6 +37,7 @@ __all__ = [
     "OWN_SYSTEMS",
     "Opener",
     "SystemSpec",
+    "check_mixing",
     "check_system",
     "core",
     "forbid_hub",
@@ -168,6 +169,12 @@ def _hub_forbidden() -> Iterator[None]:
 def system_names() -> list[str]:
     """Return the names of all systems: ours, then those of other installed packages."""
     return [*OWN_SYSTEMS, *sorted({point.name for point in entry_points(group=GROUP)} - {*OWN_SYSTEMS})]
+
+
+def check_mixing(first_stage_weight: float | None, *, log_scores: bool) -> None:
+    """Raise ValueError where logarithms are asked for and nothing is mixed."""
+    if log_scores and first_stage_weight is None:
+        raise ValueError("log_scores says how first_stage_weight mixes; give that, too")
 
 
 def check_system(system: str) -> None:
