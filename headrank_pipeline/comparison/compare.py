@@ -48,7 +48,8 @@ class Comparison:
         runs: what was read, the order of the rows.
         conditions: what all systems share (depth, judgments, …), JSON-ready. ``queries`` counts the judged queries,
             over which means are taken; ``tested`` those of them that some run has, over which tests are made.
-            ``benchmark``, ``candidates`` and ``depth`` are those of the run directories, None without one.
+            ``benchmark``, ``candidates`` and ``depth`` are those of the run directories: None without one, and where
+            they were allowed to differ and do.
         notes: what a reader must know: differences that were allowed, reranking that did nothing, queries that are
             missing.
     """
@@ -128,7 +129,7 @@ def compare(
         baseline=chosen,
         measures=names,
         runs=tuple(given),
-        conditions=_conditions(finished, files, judgments, level, seed)
+        conditions=_conditions(finished, files, allowed, judgments, level, seed)
         | {"queries": evaluations[chosen].queries, "tested": asked[chosen].queries},
         notes=(
             *_file_notes(files),
@@ -244,10 +245,16 @@ def _ceiling(run: FinishedRun, qrels: Input, measures: Sequence[str], level: int
 
 
 def _conditions(
-    runs: Sequence[FinishedRun], files: Sequence[RunFile], qrels: Input, level: int, seed: int
+    runs: Sequence[FinishedRun],
+    files: Sequence[RunFile],
+    allowed: Sequence[str],
+    qrels: Input,
+    level: int,
+    seed: int,
 ) -> dict[str, Any]:
+    shared = {name: not any(line.startswith(name) for line in allowed) for name in ("benchmark", "candidates", "depth")}
     return {
-        **{name: runs[0].identity[name] if runs else None for name in ("benchmark", "candidates", "depth")},
+        **{name: runs[0].identity[name] if runs and same else None for name, same in shared.items()},
         "qrels": str(qrels),
         "qrels_sha256": qrels.sha256,
         "relevance_level": level,

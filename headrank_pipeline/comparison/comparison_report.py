@@ -26,6 +26,7 @@ __all__ = ["comparison_tables", "origin_of", "save_comparison", "write_pictures"
 IDEAL = "ideal order of the candidates"
 _MOST_QUERIES = 1000  # in the page; the CSV has them all
 _GIB = 2**30
+_OPEN = "not known, or not the same for all"
 
 _COSTS = (
     (Column("p50 s", ".3f", "median seconds per query"), "latency_p50"),
@@ -123,7 +124,7 @@ def _means(comparison: Comparison) -> Table:
     note = f"{comparison.conditions['queries']} queries; one that a run lacks counts 0."
     if comparison.ceiling:
         rows.append([IDEAL, *(cell for measure in names for cell in (comparison.ceiling[measure], None))])
-        recall = f"R@{comparison.conditions['depth']}"
+        recall = f"R@{comparison.finished[0].depth}"
         note += (
             f" {IDEAL}: the most that any reranker of these candidates can reach; they hold "
             f"{comparison.ceiling[recall]:.4f} of the relevant passages ({recall})."
@@ -252,8 +253,12 @@ def _sections(comparison: Comparison, pictures: Sequence[Picture], output: Path)
 def _summary_line(comparison: Comparison) -> str:
     known = comparison.conditions
     benchmark = f"{known['benchmark']['name']}, " if known["benchmark"] else ""
-    same = "" if known["files"] else f"the same candidates for every system, depth {known['depth']}, "
-    return f"{benchmark}{known['queries']} queries, {same}baseline {comparison.baseline}. Click a heading to sort."
+    candidates = "the same candidates for every system, " if known["candidates"] and not known["files"] else ""
+    depth = f"depth {known['depth']}, " if known["depth"] and not known["files"] else ""
+    return (
+        f"{benchmark}{known['queries']} queries, {candidates}{depth}baseline {comparison.baseline}. "
+        f"Click a heading to sort."
+    )
 
 
 def _facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
@@ -262,8 +267,8 @@ def _facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
     facts = [
         ("command", command),
         ("benchmark", f"{benchmark['name']}, version {benchmark['version']}" if benchmark else "none named"),
-        ("candidates", json.dumps(known["candidates"], sort_keys=True) if known["candidates"] else "not known"),
-        ("depth", str(known["depth"] or "not known")),
+        ("candidates", json.dumps(known["candidates"], sort_keys=True) if known["candidates"] else _OPEN),
+        ("depth", str(known["depth"] or _OPEN)),
         (
             "judgments",
             f"{known['qrels']}, SHA-256 {known['qrels_sha256'][:16]}…, relevant from {known['relevance_level']}",

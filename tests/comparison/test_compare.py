@@ -303,6 +303,12 @@ def test_runs_of_other_depth_are_refused_with_both_values_unless_allowed(made, o
     assert "candidates" not in str(refusal.value).splitlines()[1]
     found = compare(runs, qrels=made / "qrels.txt", allow_different=["depth"])
     assert found.notes[0] == "allowed to differ: depth: good has 100, shallow has 7"
+    assert found.conditions["depth"] is None
+    assert found.conditions["candidates"] is not None
+    assert "R@100" in comparison_tables(found)[0].note  # of the first run, as its ceiling
+    save_comparison(found, tmp_path / "page", command="headrank compare")
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "the same candidates for every system, baseline" in page
 
 
 def test_runs_on_other_candidates_are_refused(made, others, tmp_path):
@@ -327,9 +333,14 @@ def test_where_manifests_cannot_tell_the_first_stage_files_do(made, others, tmp_
     told = r"(?s)candidates \(qid q0\): good has d0-0 at rank 1, other has d0-.* with allow_different=candidates$"
     with pytest.raises(ValueError, match=told):
         compare(runs, qrels=made / "qrels.txt")
-    notes = compare(runs, qrels=made / "qrels.txt", allow_different=["candidates"]).notes
-    assert notes[0].startswith("allowed to differ: candidates (qid q0): good has d0-0 at rank 1")
-    assert notes[1] == "first stage and ideal order of the candidates are those of good"
+    found = compare(runs, qrels=made / "qrels.txt", allow_different=["candidates"])
+    assert found.notes[0].startswith("allowed to differ: candidates (qid q0): good has d0-0 at rank 1")
+    assert found.notes[1] == "first stage and ideal order of the candidates are those of good"
+    assert found.conditions["candidates"] is None
+    save_comparison(found, tmp_path / "page", command="headrank compare")
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "the same candidates for every system" not in page
+    assert "queries, depth 100, baseline first stage" in page
     lines = (made / "runs" / "good" / "first_stage.trec").read_text().splitlines(keepends=True)
     (runs[1] / "first_stage.trec").write_text("".join(lines[:-1]))
     with pytest.raises(ValueError, match=r"candidates \(qid q11\): good has d11-19 at rank 20, other has none"):
