@@ -89,9 +89,9 @@ _MOVED = {
     "stage_options",
     type=ASSIGNMENT,
     multiple=True,
-    help="Setting of the first stage, repeatable: encoder, dense_index (fusion), rrf_k (fusion), language (BM25's "
-    "analyzer: de, zh, …), texts (source of passages if the index stores none: corpus file, Lucene index or "
-    "ir_datasets:ID), threads.",
+    help="Setting of the first stage, repeatable: k1 and b (BM25), encoder, dense_index (fusion), rrf_k (fusion), "
+    "language (BM25's analyzer: de, zh, …), texts (source of passages if the index stores none: corpus file, Lucene "
+    "index or ir_datasets:ID), threads.",
 )
 @click.option("--offline", is_flag=True, help="Open no socket; what is not local is an error that names its flag.")
 @model_option(required=False)

@@ -20,7 +20,6 @@ from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.stages import BM25, FirstStageOptions, Located, Workspace, first_stage_supply
 from headrank_pipeline.files import atomic_writer, check_input, numbered_lines
-from headrank_pipeline.first_stage.index import ENGLISH
 from headrank_pipeline.options import nearest
 from headrank_pipeline.pipeline import MissingPrerequisite, Source
 from headrank_pipeline.records import Query, Ranking
@@ -336,7 +335,7 @@ class Sources:
         """
         self.check()
         benchmark = self.benchmark
-        published = self.source is None and self.stage.method == "bm25" and self.stage.language in (None, ENGLISH)
+        published = self.source is None and self.stage.is_as_published(benchmark.first_stage)
         judgement = Judgement(
             qrels=self.qrels.open(directory.qrels),
             measures=benchmark.measures,
@@ -417,7 +416,7 @@ class Sources:
     def _retrieved(
         self, queries: Sequence[Query], exclude: Mapping[str, frozenset[str]], directory: RunDirectory
     ) -> CandidateSource:
-        setting = Workspace(self.benchmark.first_stage, self.stage, directory, exclude)
+        setting = Workspace(self.stage.bm25(self.benchmark.first_stage), self.stage, directory, exclude)
         supply = first_stage_supply(setting, [located for _, located in self._indexes()], queries)
         return replace(supply, origins={"topics": str(self.queries), **supply.origins})
 

@@ -10,7 +10,9 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from headrank_pipeline.experiment.batches import CandidateSource, queries_sha256
 from headrank_pipeline.experiment.benchmark import FirstStage
@@ -39,6 +41,8 @@ class FirstStageOptions:
         encoder: encoder of queries, for dense, impact and fusion; with a corpus it encodes passages, too.
         texts: where passages come from when the index stores none.
         language: language of BM25's analyzer; None takes the index's, or English for an index that is built.
+        k1: term frequency saturation of BM25; None takes the benchmark's.
+        b: length normalisation of BM25; None takes the benchmark's.
         rrf_k: the constant of the fusion.
         threads: search threads; they change no ranking.
     """
@@ -48,6 +52,8 @@ class FirstStageOptions:
     encoder: str | None = None
     texts: str | None = None
     language: str | None = None
+    k1: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    b: Annotated[float, Field(ge=0, le=1)] | None = None
     rrf_k: int = RRF_K
     threads: int = 1
 
@@ -70,12 +76,22 @@ class FirstStageOptions:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
         if self.language is not None:
             check_language(self.language)
-            if self.method not in ("bm25", "fusion"):
-                raise ValueError(f"language is for BM25's analyzer; first stage {self.method} has none")
+        for name in ("language", "k1", "b"):
+            if getattr(self, name) is not None and self.method not in ("bm25", "fusion"):
+                raise ValueError(f"{name} is for BM25; first stage {self.method} has none")
         if self.method == "bm25" and (self.dense_index or self.encoder):
             raise ValueError("dense_index and encoder are for first stage dense, impact or fusion")
         if self.method != "fusion" and self.dense_index:
             raise ValueError(f"dense_index is for first stage fusion; name the index of {self.method} by index=FOLDER")
+
+    def bm25(self, stage: FirstStage) -> FirstStage:
+        """Return a benchmark's BM25 with the parameters that were chosen in place of its own."""
+        chosen = {name: value for name in ("k1", "b") if (value := getattr(self, name)) is not None}
+        return stage.model_copy(update=chosen)
+
+    def is_as_published(self, stage: FirstStage) -> bool:
+        """Return whether this is a benchmark's own BM25, which its published scores belong to."""
+        return self.method == "bm25" and self.language in (None, ENGLISH) and self.bm25(stage) == stage
 
     def refuse_beside_candidates(self) -> None:
         """Raise ValueError where something was chosen: with saved candidates nothing is retrieved."""
@@ -109,7 +125,7 @@ class Workspace:
     """What a first stage is, apart from its indexes.
 
     Args:
-        stage: first stage that the benchmark defines.
+        stage: first stage that the benchmark defines, with the parameters that the user chose.
         choice: what the user chose in its place.
         directory: where an index that has to be built goes.
         exclude: docids to leave out, per qid.

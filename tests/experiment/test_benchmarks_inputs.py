@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from headrank_pipeline.experiment.benchmark import Benchmark, benchmark_of_datas
 from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.sources import Dataset, LocalFiles, Sources
 from headrank_pipeline.experiment.stages import BM25, FirstStageOptions, Workspace
-from headrank_pipeline.first_stage import dense
+from headrank_pipeline.first_stage import bm25, dense
 from headrank_pipeline.records import Candidate, Query, Ranking
 from headrank_pipeline.trec import read_qrels, read_topics, write_candidates
 
@@ -120,6 +121,24 @@ def test_passages_that_the_index_does_not_store_come_from_texts(files, slim_inde
     assert len(given.judgement.references) == 1  # the same BM25
 
 
+def test_parameters_of_bm25_replace_the_benchmarks_in_both_stages_that_have_it(files, encoder_folder, tmp_path):
+    def opened(**choice):
+        directory, local = RunDirectory(tmp_path / "run"), LocalFiles(**files, offline=True)
+        return Sources(benchmark(), local, FirstStageOptions(**choice)).open(directory)
+
+    own, same, other = opened(), opened(k1=0.9), opened(k1=0.0, b=0.0)
+    assert same.supply.identity == own.supply.identity
+    assert len(same.judgement.references) == 1
+    assert other.judgement.references == ()  # published for other parameters
+    assert (other.supply.identity["first_stage"]["k1"], other.supply.identity["first_stage"]["b"]) == (0.0, 0.0)
+    [flea, _] = other.supply.rankings()
+    searched = bm25(str(RunDirectory(tmp_path / "run").index), k1=0.0, b=0.0, hits=len(flea))
+    assert flea.scores == next(iter(searched.retrieve([flea.query]))).scores
+    assert flea.scores != next(iter(own.supply.rankings())).scores
+    fused = opened(method="fusion", encoder=str(encoder_folder), b=0.1).supply.identity["fusion"]
+    assert fused[0]["first_stage"]["b"] == 0.1
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
@@ -153,7 +172,11 @@ def test_an_index_and_the_corpus_that_it_was_built_from_are_one_configuration(fi
         ("bm25", {"rrf_k": 60}, "rrf_k is for first stage fusion; bm25 has none"),
         ("bm25", {"threads": "two"}, "option threads: .* integer"),
         ("bm25", {"threads": 0}, "threads 0: expected at least 1"),
-        ("dense", {"language": "de"}, "first stage dense has none"),
+        ("dense", {"language": "de"}, "language is for BM25; first stage dense has none"),
+        ("impact", {"b": 0.5}, "b is for BM25; first stage impact has none"),
+        ("bm25", {"k1": -1}, "first stage bm25 option k1: .* greater than or equal to 0, got -1"),
+        ("bm25", {"k1": math.inf}, "option k1: .* finite number"),
+        ("fusion", {"b": 1.5}, "first stage fusion option b: .* less than or equal to 1, got 1.5"),
     ],
 )
 def test_options_that_a_first_stage_does_not_know_are_refused(method, options, message):
@@ -167,7 +190,7 @@ def test_flags_of_another_first_stage_are_refused():
         FirstStageOptions(encoder="minilm")
     with pytest.raises(ValueError, match="name the index of dense by index=FOLDER"):
         FirstStageOptions(method="dense", dense_index="x")
-    with pytest.raises(ValueError, match="language is for BM25's analyzer; first stage dense has none"):
+    with pytest.raises(ValueError, match="language is for BM25; first stage dense has none"):
         FirstStageOptions(method="dense", language="de")
 
 
