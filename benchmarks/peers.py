@@ -4,7 +4,8 @@
     python benchmarks/peers.py turns --peer icr --code CODE --model FOLDER --python PEERS/bin/python --candidates FILE
 
 Only the imports of a side are made in its process, so that theirs may have other versions. On a CPU their code is run
-as it is, but for what needs a GPU: flash attention's call goes to PyTorch's fused attention, float16 becomes float32.
+as it is, but for what needs a GPU: flash attention's call goes to PyTorch's fused attention, float16 becomes float32
+(or `--their-dtype`).
 Both sides are loaded first; then each list is read by one and by the other. Seconds are those of the processor.
 """
 
@@ -26,6 +27,7 @@ Score = Callable[[str, list[str]], list[float]]
 
 USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"  # ChatML, as ours writes it
 PEERS = ("icr", "qrhead", "core", "rankgpt")
+DTYPES = ("float32", "bfloat16")
 
 
 def main() -> None:
@@ -46,6 +48,8 @@ def main() -> None:
             "--reply", type=int, default=0, help="RankGPT: tokens that a reply is forced to; 0: as written"
         )
         made.add_argument("--threads", type=int, default=1)
+        made.add_argument("--dtype", choices=DTYPES, default="float32", help="of our weights")
+        made.add_argument("--their-dtype", choices=DTYPES, default="float32")
         made.add_argument("--side", choices=["theirs", "ours"])
         made.add_argument("--python", default=sys.executable, help="interpreter that has what theirs needs")
         made.add_argument("--candidates", type=Path, required=True)
@@ -132,7 +136,7 @@ def ours(chosen: argparse.Namespace) -> Score:
 
     system = chosen.ours or chosen.peer
     heads = str(chosen.heads) if chosen.heads else "all"
-    options = {"device": "cpu", "dtype": "float32", "passage_words": 10_000}
+    options = {"device": "cpu", "dtype": chosen.dtype, "passage_words": 10_000}
     made = SystemSpec(system, chosen.model, heads, options).open()
 
     def score(query: str, texts: list[str]) -> list[float]:
@@ -147,8 +151,8 @@ def ours(chosen: argparse.Namespace) -> Score:
 # --------------------------------------------------------------------------------------------------------------- theirs
 
 
-def on_a_cpu() -> None:
-    """Let code that was written for a GPU run without one."""
+def on_a_cpu(dtype: str) -> None:
+    """Let code that was written for a GPU run without one, its weights in a dtype."""
     import torch
     from transformers import modeling_flash_attention_utils as flash
     from transformers.modeling_utils import PreTrainedModel
@@ -168,7 +172,7 @@ def on_a_cpu() -> None:
     load, move = PreTrainedModel.from_pretrained.__func__, torch.Tensor.to
 
     def loaded(cls: Any, *given: Any, **named: Any) -> Any:
-        return load(cls, *given, **(named | {"torch_dtype": torch.float32, "device_map": None}))
+        return load(cls, *given, **(named | {"torch_dtype": getattr(torch, dtype), "device_map": None}))
 
     def moved(tensor: Any, *given: Any, **named: Any) -> Any:
         return move(tensor, *("cpu" if str(place).startswith("cuda") else place for place in given), **named)
@@ -180,7 +184,7 @@ def on_a_cpu() -> None:
 
 
 def icr(chosen: argparse.Namespace) -> Score:
-    on_a_cpu()
+    on_a_cpu(chosen.their_dtype)
     sys.path.insert(0, str(chosen.code))
     from src.in_context_reranker import InContextReranker
 
@@ -202,7 +206,7 @@ def icr(chosen: argparse.Namespace) -> Score:
 
 
 def qrhead(chosen: argparse.Namespace) -> Score:
-    on_a_cpu()
+    on_a_cpu(chosen.their_dtype)
     sys.path.insert(0, str(chosen.code / "src"))
     from qrretriever.attn_retriever import AttnBasedRetriever
 
@@ -220,7 +224,7 @@ def qrhead(chosen: argparse.Namespace) -> Score:
 
 
 def core(chosen: argparse.Namespace) -> Score:
-    on_a_cpu()
+    on_a_cpu(chosen.their_dtype)
     sys.path.insert(0, str(chosen.code / "experiments"))
     from src.reranker_calib import Reranker
 
@@ -240,7 +244,7 @@ def rankgpt(chosen: argparse.Namespace) -> Score:
     import rank_gpt
 
     tokenizer = AutoTokenizer.from_pretrained(chosen.model)
-    model = AutoModelForCausalLM.from_pretrained(chosen.model, torch_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(chosen.model, torch_dtype=getattr(torch, chosen.their_dtype))
 
     def run_llm(messages: Sequence[dict[str, str]], **named: Any) -> str:
         turns = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in messages)
