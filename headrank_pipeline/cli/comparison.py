@@ -28,7 +28,9 @@ ANALYSES = {
 
 _runs = partial(click.argument, "runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 _QRELS = click.option(
-    "--qrels", type=click.Path(path_type=Path), help="Relevance judgments.  [default: those of the runs]"
+    "--qrels",
+    type=click.Path(path_type=Path),
+    help="Judgments: a file or ir_datasets:ID.  [default: those of the runs]",
 )
 _LEVEL = click.option(
     "--relevance-level",

@@ -29,7 +29,8 @@ from headrank_pipeline.comparison.run_figures import (
     spread_figure,
 )
 from headrank_pipeline.comparison.tables import Cell, Column, Shown, Table
-from headrank_pipeline.experiment.evaluate import parse_measure
+from headrank_pipeline.experiment.evaluate import defaults_of, open_qrels, parse_measure
+from headrank_pipeline.files import Input, PathLike
 from headrank_pipeline.trec import read_qrels
 
 __all__ = ["ANALYSES", "Analysis", "Options", "analyze", "save_analysis"]
@@ -102,7 +103,7 @@ class _Job:
     """What every analysis works on."""
 
     runs: Sequence[FinishedRun]
-    qrels: Path
+    qrels: Input
     grades: Grades
     level: int
     options: Options
@@ -118,7 +119,7 @@ Part = tuple[Section, dict[str, pd.DataFrame]]
 def analyze(
     paths: Sequence[str | Path],
     *,
-    qrels: str | Path | None = None,
+    qrels: PathLike | None = None,
     only: Collection[str] = (),
     options: Options | None = None,
     command: str = "headrank analyze",
@@ -127,7 +128,7 @@ def analyze(
 
     Args:
         paths: run directories.
-        qrels: judgments; None for those that the runs were evaluated with.
+        qrels: a qrels file or ``ir_datasets:ID``; None for what the runs were evaluated with.
         only: names of `ANALYSES`; empty for all that apply, the others being listed with the reason.
         options: how.
         command: the command line, for captions.
@@ -141,9 +142,9 @@ def analyze(
     chosen = options or Options()
     parse_measure(chosen.measure)
     runs = read_finished_runs([Path(path) for path in paths])
-    judgments = Path(qrels) if qrels is not None else find_qrels(runs)
+    judgments = open_qrels(find_qrels(runs) if qrels is None else qrels)  # may be a pipe, and is read several times
     recorded = runs[0].recorded_evaluation or {}
-    level = chosen.relevance_level or recorded.get("relevance_level", 1)
+    level = chosen.relevance_level or recorded.get("relevance_level", defaults_of(qrels)[1])
     job = _Job(runs, judgments, read_qrels(judgments), level, chosen, command)
     sections: list[Section] = []
     frames: dict[str, pd.DataFrame] = {}

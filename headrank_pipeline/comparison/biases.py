@@ -23,6 +23,7 @@ from headrank_pipeline.comparison.significance import (
     spearman,
 )
 from headrank_pipeline.experiment.evaluate import evaluate
+from headrank_pipeline.files import PathLike
 
 __all__ = ["length_bias", "order_sensitivity"]
 
@@ -31,7 +32,7 @@ __all__ = ["length_bias", "order_sensitivity"]
 
 
 def order_sensitivity(
-    runs: Sequence[FinishedRun], qrels: Path, *, measure: str = "nDCG@10", relevance_level: int = 1
+    runs: Sequence[FinishedRun], qrels: PathLike, *, measure: str = "nDCG@10", relevance_level: int = 1
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return how rankings of one system differ when it is given the same candidates in other orders.
 
@@ -119,7 +120,7 @@ def _agreement(group: Sequence[FinishedRun], qid: str) -> dict[str, float]:
 
 def length_bias(
     runs: Sequence[FinishedRun],
-    qrels: Path,
+    qrels: PathLike,
     grades: Grades,
     *,
     candidates: Path | None = None,

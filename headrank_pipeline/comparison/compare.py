@@ -18,9 +18,9 @@ from headrank_pipeline.comparison.comparable import check_comparable, find_qrels
 from headrank_pipeline.comparison.costs import Cost, cost_of
 from headrank_pipeline.comparison.finished import FIRST_STAGE, FinishedRun, RunFile, read_runs
 from headrank_pipeline.comparison.significance import bootstrap_means, holm, paired_tests
-from headrank_pipeline.experiment.evaluate import DEFAULT_MEASURES, Evaluation, evaluate
+from headrank_pipeline.experiment.evaluate import Evaluation, defaults_of, evaluate, open_qrels
 from headrank_pipeline.experiment.judgement import in_order_of_grades
-from headrank_pipeline.files import Input, open_input
+from headrank_pipeline.files import Input, PathLike
 from headrank_pipeline.trec import read_qrels
 
 __all__ = ["FIRST_STAGE", "Comparison", "compare", "mean_rows", "paired_rows", "per_query_rows"]
@@ -82,7 +82,7 @@ class Comparison:
 def compare(
     runs: Sequence[Folder],
     *,
-    qrels: Folder | None = None,
+    qrels: PathLike | None = None,
     baseline: str | None = None,
     measures: Sequence[str] = (),
     relevance_level: int | None = None,
@@ -93,12 +93,14 @@ def compare(
 
     Args:
         runs: run directories, and TREC run files of any tool.
-        qrels: judgments; None for those that the runs were evaluated with, which a run file does not say.
+        qrels: a qrels file or ``ir_datasets:ID``; None for what the runs were evaluated with, which a run file does not
+            say.
         baseline: ``first stage`` (also ``bm25``), a run's path, a system's name or a run directory's tag. None for the
             first stage, or the first run where all are files.
         measures: the same as in `evaluate`; empty for those of the first run directory's evaluation, else the same
             defaults as in `evaluate`.
-        relevance_level: lowest relevant grade for binary measures; None for that of the same evaluation, else 1.
+        relevance_level: lowest relevant grade for binary measures; None for that of the same evaluation, else as in
+            `evaluate`.
         seed: seed of the bootstrap and the randomisation test.
         allow_different: fields of `comparable.FIELDS` in which the run directories may differ.
 
@@ -113,10 +115,11 @@ def compare(
     _check_files(files, qrels, alone=len(given) == 1)
     allowed = check_comparable(finished, allow_different=allow_different)
     chosen = _baseline(baseline, given)
-    judgments = open_input(find_qrels(finished) if qrels is None else qrels, "qrels")  # may be a pipe
+    judgments = open_qrels(find_qrels(finished) if qrels is None else qrels)  # may be a pipe
     recorded = (finished[0].recorded_evaluation if finished else None) or {}
-    names = tuple(measures or recorded.get("measures", DEFAULT_MEASURES))
-    level = relevance_level or recorded.get("relevance_level", 1)
+    usual_measures, usual_level = defaults_of(qrels)
+    names = tuple(measures or recorded.get("measures", usual_measures))
+    level = relevance_level or recorded.get("relevance_level", usual_level)
     before = {FIRST_STAGE: finished[0].directory.first_stage_run} if finished else {}
     systems = {**before, **{run.name: run.run for run in given}}
     evaluations = {name: evaluate(run, judgments, names, relevance_level=level) for name, run in systems.items()}
@@ -141,7 +144,7 @@ def compare(
     )
 
 
-def _check_files(files: Sequence[RunFile], qrels: Folder | None, *, alone: bool) -> None:
+def _check_files(files: Sequence[RunFile], qrels: PathLike | None, *, alone: bool) -> None:
     if files and qrels is None:
         raise ValueError(f"{files[0].path}: a run file does not say what judges it; name the judgments with qrels=FILE")
     if files and alone:

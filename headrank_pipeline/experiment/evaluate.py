@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from headrank_pipeline.experiment.directory import RunDirectory, read_json
+from headrank_pipeline.files import Input, open_input
 from headrank_pipeline.options import nearest
 from headrank_pipeline.pipeline import Reranker, Source
 from headrank_pipeline.records import Ranking, check_id
@@ -32,10 +34,12 @@ __all__ = [
     "DEFAULT_MEASURES",
     "Evaluation",
     "Measure",
+    "defaults_of",
     "evaluate",
     "evaluated",
     "further_values",
     "is_further_measure",
+    "open_qrels",
     "parse_measure",
 ]
 
@@ -45,6 +49,7 @@ Run: TypeAlias = "str | os.PathLike[str] | Mapping[str, Mapping[str, float]] | I
 Qrels: TypeAlias = "str | os.PathLike[str] | Mapping[str, Mapping[str, int]] | pd.DataFrame"
 
 _log = logging.getLogger(__name__)
+_DATASETS = "ir_datasets:"
 
 # What frames call their columns: PyTerrier's names and ir_measures'.
 _QID_COLUMNS = ("qid", "query_id")
@@ -351,7 +356,7 @@ def _unknown(name: str, base: str, cutoff: int | None) -> str:
 
 def _grades(qrels: Qrels) -> dict[str, dict[str, int]]:
     if isinstance(qrels, str | os.PathLike):
-        return _judgments_of(str(qrels)) if str(qrels).startswith("ir_datasets:") else read_qrels(qrels)
+        return read_qrels(open_qrels(qrels))
     return {
         qid: {docid: check_grade(grade, f"qid {qid} docid {docid}") for docid, grade in judged.items()}
         for qid, judged in _by_query(qrels, "qrels", _GRADE_COLUMNS).items()
@@ -363,24 +368,43 @@ def _settings(
     run: Run, qrels: Qrels, measures: str | Sequence[str] | None, level: int | None
 ) -> tuple[str | Sequence[str], int]:
     """Return measures and relevance level: those given, else those of the run directory, the benchmark, or all."""
-    own: tuple[Sequence[str], int] = (DEFAULT_MEASURES, 1)
-    if isinstance(qrels, str | os.PathLike) and str(qrels).startswith("ir_datasets:"):
-        from headrank_pipeline.experiment.benchmark import benchmark_of_dataset
-
-        benchmark = benchmark_of_dataset(str(qrels).removeprefix("ir_datasets:"))
-        own = benchmark.measures, benchmark.relevance_level
+    own = defaults_of(qrels)
     if isinstance(run, str | os.PathLike) and (recorded := RunDirectory(Path(run)).evaluation).is_file():
         own = own[0], read_json(recorded)["relevance_level"]
     return own[0] if measures is None else measures, own[1] if level is None else level
 
 
-def _judgments_of(called: str) -> dict[str, dict[str, int]]:
+def defaults_of(qrels: Qrels | None) -> tuple[Sequence[str], int]:
+    """Return measures and relevance level for judgments: those of the benchmark that ``ir_datasets:ID`` names."""
+    if not _is_dataset(qrels):
+        return DEFAULT_MEASURES, 1
+    from headrank_pipeline.experiment.benchmark import benchmark_of_dataset
+
+    benchmark = benchmark_of_dataset(str(qrels).removeprefix(_DATASETS))
+    return benchmark.measures, benchmark.relevance_level
+
+
+def open_qrels(qrels: str | os.PathLike[str]) -> Input:
+    """Return judgments that were opened once: a file's or a pipe's, or those of ``ir_datasets:ID`` in TREC's layout.
+
+    Raises:
+        FileNotFoundError: no such file, or no such collection or no network.
+        ValueError: a collection's judgments that are not as many as is known.
+    """
+    if not _is_dataset(qrels):
+        return open_input(qrels, "qrels")
     from headrank_pipeline.experiment.sources import Dataset  # whose inputs end in an evaluation
 
-    found: dict[str, dict[str, int]] = {}
-    for judgment in Dataset("qrels", called.removeprefix("ir_datasets:"), offline=False).records():
-        found.setdefault(judgment.query_id, {})[judgment.doc_id] = judgment.relevance
+    with TemporaryDirectory() as folder:
+        written = Dataset("qrels", str(qrels).removeprefix(_DATASETS), offline=False).open(Path(folder) / "qrels.txt")
+        found = open_input(written, "qrels")
+    found.name = str(qrels)  # what stays readable has no other
     return found
+
+
+def _is_dataset(qrels: Qrels | None) -> bool:
+    opened = isinstance(qrels, Input)
+    return isinstance(qrels, str | os.PathLike) and not opened and str(qrels).startswith(_DATASETS)
 
 
 def _scores(run: Run) -> dict[str, dict[str, float]]:

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from pipes import piped
 
 import numpy as np
 import pytest
@@ -333,6 +334,14 @@ def made(tmp_path_factory):
     for name, path in (("good-1", candidates), ("good-2", shuffled)):
         make_run(folder / "runs" / name, path, qrels, Scripted(grades, 0.5, name="good"))
     return folder
+
+
+def test_judgments_may_come_through_a_pipe(made):
+    runs = [made / "runs" / "good-1", made / "runs" / "good-2"]
+    filed = analyze(runs, qrels=made / "qrels.txt", only=["order-sensitivity"])
+    with piped((made / "qrels.txt").read_bytes()) as qrels:
+        found = analyze(runs, qrels=qrels, only=["order-sensitivity"])
+    assert found.frames["order-sensitivity"].equals(filed.frames["order-sensitivity"])
 
 
 def test_without_a_flag_everything_that_applies_is_done_and_the_rest_told(made, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 from click.testing import CliRunner
+from ir_datasets.formats import TrecQrel
 from run_directories import Scripted, graded_candidates, make_run
 from scipy import stats
 
@@ -21,6 +22,8 @@ from headrank_pipeline.comparison.analysis_report import analyze
 from headrank_pipeline.comparison.compare import FIRST_STAGE, compare
 from headrank_pipeline.comparison.comparison_report import comparison_tables, save_comparison
 from headrank_pipeline.comparison.finished import read_runs
+from headrank_pipeline.experiment.benchmark import benchmark_of_dataset
+from headrank_pipeline.experiment.sources import Dataset
 
 pytestmark = pytest.mark.usefixtures("small_pictures")
 
@@ -85,6 +88,21 @@ def test_measures_and_level_of_run_files_alone_are_those_of_evaluate(made):
     assert found.measures == tuple(alone.means)
     assert found.conditions["relevance_level"] == alone.relevance_level == 1
     assert found.summary.set_index("system").loc["theirs", list(alone.means)].to_dict() == alone.means
+
+
+def test_judgments_of_ir_datasets_are_those_of_a_file_with_the_benchmarks_measures_and_level(made, monkeypatch):
+    lines = [line.split() for line in (made / "qrels.txt").read_text().splitlines()]
+    judged = [TrecQrel(qid, docid, int(grade), "0") for qid, _, docid, grade in lines]  # what would be downloaded
+    monkeypatch.setattr(Dataset, "records", lambda _: iter(judged))
+    monkeypatch.setattr("headrank_pipeline.experiment.facts.check_grades", lambda *_: None)
+    called, runs = "ir_datasets:msmarco-passage/trec-dl-2019/judged", [made / "same.trec", made / "theirs.txt"]
+    found, filed = compare(runs, qrels=called), compare(runs, qrels=made / "qrels.txt", relevance_level=2)
+    assert (found.conditions["qrels"], found.conditions["relevance_level"]) == (called, 2)
+    assert found.measures == tuple(benchmark_of_dataset(called.partition(":")[2]).measures)
+    assert found.values("nDCG@10").equals(filed.values("nDCG@10"))
+    assert (
+        compare([made / "ours"], qrels=called).measures == compare([made / "ours"], qrels=made / "qrels.txt").measures
+    )
 
 
 @pytest.mark.parametrize("form", ["plain", "gzip", "pipe"])

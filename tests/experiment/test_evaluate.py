@@ -5,11 +5,13 @@ import ir_measures
 import numpy as np
 import pandas as pd
 import pytest
+from ir_datasets.formats import TrecQrel
 
 from headrank_pipeline.experiment.benchmark import benchmark_of_dataset
-from headrank_pipeline.experiment.evaluate import evaluate, parse_measure
+from headrank_pipeline.experiment.evaluate import evaluate, open_qrels, parse_measure
+from headrank_pipeline.experiment.sources import Dataset
 from headrank_pipeline.records import Candidate, Query, Ranking
-from headrank_pipeline.trec import read_candidates, write_run
+from headrank_pipeline.trec import read_candidates, read_qrels, write_run
 
 GRADES = {"q1": {"d1": 2, "d2": 0, "d3": 1}}
 RUN = {"q1": {"d1": 0.5, "d2": 0.9, "d3": 0.1}}
@@ -244,14 +246,21 @@ def test_a_run_and_judgments_that_share_no_document_are_told_with_examples(caplo
 
 
 def test_a_benchmark_of_ir_datasets_brings_its_measures_and_level(monkeypatch):
-    judged = {"q1": {"d1": 1, "d2": 2}}  # what would be downloaded
-    monkeypatch.setattr("headrank_pipeline.experiment.evaluate._judgments_of", lambda called: judged)
+    judged = [TrecQrel("q1", "d1", 1, "0"), TrecQrel("q1", "d2", 2, "0")]  # what would be downloaded
+    monkeypatch.setattr(Dataset, "records", lambda _: iter(judged))
+    monkeypatch.setattr("headrank_pipeline.experiment.facts.check_grades", lambda *_: None)
     run = {"q1": {"d1": 2.0, "d2": 1.0}}
     known = evaluate(run, "ir_datasets:msmarco-passage/trec-dl-2019/judged")
     assert known.relevance_level == 2
     assert list(known.means) == list(benchmark_of_dataset("msmarco-passage/trec-dl-2019/judged").measures)
     assert evaluate(run, "ir_datasets:vaswani").relevance_level == 1
     assert evaluate(run, "ir_datasets:vaswani", ["RR"], relevance_level=2).means == {"RR": 0.5}
+    opened = open_qrels("ir_datasets:vaswani")
+    assert (str(opened), read_qrels(opened), read_qrels(opened)) == (
+        "ir_datasets:vaswani",
+        *[{"q1": {"d1": 1, "d2": 2}}] * 2,
+    )
+    assert evaluate(run, opened, ["RR"], relevance_level=2).means == {"RR": 0.5}
 
 
 def test_measures_of_ir_measures_go_by_their_names():
