@@ -67,7 +67,7 @@ PLANNED_OF_ALIGNMENT = (
     *(Comparison(f"full against {name.removeprefix(f'{FULL}, ')}", WHOLE, f"plain, {name}") for name in ABLATIONS),
     Comparison("smollm2 against aligned", SHIPPED, WHOLE),
 )
-# The embedded model's objective; the rate was chosen on seed 0's dev lists (docs/learning.md).
+# The embedded model's objective; the rate was chosen on seed 0's dev lists (docs/evidence.md).
 PLAIN_ALIGNMENT: dict[str, Any] = {
     **ALIGNMENT, "learning_rate": 1e-4, "epochs": 1, "list_size": 8, "lists_per_step": 4, "lists_per_pass": 4,
     "averaging": None,

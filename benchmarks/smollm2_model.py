@@ -15,7 +15,7 @@
    (`smollm2_weight.py`).
 
 What ships is the fourth of such rounds, each on from the one before (`--started-from`), without alignment. The first
-two of the encoders taught it. Its card tells how, and docs/learning.md, "A real model", what was tried.
+two of the encoders taught it. Its card tells how, and docs/evidence.md what was tried.
 
 Test collections take no part in any of this. The same command goes on where it was stopped. Needs Debian's
 wordnet-base, dict-foldoc, dict-gcide and `apt-get -o Acquire::Languages=en update`, gensim (its test data hold a few

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["ALIGNMENT", "setting"]
 
-# Chosen on training lists (docs/learning.md); everything else is the product's default.
+# Chosen on training lists (docs/evidence.md); everything else is the product's default.
 ALIGNMENT: dict[str, Any] = {
     "moves": "all",
     "learning_rate": 5e-4,

@@ -1,7 +1,7 @@
 """The sentence encoders that SmolLM2 is distilled from, and the vectors in which they agree.
 
 On training lists the three together order passages better than any two, and two better than one (`python
-benchmarks/smollm2_teachers.py`; docs/learning.md, "A real model", has the table).
+benchmarks/smollm2_teachers.py`; docs/evidence.md has the table).
 """
 
 from __future__ import annotations
