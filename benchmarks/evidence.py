@@ -40,17 +40,15 @@ from evidence.learned import (
     with_first_stage,
 )
 from evidence.orders import reranked_in_orders
-from evidence.report import Comparison, Results, picture, planned_tests, tables
+from evidence.report import Comparison, Results, middle_zones, picture, planned_tests, tables, zones_table
 from evidence.settings import ALIGNMENT, setting
 
-from headrank_pipeline.comparison.analysis import middle_zone
 from headrank_pipeline.comparison.biases import order_sensitivity
 from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.comparison.tables import Column, Table
 from headrank_pipeline.experiment.directory import environment
 from headrank_pipeline.files import write_json
 from headrank_pipeline.learn.settings import CRITERIA, SelectionConfig
-from headrank_pipeline.trec import read_qrels
 
 FIRST_STAGE = "BM25"
 ALL_HEADS = "all heads"
@@ -143,7 +141,8 @@ def run(chosen: argparse.Namespace, *, command: str) -> None:
          for system, rows in runs.items()}
     )  # fmt: skip
     records = planned_tests(results, PLANNED)
-    zones = _zones(runs, collections)
+    by_name = {system: dict(zip((c.name for c in collections), rows, strict=True)) for system, rows in runs.items()}
+    zones = middle_zones(by_name, collections, [SELECTED, FULL])
     orders = _orders(experiment, collections, chosen.order_queries)
     shown = tables(results, records)
     origin = f"Made by: {command}"
@@ -154,7 +153,9 @@ def run(chosen: argparse.Namespace, *, command: str) -> None:
         "planned": records, "middle_zone": zones, "order_sensitivity": orders,
         "per_query": results.values,
     })  # fmt: skip
-    page = "\n\n".join([*(table.to_markdown() for table in [*shown, *_side_tables(zones, orders)]), origin])
+    page = "\n\n".join(
+        [*(table.to_markdown() for table in [*shown, zones_table(zones), _orders_table(orders)]), origin]
+    )
     (chosen.output / "evidence.md").write_text(page + "\n", encoding="utf-8")
     (chosen.output / "evidence.png").write_bytes(picture(results, FIRST_STAGE, origin).captioned_png)
     print(page)
@@ -210,18 +211,6 @@ def _per_query(system: str, run: FinishedRun) -> dict[str, float]:
     return {qid: values[MEASURE] for qid, values in found.items()}
 
 
-def _zones(runs: dict[str, list[list[FinishedRun]]], collections: list[Judged]) -> list[dict[str, Any]]:
-    """Return middle-zone promotion per collection and seed, of the selected heads before and after alignment."""
-    records = []
-    for system in (SELECTED, FULL):
-        for collection, row in zip(collections, runs[system], strict=True):
-            frame = middle_zone(row, read_qrels(collection.qrels))
-            records.append({"system": system, "collection": collection.name,
-                            **frame[["relevant_rate", "irrelevant_rate", "gap"]].mean().to_dict(),
-                            "by_seed": frame.to_dict("records")})  # fmt: skip
-    return records
-
-
 def _orders(experiment: Experiment, collections: list[Judged], queries: int) -> list[dict[str, Any]]:
     """Return how rankings change with the order of the candidates, before and after alignment, with seed 0."""
     heads = experiment.output / "heads/seed-0" / f"{SELECTED}.json"
@@ -239,20 +228,13 @@ def _orders(experiment: Experiment, collections: list[Judged], queries: int) -> 
     return records
 
 
-def _side_tables(zones: list[dict[str, Any]], orders: list[dict[str, Any]]) -> list[Table]:
-    percent = Column("relevant", ".1%"), Column("irrelevant", ".1%"), Column("gap", ".1%")
-    first = Table(
-        "Middle zone: passages at places 25% to 75% that reach the top quarter, mean over seeds",
-        [Column("system"), Column("collection"), *percent],
-        [[r["system"], r["collection"], r["relevant_rate"], r["irrelevant_rate"], r["gap"]] for r in zones],
-    )
-    second = Table(
+def _orders_table(orders: list[dict[str, Any]]) -> Table:
+    return Table(
         "Five orders of the same candidates (given, reversed, three shuffles), seed 0",
         [Column("system"), Column("collection"), Column("queries", "d"), Column("Kendall's tau", ".3f"),
          Column("lowest", ".4f"), Column("highest", ".4f")],
         [[r["system"], r["collection"], r["queries"], r["kendall_tau"], r["lowest"], r["highest"]] for r in orders],
     )  # fmt: skip
-    return [first, second]
 
 
 def _claim(path: Path, settings: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from evidence.data import UNSEEN, Judged, judged_collections
 from evidence.experiment import MEASURE, Experiment
 from evidence.frozen import read_all_heads, scored_by_heads, selected_heads
 from evidence.learned import ABLATIONS, ALIGNED, FULL, align, fused_by_rank, model_folder, with_first_stage
-from evidence.report import Comparison, Results, planned_tests, tables
+from evidence.report import Comparison, Results, middle_zones, planned_tests, tables, zones_table
 from evidence.settings import ALIGNMENT
 from smollm2.in_batch import RULE
 from smollm2.lists import Lists, drawn
@@ -240,9 +240,12 @@ def _report(experiment: Experiment, runs: Mapping[str, Mapping[str, list[Finishe
         of_planned, found = _planned(values, planned, averaged)
         shown, records = [*shown, *of_planned], [*records, *found]
     shown.append(_against_first_stage(Results(values)))
+    before_and_after = [system for system in (SELECTED, WHOLE, SHIPPED) if {*SHORT} <= runs.get(system, {}).keys()]
+    zones = middle_zones(runs, [one for one in experiment.collections if one.name in SHORT], before_and_after)
+    shown.append(zones_table(zones))
     page = "\n\n".join([*(table.to_markdown() for table in shown), f"Made by: {command}"])
     write_json(experiment.output / "evidence.json", {"command": command, "environment": environment(),
-               "planned": records, "per_query": values})  # fmt: skip
+               "planned": records, "middle_zone": zones, "per_query": values})  # fmt: skip
     (experiment.output / "evidence.md").write_text(page + "\n", encoding="utf-8")
     print(page)
 

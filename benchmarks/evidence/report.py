@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from evidence.data import UNSEEN
+from evidence.data import UNSEEN, Judged
 from evidence.experiment import MEASURE
+from headrank_pipeline.comparison.analysis import middle_zone
 from headrank_pipeline.comparison.canvas import BLUE, GREY, ORANGE, Picture, draw
+from headrank_pipeline.comparison.finished import FinishedRun
 from headrank_pipeline.comparison.significance import holm, paired_tests
 from headrank_pipeline.comparison.tables import Column, Table
+from headrank_pipeline.trec import read_qrels
 
-__all__ = ["Comparison", "Results", "picture", "planned_tests", "tables"]
+__all__ = ["Comparison", "Results", "middle_zones", "picture", "planned_tests", "tables", "zones_table"]
 
 PerQuery = Mapping[str, float]
 NAMES = {"unseen": "mean of these", "scifact": "SciFact", "dl19": "DL19", "noveleval": "NovelEval"}
@@ -171,3 +174,26 @@ def _spread(values: Sequence[float]) -> float:
 def _with_spread(values: Sequence[float]) -> str:
     mean = f"{np.mean(values):.4f}"
     return f"{mean} ± {_spread(values):.4f}" if len(values) > 1 else mean
+
+
+def middle_zones(
+    runs: Mapping[str, Mapping[str, Sequence[FinishedRun]]], collections: Sequence[Judged], systems: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return middle-zone promotion, one record per system and collection: means over seeds, and each seed's own."""
+    records = []
+    for system in systems:
+        for collection in collections:
+            frame = middle_zone(runs[system][collection.name], read_qrels(collection.qrels))
+            records.append({"system": system, "collection": collection.name,
+                            **frame[["relevant_rate", "irrelevant_rate", "gap"]].mean().to_dict(),
+                            "by_seed": frame.to_dict("records")})  # fmt: skip
+    return records
+
+
+def zones_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """Return what `middle_zones` found as a table."""
+    return Table(
+        "Middle zone: passages at places 25% to 75% that reach the top quarter, mean over seeds",
+        [Column("system"), Column("collection"), *(Column(name, ".1%") for name in ("relevant", "irrelevant", "gap"))],
+        [[r["system"], r["collection"], r["relevant_rate"], r["irrelevant_rate"], r["gap"]] for r in records],
+    )
