@@ -116,10 +116,7 @@ def compare(
     allowed = check_comparable(finished, allow_different=allow_different)
     chosen = _baseline(baseline, given)
     judgments = open_qrels(find_qrels(finished) if qrels is None else qrels)  # may be a pipe
-    recorded = (finished[0].recorded_evaluation if finished else None) or {}
-    usual_measures, usual_level = defaults_of(qrels)
-    names = tuple(measures or recorded.get("measures", usual_measures))
-    level = relevance_level or recorded.get("relevance_level", usual_level)
+    names, level = _settings(finished, qrels, measures, relevance_level)
     before = {FIRST_STAGE: finished[0].directory.first_stage_run} if finished else {}
     systems = {**before, **{run.name: run.run for run in given}}
     evaluations = {name: evaluate(run, judgments, names, relevance_level=level) for name, run in systems.items()}
@@ -149,6 +146,16 @@ def _check_files(files: Sequence[RunFile], qrels: PathLike | None, *, alone: boo
         raise ValueError(f"{files[0].path}: a run file does not say what judges it; name the judgments with qrels=FILE")
     if files and alone:
         raise ValueError(f"{files[0].path}: one run file has nothing to be compared with; name another run beside it")
+
+
+def _settings(
+    finished: Sequence[FinishedRun], qrels: PathLike | None, measures: Sequence[str], level: int | None
+) -> tuple[tuple[str, ...], int]:
+    """Return measures and relevance level: those given, else those of the first run directory, else the judgments'."""
+    recorded = (finished[0].recorded_evaluation if finished else None) or {}
+    usual_measures, usual_level = defaults_of(qrels)
+    names = measures or recorded.get("measures", usual_measures)
+    return tuple(names), level or recorded.get("relevance_level", usual_level)
 
 
 def _baseline(wanted: str | None, runs: Sequence[FinishedRun | RunFile]) -> str:

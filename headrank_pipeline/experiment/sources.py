@@ -335,7 +335,8 @@ class Sources:
         """
         self.check()
         benchmark = self.benchmark
-        published = self.source is None and self.stage.is_as_published(benchmark.first_stage)
+        own_stage = self.stage == BM25 or self.stage.is_as_published(benchmark.first_stage)  # most choose nothing
+        published = self.source is None and own_stage
         judgement = Judgement(
             qrels=self.qrels.open(directory.qrels),
             measures=benchmark.measures,
