@@ -56,8 +56,8 @@ def bm25(
         ValueError: a folder without a Lucene index, a parameter out of range, a language that has no analyzer or is
             not the index's.
     """
-    if not (k1 >= 0 and 0 <= b <= 1):
-        raise ValueError(f"k1 {k1}, b {b}: expected k1 of at least 0 and b between 0 and 1")
+    if not (0 <= k1 < math.inf and 0 <= b <= 1):
+        raise ValueError(f"k1 {k1}, b {b}: expected a finite k1 of at least 0 and b between 0 and 1")
     for name, boost in (fields or {}).items():
         if not 0 < boost < math.inf:
             raise ValueError(f"fields: {name} has the boost {boost}; expected a number above 0")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -295,6 +296,7 @@ def test_describe_states_every_parameter_without_starting_java(tiny_index, fresh
         ({"hits": 0}, "hits 0: expected at least 1"),
         ({"threads": 0}, "threads 0: expected at least 1"),
         ({"k1": -1.0}, "k1 -1.0, b 0.4: expected"),
+        ({"k1": math.inf}, "k1 inf, b 0.4: expected a finite k1"),
         ({"b": 1.5}, "k1 0.9, b 1.5: expected"),
     ],
 )
