@@ -20,6 +20,7 @@ from headrank_pipeline.experiment.directory import RunDirectory
 from headrank_pipeline.experiment.judgement import Judgement
 from headrank_pipeline.experiment.stages import BM25, FirstStageOptions, Located, Workspace, first_stage_supply
 from headrank_pipeline.files import atomic_writer, check_input, numbered_lines
+from headrank_pipeline.first_stage.index import ENGLISH
 from headrank_pipeline.options import nearest
 from headrank_pipeline.pipeline import MissingPrerequisite, Source
 from headrank_pipeline.records import Query, Ranking
@@ -335,8 +336,9 @@ class Sources:
         """
         self.check()
         benchmark = self.benchmark
-        own_stage = self.stage == BM25 or self.stage.is_as_published(benchmark.first_stage)  # most choose nothing
-        published = self.source is None and own_stage
+        stage, own = self.stage, benchmark.first_stage
+        as_published = stage.language in (None, ENGLISH) and stage.k1 in (None, own.k1) and stage.b in (None, own.b)
+        published = self.source is None and stage.method == "bm25" and as_published
         judgement = Judgement(
             qrels=self.qrels.open(directory.qrels),
             measures=benchmark.measures,

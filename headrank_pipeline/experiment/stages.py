@@ -89,10 +89,6 @@ class FirstStageOptions:
         chosen = {name: value for name in ("k1", "b") if (value := getattr(self, name)) is not None}
         return stage.model_copy(update=chosen)
 
-    def is_as_published(self, stage: FirstStage) -> bool:
-        """Return whether this is a benchmark's own BM25, which its published scores belong to."""
-        return self.method == "bm25" and self.language in (None, ENGLISH) and self.bm25(stage) == stage
-
     def refuse_beside_candidates(self) -> None:
         """Raise ValueError where something was chosen: with saved candidates nothing is retrieved."""
         chosen = {own.name: value for own in fields(self) if (value := getattr(self, own.name)) != own.default}
