@@ -30,7 +30,7 @@ _runs = partial(click.argument, "runs", nargs=-1, required=True, type=click.Path
 _QRELS = click.option(
     "--qrels",
     type=click.Path(path_type=Path),
-    help="Judgments: a file or ir_datasets:ID.  [default: those of the runs]",
+    help="TREC or BEIR judgments, or ir_datasets:ID.  [default: those of the runs]",
 )
 _LEVEL = click.option(
     "--relevance-level",

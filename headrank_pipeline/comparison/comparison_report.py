@@ -266,7 +266,12 @@ def _facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
     benchmark = known["benchmark"]
     facts = [
         ("command", command),
-        ("benchmark", f"{benchmark['name']}, version {benchmark['version']}" if benchmark else "none named"),
+        (
+            "benchmark",
+            f"{benchmark['name']}, version {benchmark['version']}"
+            if benchmark
+            else "none named, or not the same for all",
+        ),
         ("candidates", json.dumps(known["candidates"], sort_keys=True) if known["candidates"] else _OPEN),
         ("depth", str(known["depth"] or _OPEN)),
         (
