@@ -49,7 +49,7 @@ def main() -> None:
         )
         made.add_argument("--threads", type=int, default=1)
         made.add_argument("--dtype", choices=DTYPES, default="float32", help="of our weights")
-        made.add_argument("--their-dtype", choices=DTYPES, default="float32")
+        made.add_argument("--their-dtype", choices=DTYPES, default="float32", help="of the peer's weights")
         made.add_argument("--side", choices=["theirs", "ours"])
         made.add_argument("--python", default=sys.executable, help="interpreter that has what theirs needs")
         made.add_argument("--candidates", type=Path, required=True)

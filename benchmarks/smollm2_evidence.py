@@ -242,7 +242,7 @@ def _report(experiment: Experiment, runs: Mapping[str, Mapping[str, list[Finishe
     shown.append(_against_first_stage(Results(values)))
     before_and_after = [system for system in (SELECTED, WHOLE, SHIPPED) if {*SHORT} <= runs.get(system, {}).keys()]
     zones = middle_zones(runs, [one for one in experiment.collections if one.name in SHORT], before_and_after)
-    shown.append(zones_table(zones))
+    shown += [zones_table(zones)] if zones else []
     page = "\n\n".join([*(table.to_markdown() for table in shown), f"Made by: {command}"])
     write_json(experiment.output / "evidence.json", {"command": command, "environment": environment(),
                "planned": records, "middle_zone": zones, "per_query": values})  # fmt: skip

@@ -166,16 +166,6 @@ def picture(results: Results, baseline: str, origin: str) -> Picture:
     return draw("evidence", f"{MEASURE} per seed", caption, (9.0, 0.9 + 0.24 * len(systems)), content)
 
 
-def _spread(values: Sequence[float]) -> float:
-    """Return the standard deviation over seeds; 0 where there is one."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def _with_spread(values: Sequence[float]) -> str:
-    mean = f"{np.mean(values):.4f}"
-    return f"{mean} ± {_spread(values):.4f}" if len(values) > 1 else mean
-
-
 def middle_zones(
     runs: Mapping[str, Mapping[str, Sequence[FinishedRun]]], collections: Sequence[Judged], systems: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -197,3 +187,13 @@ def zones_table(records: Sequence[Mapping[str, Any]]) -> Table:
         [Column("system"), Column("collection"), *(Column(name, ".1%") for name in ("relevant", "irrelevant", "gap"))],
         [[r["system"], r["collection"], r["relevant_rate"], r["irrelevant_rate"], r["gap"]] for r in records],
     )
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Return the standard deviation over seeds; 0 where there is one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    mean = f"{np.mean(values):.4f}"
+    return f"{mean} ± {_spread(values):.4f}" if len(values) > 1 else mean

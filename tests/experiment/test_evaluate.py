@@ -256,10 +256,9 @@ def test_a_benchmark_of_ir_datasets_brings_its_measures_and_level(monkeypatch):
     assert evaluate(run, "ir_datasets:vaswani").relevance_level == 1
     assert evaluate(run, "ir_datasets:vaswani", ["RR"], relevance_level=2).means == {"RR": 0.5}
     opened = open_qrels("ir_datasets:vaswani")
-    assert (str(opened), read_qrels(opened), read_qrels(opened)) == (
-        "ir_datasets:vaswani",
-        *[{"q1": {"d1": 1, "d2": 2}}] * 2,
-    )
+    assert str(opened) == "ir_datasets:vaswani"
+    for _ in range(2):  # as often as one likes
+        assert read_qrels(opened) == {"q1": {"d1": 1, "d2": 2}}
     assert evaluate(run, opened, ["RR"], relevance_level=2).means == {"RR": 0.5}
 
 
